@@ -1,0 +1,61 @@
+//! Real filesystems on loop devices, unmounted when their test ends, even by a panic.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::process::Command;
+
+/// A filesystem of its own, mounted for the life of this value.
+#[derive(Debug)]
+pub struct LoopFs {
+    dir: tempfile::TempDir,
+}
+
+impl LoopFs {
+    /// Makes a filesystem of `kind` (`ext4`, `xfs`, `btrfs`) with `size_mib` and mounts it.
+    ///
+    /// # Errors
+    ///
+    /// `mkfs.KIND` or `mount` is missing or fails. Needs root.
+    pub fn new(kind: &str, size_mib: u64) -> io::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let image = dir.path().join("image");
+        fs::File::create(&image)?.set_len(size_mib << 20)?;
+        fs::create_dir(dir.path().join("mnt"))?;
+        run(Command::new(format!("mkfs.{kind}")).arg("-q").arg(&image))?;
+        let made = Self { dir };
+        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(made.path()))?;
+        Ok(made)
+    }
+
+    /// Returns where the filesystem is mounted.
+    pub fn path(&self) -> std::path::PathBuf {
+        self.dir.path().join("mnt")
+    }
+
+    /// Mounts it again read-only (`true`) or writable (`false`).
+    ///
+    /// # Errors
+    ///
+    /// `mount` fails, for instance because a file is open for writing.
+    pub fn set_read_only(&self, read_only: bool) -> io::Result<()> {
+        let option = if read_only { "remount,ro" } else { "remount,rw" };
+        run(Command::new("mount").args(["-o", option]).arg(self.path()))
+    }
+}
+
+impl Drop for LoopFs {
+    fn drop(&mut self) {
+        // Lazily: a test that failed may have left a process inside.
+        let _ = run(Command::new("umount").arg("-l").arg(self.path()));
+    }
+}
+
+fn run(command: &mut Command) -> io::Result<()> {
+    let output = command.output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let program = Path::new(command.get_program()).display().to_string();
+    Err(io::Error::other(format!("{program}: {}", String::from_utf8_lossy(&output.stderr))))
+}
