@@ -1,1 +1,47 @@
-//! To be written.
+//! Snapshots and caches on a filesystem.
+//!
+//! This room keeps the results of steps: whole trees, immutable, each named by an [`Id`] that its
+//! maker computed. It does not know what a step is, runs nothing, and reads neither environment nor
+//! configuration.
+//!
+//! * [`Store`] is all the policy: lookup, leases between processes, drafts and their commit, caches
+//!   with generations, failures' logs, pruning, and what a crash calls for.
+//! * [`Backend`] is the seam below it: named trees on one kind of filesystem.
+//!   [`OverlayfsStore`] is the first.
+//! * [`Root`] says how to reach a tree, and mounts it.
+//!
+//! The layout on disk is drawn in `layout.rs`, beside the only functions that build its paths.
+
+mod backend;
+mod boot;
+mod cache;
+mod error;
+mod follow;
+mod id;
+mod index;
+mod layout;
+mod lease;
+mod location;
+mod meta;
+mod mount;
+mod overlayfs;
+mod prune;
+mod recover;
+mod remove;
+mod store;
+mod sys;
+mod walk;
+
+pub use backend::{Backend, Root, Space};
+pub use cache::CacheDraft;
+pub use error::StoreError;
+pub use follow::LogFollower;
+pub use id::{BadId, Id};
+pub use index::{Digest, FileVersion};
+pub use layout::Name;
+pub use lease::Lease;
+pub use location::{Kind, Location};
+pub use meta::{Description, Meta};
+pub use overlayfs::OverlayfsStore;
+pub use prune::{Limits, Listed, Pruned};
+pub use store::{Draft, Found, Snapshot, State, Store};

@@ -1,0 +1,117 @@
+//! The seam between policy and filesystems.
+
+use std::fmt::Debug;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use crate::{Name, StoreError, mount};
+
+/// Named trees on one filesystem. All policy (results, leases, caches, pruning) is in
+/// [`Store`](crate::Store), above.
+///
+/// A tree `name` has a directory of that name below the store's root, made and renamed by the
+/// backend. The backend keeps what it needs there; the caller keeps `log` and `meta.json` beside it
+/// and touches nothing else. Calls block. Callers never use one draft from two threads, never
+/// create a name that exists, and never remove a tree that another was cloned from while that
+/// other, or a draft of it, exists.
+pub trait Backend: Send + Sync + Debug {
+    /// Starts an empty writable tree.
+    ///
+    /// # Errors
+    ///
+    /// The filesystem fails; nothing is left then.
+    fn create(&self, name: &Name) -> Result<Root, StoreError>;
+
+    /// Starts a writable copy of the sealed tree `from`, which stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// The filesystem fails; nothing is left then.
+    fn clone_tree(&self, from: &Name, name: &Name) -> Result<Root, StoreError>;
+
+    /// Returns the bytes that the draft alone occupies: what removing it would free.
+    ///
+    /// # Errors
+    ///
+    /// The tree cannot be read.
+    fn size_bytes(&self, draft: &Name) -> Result<u64, StoreError>;
+
+    /// Makes the draft immutable and visible as `name`, by one atomic step at the very end. No
+    /// process may write to it any more.
+    ///
+    /// # Errors
+    ///
+    /// The filesystem fails; the draft is still there then, under its old name.
+    fn seal(&self, draft: &Name, name: &Name) -> Result<(), StoreError>;
+
+    /// Returns how to reach a sealed tree, for reading only.
+    ///
+    /// # Errors
+    ///
+    /// The tree is damaged.
+    fn open(&self, name: &Name) -> Result<Root, StoreError>;
+
+    /// Returns the sealed trees that `name` needs in order to be readable, itself left out.
+    ///
+    /// # Errors
+    ///
+    /// The tree is damaged.
+    fn needs(&self, name: &Name) -> Result<Vec<Name>, StoreError>;
+
+    /// Makes a draft or sealed tree vanish at once, then frees its space. A tree that does not
+    /// exist is success.
+    ///
+    /// # Errors
+    ///
+    /// The filesystem fails. The rest is deleted when the store is opened next.
+    fn remove(&self, name: &Name) -> Result<(), StoreError>;
+
+    /// Returns the space of the filesystem.
+    ///
+    /// # Errors
+    ///
+    /// The filesystem cannot be asked.
+    fn space(&self) -> Result<Space, StoreError>;
+}
+
+/// Room on a filesystem, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// All of it.
+    pub total_bytes: u64,
+    /// What ordinary users may still fill.
+    pub free_bytes: u64,
+}
+
+/// How to reach a tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Root {
+    /// A plain directory.
+    Dir(PathBuf),
+    /// Layers to be joined by overlayfs.
+    Overlay {
+        /// Read-only layers, the topmost first.
+        lower: Vec<PathBuf>,
+        /// The writable layer and its work directory; none for a sealed tree.
+        writable: Option<(PathBuf, PathBuf)>,
+    },
+}
+
+impl Root {
+    /// Returns a mount of the tree that is attached nowhere: it can be walked through this
+    /// descriptor, or attached in another mount namespace with `move_mount(2)`. It is gone with
+    /// the last descriptor and the last namespace that hold it, so nothing is left after a crash.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses; see `mount(2)`. Needs `CAP_SYS_ADMIN`.
+    pub fn mount(&self) -> io::Result<OwnedFd> {
+        match self {
+            Self::Dir(path) => mount::directory(path),
+            Self::Overlay { lower, writable } => {
+                mount::overlay(lower, writable.as_ref().map(|(upper, work)| (upper.as_path(), work.as_path())))
+            }
+        }
+    }
+}

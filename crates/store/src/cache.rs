@@ -1,0 +1,241 @@
+//! Named directories that outlive steps.
+//!
+//! A cache is a row of generations, each an immutable tree. A step works on a copy of the latest
+//! one. Afterwards its copy becomes the next generation, unless another step made one meanwhile:
+//! then it is dropped. So no step ever sees another's half-written files.
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::chown;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::boot::Stamp;
+use crate::error::At;
+use crate::layout::{META, escape};
+use crate::lease::InUse;
+use crate::{Name, Root, Store, StoreError, remove};
+
+/// A step's own copy of a cache.
+#[derive(Debug)]
+pub struct CacheDraft {
+    cache: String,
+    name: Name,
+    /// The generation that it is a copy of, kept from removal.
+    base: Option<(u64, InUse)>,
+    lock: File,
+    root: Root,
+}
+
+impl CacheDraft {
+    /// Returns the writable tree.
+    pub fn root(&self) -> &Root {
+        &self.root
+    }
+
+    /// Returns a duplicate of the descriptor whose lock says that this copy is alive.
+    ///
+    /// # Errors
+    ///
+    /// The process has too many open files.
+    pub fn hold(&self) -> std::io::Result<OwnedFd> {
+        self.lock.as_fd().try_clone_to_owned()
+    }
+}
+
+impl Store {
+    /// Starts a writable copy of the latest generation of the cache `name`. A cache that does not
+    /// exist yet is an empty directory owned by `owner` (uid, gid).
+    ///
+    /// # Errors
+    ///
+    /// The filesystem fails; nothing is left then.
+    pub fn begin_cache(&self, name: &[u8], owner: (u32, u32)) -> Result<CacheDraft, StoreError> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let cache = escape(name);
+        let unique = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let draft = Name::cache_draft(&unique);
+        let base = self.latest_in_use(&cache)?;
+        // Whoever sweeps waits here, so that it never sees the copy before its lock is taken.
+        let drafts = self.layout.drafts();
+        let creating = lock(&drafts, FlockOperation::LockShared)?;
+        let begun = match &base {
+            Some((generation, _)) => self.backend.clone_tree(&Name::cache(&cache, *generation), &draft),
+            None => self.backend.create(&draft),
+        };
+        let dir = self.layout.tree(&draft);
+        let finish = |root: Root| -> Result<(Root, File), StoreError> {
+            let lock = lock(&dir, FlockOperation::LockExclusive)?;
+            if let Root::Dir(path) = &root {
+                chown(path, Some(owner.0), Some(owner.1)).at("chown", path)?;
+            }
+            Ok((root, lock))
+        };
+        match begun.and_then(finish) {
+            Ok((root, lock)) => {
+                drop(creating);
+                Ok(CacheDraft { cache, name: draft, base, lock, root })
+            }
+            Err(error) => {
+                if let Err(left) = self.backend.remove(&draft) {
+                    tracing::warn!(error = %left, "cannot discard a copy of a cache");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes the copy the latest generation, or drops it if there is a newer one than it was copied
+    /// from. Returns true if it was kept. No process may write to it any more.
+    ///
+    /// # Errors
+    ///
+    /// The filesystem fails; the copy is dropped then.
+    pub fn commit_cache(&self, draft: CacheDraft) -> Result<bool, StoreError> {
+        let directory = self.layout.cache(&draft.cache);
+        fs::create_dir_all(&directory).at("create", &directory)?;
+        let _lock = lock(&directory, FlockOperation::LockExclusive)?;
+        let base = draft.base.as_ref().map(|(generation, _)| *generation);
+        if self.latest(&draft.cache)? != base {
+            self.discard_cache(draft)?;
+            return Ok(false);
+        }
+        let next = base.map_or(1, |generation| generation + 1);
+        let path = self.layout.tree(&draft.name).join(META);
+        let stamp = serde_json::to_vec(&Stamp::now(self.boot_id())).expect("a stamp has string keys only");
+        let sealed = fs::write(&path, stamp)
+            .at("write", &path)
+            .and_then(|()| self.backend.seal(&draft.name, &Name::cache(&draft.cache, next)));
+        if let Err(error) = sealed {
+            if let Err(left) = self.discard_cache(draft) {
+                tracing::warn!(error = %left, "cannot discard a copy of a cache");
+            }
+            return Err(error);
+        }
+        let cache = draft.cache.clone();
+        drop(draft);
+        self.remove_old_generations(&cache, next)?;
+        Ok(true)
+    }
+
+    /// Drops the copy.
+    ///
+    /// # Errors
+    ///
+    /// The filesystem fails; the copy is swept when the store is opened next.
+    pub fn discard_cache(&self, draft: CacheDraft) -> Result<(), StoreError> {
+        self.backend.remove(&draft.name)
+    }
+
+    /// Returns the names (escaped) of all caches and the number of their latest generation.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be read.
+    pub fn caches(&self) -> Result<Vec<(String, u64)>, StoreError> {
+        let caches = self.layout.caches();
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&caches).at("read", &caches)? {
+            let name = entry.at("read", &caches)?.file_name();
+            let Some(name) = name.to_str() else { continue };
+            if let Some(latest) = self.latest(name)? {
+                found.push((name.to_owned(), latest));
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    fn generations(&self, cache: &str) -> Result<Vec<u64>, StoreError> {
+        let directory = self.layout.cache(cache);
+        let entries = match fs::read_dir(&directory) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.at("read", &directory)?,
+        };
+        let mut generations = Vec::new();
+        for entry in entries {
+            let name = entry.at("read", &directory)?.file_name();
+            generations.extend(name.to_str().and_then(|name| name.parse::<u64>().ok()));
+        }
+        generations.sort_unstable();
+        Ok(generations)
+    }
+
+    fn latest(&self, cache: &str) -> Result<Option<u64>, StoreError> {
+        Ok(self.generations(cache)?.pop())
+    }
+
+    /// Returns the latest generation, locked against removal.
+    fn latest_in_use(&self, cache: &str) -> Result<Option<(u64, InUse)>, StoreError> {
+        loop {
+            let Some(latest) = self.latest(cache)? else { return Ok(None) };
+            // Gone in between: then there is a newer one.
+            if let Some(in_use) = InUse::share(&self.layout.tree(&Name::cache(cache, latest)))? {
+                return Ok(Some((latest, in_use)));
+            }
+        }
+    }
+
+    /// Removes the generations before `latest` that neither it nor a step that runs stands on. The
+    /// caller holds the cache's lock.
+    fn remove_old_generations(&self, cache: &str, latest: u64) -> Result<(), StoreError> {
+        let mut claimed = Vec::new();
+        let mut needed = self.backend.needs(&Name::cache(cache, latest))?;
+        for generation in self.generations(cache)? {
+            let name = Name::cache(cache, generation);
+            match InUse::claim(&self.layout.tree(&name))? {
+                Some(claim) if generation < latest => claimed.push((name, claim)),
+                // Someone's copy stands on this one, and on all that it needs.
+                _ => needed.extend(self.backend.needs(&name)?),
+            }
+        }
+        for (name, _claim) in claimed {
+            if !needed.contains(&name) {
+                self.backend.remove(&name)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Removes copies whose process is gone.
+pub(crate) fn sweep(store: &Store) -> Result<(), StoreError> {
+    let drafts = store.layout.drafts();
+    let mut copies = Vec::new();
+    for entry in fs::read_dir(&drafts).at("read", &drafts)? {
+        let name = entry.at("read", &drafts)?.file_name();
+        copies.extend(name.to_str().and_then(|name| name.strip_prefix("cache-")).map(Name::cache_draft));
+    }
+    if copies.is_empty() {
+        return Ok(());
+    }
+    let _nobody_creates = lock(&drafts, FlockOperation::LockExclusive)?;
+    for name in copies {
+        if InUse::claim(&store.layout.tree(&name))?.is_some() {
+            store.backend.remove(&name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Drops the generations whose stamp `is_durable` refuses. For the first open after a boot.
+pub(crate) fn drop_generations(store: &Store, is_durable: impl Fn(&Stamp) -> bool) -> Result<(), StoreError> {
+    for (cache, _) in store.caches()? {
+        for generation in store.generations(&cache)? {
+            let dir = store.layout.tree(&Name::cache(&cache, generation));
+            let stamp = fs::read(dir.join(META)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+            if !stamp.is_some_and(|stamp| is_durable(&stamp)) {
+                remove::tree(&store.layout, &dir)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn lock(path: &Path, operation: FlockOperation) -> Result<File, StoreError> {
+    let directory = File::open(path).at("open", path)?;
+    flock(&directory, operation).at("lock", path)?;
+    Ok(directory)
+}

@@ -1,0 +1,121 @@
+//! Why the store could not do something.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use crate::Id;
+
+/// An error of the store. None of them is the build's own fault.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// The filesystem below the store is full.
+    #[error("disk full: cannot {action} {}", path.display())]
+    DiskFull {
+        /// What was tried: a verb.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// A file operation failed.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried: a verb.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The text after `--store` is not a store.
+    #[error("`{text}` is not a store: {reason}")]
+    BadLocation {
+        /// What was given.
+        text: String,
+        /// What is wrong with it, and what would be right.
+        reason: String,
+    },
+    /// The kernel or the privileges do not allow this kind of store here.
+    #[error("cannot use an {kind} store at {}: {reason}", path.display())]
+    Unfit {
+        /// The kind of store.
+        kind: &'static str,
+        /// Where it was to be.
+        path: PathBuf,
+        /// What is missing, and what to do.
+        reason: String,
+    },
+    /// The directory holds something else, or a store of another version.
+    #[error("{} is not a store that this version can read: {found}", path.display())]
+    Format {
+        /// The store's directory.
+        path: PathBuf,
+        /// What is there.
+        found: String,
+    },
+    /// The index cannot be read or written.
+    #[error("the index {} failed", path.display())]
+    Index {
+        /// The database file; it may be deleted, it is rebuilt.
+        path: PathBuf,
+        /// What SQLite said.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// A result's own description cannot be read.
+    #[error("the description of result {id} is damaged")]
+    Meta {
+        /// The result.
+        id: Id,
+        /// What the parser said.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// No result has this id.
+    #[error("no result {0}")]
+    NoSuchResult(String),
+    /// Several results start like this.
+    #[error("`{prefix}` is the start of {} ids: {}", ids.len(), ids.join(", "))]
+    Ambiguous {
+        /// What was given.
+        prefix: String,
+        /// The ids that match.
+        ids: Vec<String>,
+    },
+    /// The result must stay because others stand on it.
+    #[error("result {id} is the parent of {children} other results; remove those first, or give --recursive")]
+    HasChildren {
+        /// The result.
+        id: Id,
+        /// How many results stand on it.
+        children: usize,
+    },
+    /// The result is used or built by another process or step right now.
+    #[error("result {0} is in use by a build")]
+    InUse(Id),
+}
+
+/// Adds what was tried, and on what, to an [`io::Error`].
+pub(crate) trait At<T> {
+    fn at(self, action: &'static str, path: &Path) -> Result<T, StoreError>;
+}
+
+impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
+    fn at(self, action: &'static str, path: &Path) -> Result<T, StoreError> {
+        self.map_err(|error| {
+            let source: io::Error = error.into();
+            let path = path.to_owned();
+            match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    StoreError::DiskFull { action, path, source }
+                }
+                _ => StoreError::Io { action, path, source },
+            }
+        })
+    }
+}

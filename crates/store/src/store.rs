@@ -1,0 +1,509 @@
+//! The policy above every backend: results, drafts, failures.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{CWD, FlockOperation, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, flock};
+
+use crate::boot::{self, Durable, Stamp};
+use crate::error::At;
+use crate::index::{Digest, FileVersion, Index};
+use crate::layout::{FORMAT, LOG, Layout, META, log_in};
+use crate::lease::{self, InUse, Lease};
+use crate::meta::{Description, Meta};
+use crate::{Backend, Id, Kind, Location, LogFollower, Name, OverlayfsStore, Root, StoreError, recover, remove};
+
+/// How many failed steps keep their log.
+const FAILURES_KEPT: usize = 100;
+
+/// Results, caches and drafts in one directory, shared with every other process that opens it.
+///
+/// All methods block. Methods may be called from several threads.
+#[derive(Debug)]
+pub struct Store {
+    pub(crate) layout: Layout,
+    pub(crate) backend: Box<dyn Backend>,
+    boot_id: String,
+    index: Mutex<Option<Index>>,
+}
+
+/// A committed result. It is not removed while this value lives, whoever prunes.
+#[derive(Debug)]
+pub struct Snapshot {
+    id: Id,
+    in_use: InUse,
+    meta: Meta,
+}
+
+/// A tree being written by the holder of a lease. Invisible until committed.
+#[derive(Debug)]
+pub struct Draft {
+    lease: Lease,
+    parent: Option<Arc<Snapshot>>,
+    root: Root,
+    log: Arc<File>,
+}
+
+/// What the start of an id stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The whole id.
+    pub id: Id,
+    /// Where its log is.
+    pub state: State,
+}
+
+/// The state of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Committed.
+    Result,
+    /// Running now.
+    Running,
+    /// Its last run failed.
+    Failed,
+}
+
+impl Snapshot {
+    /// Returns the result's id.
+    pub fn id(&self) -> &Id {
+        &self.id
+    }
+
+    /// Returns the result's description.
+    pub fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// Opens the log of the step that made it, for reading.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be opened.
+    pub fn log(&self) -> Result<File, StoreError> {
+        self.in_use.open(LOG).at("open the log of", Path::new(&self.id.to_string()))
+    }
+}
+
+impl Draft {
+    /// Returns the id that is being built.
+    pub fn id(&self) -> &Id {
+        self.lease.id()
+    }
+
+    /// Returns the writable tree.
+    pub fn root(&self) -> &Root {
+        &self.root
+    }
+
+    /// Returns the log, open for appending and reading.
+    pub fn log(&self) -> &Arc<File> {
+        &self.log
+    }
+
+    /// Returns the lease that this draft is written under.
+    pub fn lease(&self) -> &Lease {
+        &self.lease
+    }
+}
+
+impl Store {
+    /// Opens the store at `location`, made if it does not exist. Drafts of dead processes are swept;
+    /// after a crash of the machine, so are results that may not have reached the disk.
+    ///
+    /// # Errors
+    ///
+    /// The directory cannot be used; the error says why.
+    pub fn open(location: &Location) -> Result<Self, StoreError> {
+        Self::open_in_boot(location, boot::current_id()?)
+    }
+
+    /// As [`Store::open`] in a boot with this id: for tests of what a reboot does.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::open`].
+    pub fn open_in_boot(location: &Location, boot_id: String) -> Result<Self, StoreError> {
+        let layout = Layout { root: absolute(&location.path)? };
+        let is_new = prepare(&layout)?;
+        let backend: Box<dyn Backend> = match location.kind {
+            Kind::Auto | Kind::Overlayfs => Box::new(OverlayfsStore::open(&layout.root, is_new)?),
+        };
+        Self::with_backend(layout.root, backend, boot_id)
+    }
+
+    fn with_backend(root: PathBuf, backend: Box<dyn Backend>, boot_id: String) -> Result<Self, StoreError> {
+        let store = Self { layout: Layout { root }, backend, boot_id, index: Mutex::new(None) };
+        recover::after_reboot(&store)?;
+        recover::sweep(&store)?;
+        Ok(store)
+    }
+
+    /// Returns the store's directory, absolute.
+    pub fn path(&self) -> &Path {
+        &self.layout.root
+    }
+
+    /// Returns the result `id`, or `None` if it was never built or is no longer there. Counts as a use.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be read. A damaged description is not an error: the result is treated as absent.
+    pub fn lookup(&self, id: &Id) -> Result<Option<Snapshot>, StoreError> {
+        let path = self.layout.result(id);
+        let Some(in_use) = InUse::share(&path)? else { return Ok(None) };
+        let meta = match in_use.read(META).map_err(serde_json::Error::io).and_then(|bytes| Meta::parse(&bytes)) {
+            Ok(meta) => meta,
+            Err(error) => {
+                tracing::warn!(%id, %error, "ignoring a damaged result");
+                return Ok(None);
+            }
+        };
+        touch(&path)?;
+        Ok(Some(Snapshot { id: *id, in_use, meta }))
+    }
+
+    /// Returns how to reach a result's tree.
+    ///
+    /// # Errors
+    ///
+    /// The tree is damaged.
+    pub fn root(&self, snapshot: &Snapshot) -> Result<Root, StoreError> {
+        self.backend.open(&Name::result(&snapshot.id))
+    }
+
+    /// Takes the lease of `id`; `None` if it is being built. Look the result up again after
+    /// taking it: it may have been committed just before.
+    ///
+    /// # Errors
+    ///
+    /// The lease file cannot be written.
+    pub fn lease(&self, id: &Id) -> Result<Option<Lease>, StoreError> {
+        Lease::try_take(&self.layout, id)
+    }
+
+    /// Returns the pid of the process that builds `id` now, if there is one.
+    pub fn holder(&self, id: &Id) -> Option<u32> {
+        lease::holder(&self.layout, id)
+    }
+
+    /// Follows the step that builds `id` now. Without one, the follower has nothing to read.
+    ///
+    /// # Errors
+    ///
+    /// The system has no more inotify instances (`fs.inotify.max_user_instances`).
+    pub fn follow(&self, id: &Id) -> Result<LogFollower, StoreError> {
+        LogFollower::start(&self.layout, id)
+    }
+
+    /// Starts a draft: a writable copy of `parent`, or an empty tree.
+    ///
+    /// # Errors
+    ///
+    /// The filesystem fails; nothing is left then.
+    pub fn begin(&self, lease: Lease, parent: Option<Arc<Snapshot>>) -> Result<Draft, StoreError> {
+        let id = *lease.id();
+        let name = Name::draft(&id);
+        // A dead process may have left one; the lease says that no live one has.
+        self.backend.remove(&name)?;
+        let started = match &parent {
+            Some(parent) => self.backend.clone_tree(&Name::result(parent.id()), &name),
+            None => self.backend.create(&name),
+        };
+        let path = log_in(&self.layout.draft(&id));
+        let open = |root| {
+            Ok((root, File::options().create_new(true).append(true).read(true).open(&path).at("create", &path)?))
+        };
+        match started.and_then(open) {
+            Ok((root, log)) => {
+                lease.announce()?;
+                Ok(Draft { lease, parent, root, log: Arc::new(log) })
+            }
+            Err(error) => {
+                self.clean_up(&name);
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes the draft a result: immutable, and visible to all at once. No process may write to the
+    /// tree any more. On failure the draft is discarded.
+    ///
+    /// # Errors
+    ///
+    /// The filesystem fails.
+    pub fn commit(&self, draft: Draft, description: Description) -> Result<Snapshot, StoreError> {
+        let id = *draft.id();
+        let name = Name::draft(&id);
+        let committed = self.try_commit(&draft, description);
+        if committed.is_err() {
+            self.clean_up(&name);
+        }
+        committed
+    }
+
+    fn try_commit(&self, draft: &Draft, description: Description) -> Result<Snapshot, StoreError> {
+        let id = *draft.id();
+        let name = Name::draft(&id);
+        let dir = self.layout.tree(&name);
+        let size_bytes = self.backend.size_bytes(&name)?;
+        let parent = draft.parent.as_ref().map(|parent| *parent.id());
+        let meta = Meta::new(description, parent, size_bytes, Stamp::now(&self.boot_id));
+        let path = dir.join(META);
+        fs::write(&path, meta.to_json()).at("write", &path)?;
+        // Locked before it can be seen, so that no one prunes it under our feet.
+        let in_use = InUse::share(&dir)?.ok_or(StoreError::InUse(id))?;
+        self.backend.seal(&name, &Name::result(&id))?;
+        if let Some(parent) = parent {
+            // Tells a pruner that looked before this commit that the parent has a child now.
+            touch(&self.layout.result(&parent))?;
+        }
+        let failed = self.layout.failed(&id);
+        if let Err(error) = remove::tree(&self.layout, &failed) {
+            tracing::warn!(%id, %error, "cannot remove the log of an earlier failure");
+        }
+        Ok(Snapshot { id, in_use, meta })
+    }
+
+    /// Discards the draft.
+    ///
+    /// # Errors
+    ///
+    /// The filesystem fails; the draft is swept when the store is opened next.
+    pub fn discard(&self, draft: Draft) -> Result<(), StoreError> {
+        self.backend.remove(&Name::draft(draft.id()))
+    }
+
+    /// Discards the draft of a failed step but keeps its log, with `description`, for [`Store::find`].
+    ///
+    /// # Errors
+    ///
+    /// The filesystem fails; the draft is swept when the store is opened next.
+    pub fn fail(&self, draft: Draft, description: Description) -> Result<(), StoreError> {
+        let id = *draft.id();
+        let dir = self.layout.draft(&id);
+        let parent = draft.parent.as_ref().map(|parent| *parent.id());
+        let meta = Meta::new(description, parent, 0, Stamp::now(&self.boot_id));
+        let kept = self.layout.failed(&id);
+        remove::tree(&self.layout, &kept)?;
+        let new = self.layout.failures().join(format!(".{id}"));
+        fs::create_dir_all(&new).at("create", &new)?;
+        fs::rename(log_in(&dir), log_in(&new)).at("keep", &log_in(&dir))?;
+        let path = new.join(META);
+        fs::write(&path, meta.to_json()).at("write", &path)?;
+        fs::rename(&new, &kept).at("keep", &kept)?;
+        self.forget_old_failures()?;
+        self.discard(draft)
+    }
+
+    fn forget_old_failures(&self) -> Result<(), StoreError> {
+        let failures = self.layout.failures();
+        let mut kept = Vec::new();
+        for entry in fs::read_dir(&failures).at("read", &failures)? {
+            let entry = entry.at("read", &failures)?;
+            if let Ok(modified) = entry.metadata().and_then(|meta| meta.modified()) {
+                kept.push((modified, entry.path()));
+            }
+        }
+        kept.sort();
+        for (_, path) in kept.iter().rev().skip(FAILURES_KEPT) {
+            remove::tree(&self.layout, path)?;
+        }
+        Ok(())
+    }
+
+    fn clean_up(&self, name: &Name) {
+        if let Err(error) = self.backend.remove(name) {
+            tracing::warn!(name = name.as_str(), %error, "cannot discard a draft");
+        }
+    }
+
+    /// Opens the log of a failed step, and what was said of the failure; `None` if there is none.
+    ///
+    /// # Errors
+    ///
+    /// The files cannot be read.
+    pub fn failure(&self, id: &Id) -> Result<Option<(Meta, File)>, StoreError> {
+        let dir = self.layout.failed(id);
+        let Some(in_use) = InUse::share(&dir)? else { return Ok(None) };
+        let bytes = in_use.read(META).at("read", &dir)?;
+        let meta = Meta::parse(&bytes).map_err(|source| StoreError::Meta { id: *id, source })?;
+        Ok(Some((meta, in_use.open(LOG).at("open", &log_in(&dir))?)))
+    }
+
+    /// Returns what the start of an id stands for: a result first, then a running step, then a failed one.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::NoSuchResult`], or [`StoreError::Ambiguous`] if several ids begin so.
+    pub fn find(&self, prefix: &str) -> Result<Found, StoreError> {
+        let starts = |dir: &Path| -> Result<Vec<Id>, StoreError> {
+            // A whole id needs no search.
+            if let Ok(id) = prefix.parse::<Id>() {
+                return Ok(if dir.join(prefix).exists() { vec![id] } else { Vec::new() });
+            }
+            let ids = ids_in(dir)?;
+            Ok(ids.into_iter().filter(|id| id.to_string().starts_with(prefix)).collect())
+        };
+        let places = [
+            (self.layout.results(), State::Result),
+            (self.layout.drafts(), State::Running),
+            (self.layout.failures(), State::Failed),
+        ];
+        let mut found: Vec<Found> = Vec::new();
+        for (dir, state) in places {
+            for id in starts(&dir)? {
+                if found.iter().all(|known| known.id != id) {
+                    found.push(Found { id, state });
+                }
+            }
+        }
+        match &*found {
+            [] => Err(StoreError::NoSuchResult(prefix.to_owned())),
+            [only] => Ok(*only),
+            _ => {
+                let ids = found.iter().take(5).map(|found| found.id.short()).collect();
+                Err(StoreError::Ambiguous { prefix: prefix.to_owned(), ids })
+            }
+        }
+    }
+
+    /// Waits until all that is committed now is on the disk, and marks it so. This can take as long as the
+    /// disk is slow: call it where nobody waits.
+    ///
+    /// # Errors
+    ///
+    /// The disk fails.
+    pub fn mark_durable(&self) -> Result<(), StoreError> {
+        let root = &self.layout.root;
+        let mark = Durable::from(Stamp::now(&self.boot_id));
+        let directory = File::open(root).at("open", root)?;
+        rustix::fs::syncfs(&directory).at("flush", root)?;
+        let _lock = self.lock_state()?;
+        match Durable::read(&self.layout) {
+            Ok(Some(old)) if old.is_of_boot(&self.boot_id) && !mark.is_later_than(&old) => Ok(()),
+            _ => mark.write(&self.layout),
+        }
+    }
+
+    /// Serialises rare changes of `state/` between processes.
+    pub(crate) fn lock_state(&self) -> Result<File, StoreError> {
+        lock_state(&self.layout)
+    }
+
+    pub(crate) fn boot_id(&self) -> &str {
+        &self.boot_id
+    }
+
+    /// Returns the index, opened at the first use.
+    pub(crate) fn index(&self) -> Result<MutexGuard<'_, Option<Index>>, StoreError> {
+        // A panic elsewhere leaves the database as SQLite keeps it: whole.
+        let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+        if index.is_none() {
+            *index = Some(Index::open(self.layout.state("index.sqlite"))?);
+        }
+        Ok(index)
+    }
+
+    /// Returns the remembered content digests of files, in order; `None` for what is not known.
+    ///
+    /// # Errors
+    ///
+    /// The index cannot be read.
+    pub fn known_digests(&self, files: &[FileVersion]) -> Result<Vec<Option<Digest>>, StoreError> {
+        self.index()?.as_ref().expect("just opened").digests(files)
+    }
+
+    /// Remembers content digests. Give only files whose times are older than the filesystem's clock tick:
+    /// a younger file can change without changing its times.
+    ///
+    /// # Errors
+    ///
+    /// The index cannot be written.
+    pub fn remember_digests(&self, files: &[(FileVersion, Digest)]) -> Result<(), StoreError> {
+        self.index()?.as_mut().expect("just opened").remember(files)
+    }
+
+    /// Returns what was remembered under `question`, by any process.
+    ///
+    /// # Errors
+    ///
+    /// The index cannot be read.
+    pub fn recall(&self, question: &str) -> Result<Option<String>, StoreError> {
+        self.index()?.as_ref().expect("just opened").fact(question)
+    }
+
+    /// Remembers the answer to a question that is slow to find out again. It is not safe from loss.
+    ///
+    /// # Errors
+    ///
+    /// The index cannot be written.
+    pub fn remember(&self, question: &str, answer: &str) -> Result<(), StoreError> {
+        self.index()?.as_ref().expect("just opened").set_fact(question, answer)
+    }
+}
+
+/// Returns the ids that name entries of `dir`.
+pub(crate) fn ids_in(dir: &Path) -> Result<Vec<Id>, StoreError> {
+    let mut ids = Vec::new();
+    for entry in fs::read_dir(dir).at("read", dir)? {
+        let name = entry.at("read", dir)?.file_name();
+        ids.extend(name.to_str().and_then(|name| name.parse::<Id>().ok()));
+    }
+    Ok(ids)
+}
+
+/// Sets the time of last use: the modification time of a result's directory.
+fn touch(path: &Path) -> Result<(), StoreError> {
+    let at = |tv_nsec| Timespec { tv_sec: 0, tv_nsec };
+    let now = Timestamps { last_access: at(UTIME_OMIT), last_modification: at(UTIME_NOW) };
+    rustix::fs::utimensat(CWD, path, &now, rustix::fs::AtFlags::empty()).at("touch", path)
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, StoreError> {
+    std::path::absolute(path).at("find", path)
+}
+
+pub(crate) fn lock_state(layout: &Layout) -> Result<File, StoreError> {
+    let path = layout.root.join("state");
+    let directory = File::open(&path).at("open", &path)?;
+    flock(&directory, FlockOperation::LockExclusive).at("lock", &path)?;
+    Ok(directory)
+}
+
+/// Makes the directories of a new store, or checks those of an old one. Returns true for a new one.
+fn prepare(layout: &Layout) -> Result<bool, StoreError> {
+    let root = &layout.root;
+    let format = layout.state("format");
+    let foreign = |found: String| Err(StoreError::Format { path: root.clone(), found });
+    match fs::read_to_string(&format) {
+        Ok(found) if found == FORMAT => return Ok(false),
+        Ok(found) => return foreign(format!("its format is `{}`", found.trim())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => return foreign("it is not a directory".into()),
+        failed @ Err(_) => return failed.at("read", &format).map(|_| false),
+    }
+    // Trees hold set-user-id programs of strangers: nobody but the owner may reach them.
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(root).at("create the store", root)?;
+    if !root.join("state").exists() && fs::read_dir(root).at("read", root)?.any(|_| true) {
+        let only_filesystem = |name: &std::ffi::OsStr| name == "lost+found";
+        let mut entries = fs::read_dir(root).at("read", root)?.flatten();
+        if !entries.all(|entry| only_filesystem(&entry.file_name())) {
+            return foreign("the directory is not empty, and no store".into());
+        }
+    }
+    for directory in layout.directories() {
+        fs::create_dir_all(&directory).at("create", &directory)?;
+    }
+    let _lock = lock_state(layout)?;
+    if format.exists() {
+        return Ok(false);
+    }
+    let new = layout.state("format.new");
+    fs::write(&new, FORMAT).at("write", &new)?;
+    fs::rename(&new, &format).at("write", &format)?;
+    Ok(true)
+}
