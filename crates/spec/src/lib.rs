@@ -34,4 +34,4 @@ pub use ast::{Build, Cache, Copy, Op, Run, Secret, Source, Spec, User};
 pub use dockerfile::{DockerfileOptions, Escape, dockerfile};
 pub use error::{EscapeProblem, ParseError, ParseErrorKind};
 pub use parse::parse;
-pub use sexp::{MAX_DEPTH, MAX_SPEC_BYTES};
+pub use sexp::{MAX_DEPTH, MAX_SPEC_BYTES, has_comments};

@@ -99,12 +99,20 @@ impl Tree<'_> {
     }
 }
 
+/// Returns whether `text` has comments, of any of the three kinds. The canonical text has none.
+///
+/// False for a text that is no sequence of s-expressions.
+pub fn has_comments(text: &[u8]) -> bool {
+    let mut reader = Reader { text, nodes: Vec::new(), open: vec![Open::default()], has_comments: false };
+    text.len() <= MAX_SPEC_BYTES && reader.read().is_ok() && reader.has_comments
+}
+
 /// Reads all of `text`.
 pub(crate) fn read(text: &[u8]) -> Result<Tree<'_>, ParseError> {
     if text.len() > MAX_SPEC_BYTES {
         return Err(ParseError::new(text, 0..0, Kind::TooLarge { bytes: text.len() }));
     }
-    let mut reader = Reader { text, nodes: Vec::new(), open: vec![Open::default()] };
+    let mut reader = Reader { text, nodes: Vec::new(), open: vec![Open::default()], has_comments: false };
     match reader.read() {
         Ok(()) => Ok(Tree { text, nodes: reader.nodes }),
         Err((span, kind)) => Err(ParseError::new(text, span, kind)),
@@ -118,6 +126,7 @@ struct Reader<'a> {
     nodes: Vec<Node>,
     /// The lists being read, outermost first; the first stands for the text itself.
     open: Vec<Open>,
+    has_comments: bool,
 }
 
 #[derive(Default)]
@@ -135,6 +144,7 @@ impl Reader<'_> {
         let mut at = 0;
         while let Some(&byte) = self.text.get(at) {
             let rest = &self.text[at..];
+            self.has_comments |= byte == b';' || rest.starts_with(b"#;") || rest.starts_with(b"#|");
             at = match byte {
                 b' ' | b'\t' | b'\x0c' | b'\n' => at + 1,
                 b'\r' if rest.starts_with(b"\r\n") => at + 2,
@@ -347,6 +357,14 @@ mod tests {
     #[test]
     fn a_backslash_joins_lines_and_drops_the_indent() {
         assert_eq!(shown("\"a \\\n \t b\\\r\n  c\\\n\nd\""), r#""a bc\nd""#);
+    }
+
+    #[test]
+    fn comments_are_noticed_and_strings_are_none() {
+        for text in ["(a) ; b", "(a #;b)", "#|a|# b"] {
+            assert!(has_comments(text.as_bytes()), "{text}");
+        }
+        assert!(!has_comments(b"(a \"; #| #;\")"));
     }
 
     #[test]

@@ -100,6 +100,17 @@ pub enum StoreError {
     InUse(Id),
 }
 
+impl StoreError {
+    /// Wraps an error of the filesystem: a full disk is told apart from the rest.
+    pub fn disk(action: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
+        let path = path.into();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull { action, path, source },
+            _ => Self::Io { action, path, source },
+        }
+    }
+}
+
 /// Adds what was tried, and on what, to an [`io::Error`].
 pub(crate) trait At<T> {
     fn at(self, action: &'static str, path: &Path) -> Result<T, StoreError>;
@@ -107,15 +118,6 @@ pub(crate) trait At<T> {
 
 impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
     fn at(self, action: &'static str, path: &Path) -> Result<T, StoreError> {
-        self.map_err(|error| {
-            let source: io::Error = error.into();
-            let path = path.to_owned();
-            match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                    StoreError::DiskFull { action, path, source }
-                }
-                _ => StoreError::Io { action, path, source },
-            }
-        })
+        self.map_err(|error| StoreError::disk(action, path, error.into()))
     }
 }

@@ -42,7 +42,7 @@ impl LogFollower {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 opened => self.log = Some(Arc::new(opened.at("open", &path)?)),
             }
-            self.watch = Watch::start(&[&self.layout.lease(&self.id), &path])?;
+            self.watch.add(&path)?;
         }
         let Some(log) = &self.log else { return Ok(None) };
         let length = log.metadata().at("read", &path)?.len();

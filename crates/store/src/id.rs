@@ -22,6 +22,11 @@ impl Id {
         Self(digest)
     }
 
+    /// Returns the bytes of the digest.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// Returns the first 12 hex digits: enough for people.
     pub fn short(&self) -> String {
         self.to_string()[..12].to_owned()

@@ -92,20 +92,24 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Starts to watch. Look at the lease and the log again after this: a change before it is not seen.
+    /// Starts to watch files. Look at them again after this: a change before it is not seen.
     pub(crate) fn start(paths: &[&Path]) -> Result<Self, StoreError> {
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).at("watch", paths[0])?;
+        let watch = Self { inotify };
+        for path in paths {
+            watch.add(path)?;
+        }
+        Ok(watch)
+    }
+
+    /// Watches one more file; one that does not exist is left out.
+    pub(crate) fn add(&self, path: &Path) -> Result<(), StoreError> {
         // CLOSE_WRITE comes when a holder dies, ATTRIB when it removes the file.
         let flags = WatchFlags::CLOSE_WRITE | WatchFlags::ATTRIB | WatchFlags::MODIFY;
-        for path in paths {
-            match inotify::add_watch(&inotify, *path, flags) {
-                Err(Errno::NOENT) => {}
-                watch => {
-                    watch.at("watch", path)?;
-                }
-            }
+        match inotify::add_watch(&self.inotify, path, flags) {
+            Err(Errno::NOENT) => Ok(()),
+            watch => watch.at("watch", path).map(|_| ()),
         }
-        Ok(Self { inotify })
     }
 
     /// Forgets what has happened so far. Call when the descriptor is readable, then look.

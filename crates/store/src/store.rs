@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{CWD, FlockOperation, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, flock};
@@ -14,7 +15,7 @@ use crate::index::{Digest, FileVersion, Index};
 use crate::layout::{FORMAT, LOG, Layout, META, log_in};
 use crate::lease::{self, InUse, Lease};
 use crate::meta::{Description, Meta};
-use crate::{Backend, Id, Kind, Location, LogFollower, Name, OverlayfsStore, Root, StoreError, recover, remove};
+use crate::{Backend, Id, Kind, Location, LogFollower, Name, OverlayfsStore, Root, Space, StoreError, recover, remove};
 
 /// How many failed steps keep their log.
 const FAILURES_KEPT: usize = 100;
@@ -28,6 +29,7 @@ pub struct Store {
     pub(crate) backend: Box<dyn Backend>,
     boot_id: String,
     index: Mutex<Option<Index>>,
+    pub(crate) has_unmarked: AtomicBool,
 }
 
 /// A committed result. It is not removed while this value lives, whoever prunes.
@@ -136,7 +138,13 @@ impl Store {
     }
 
     fn with_backend(root: PathBuf, backend: Box<dyn Backend>, boot_id: String) -> Result<Self, StoreError> {
-        let store = Self { layout: Layout { root }, backend, boot_id, index: Mutex::new(None) };
+        let store = Self {
+            layout: Layout { root },
+            backend,
+            boot_id,
+            index: Mutex::new(None),
+            has_unmarked: AtomicBool::new(false),
+        };
         recover::after_reboot(&store)?;
         recover::sweep(&store)?;
         Ok(store)
@@ -257,12 +265,12 @@ impl Store {
         // Locked before it can be seen, so that no one prunes it under our feet.
         let in_use = InUse::share(&dir)?.ok_or(StoreError::InUse(id))?;
         self.backend.seal(&name, &Name::result(&id))?;
+        self.has_unmarked.store(true, Ordering::Relaxed);
         if let Some(parent) = parent {
             // Tells a pruner that looked before this commit that the parent has a child now.
             touch(&self.layout.result(&parent))?;
         }
-        let failed = self.layout.failed(&id);
-        if let Err(error) = remove::tree(&self.layout, &failed) {
+        if let Err(error) = self.forget_failure(&id) {
             tracing::warn!(%id, %error, "cannot remove the log of an earlier failure");
         }
         Ok(Snapshot { id, in_use, meta })
@@ -313,6 +321,15 @@ impl Store {
             remove::tree(&self.layout, path)?;
         }
         Ok(())
+    }
+
+    /// Removes the log of a failed step.
+    ///
+    /// # Errors
+    ///
+    /// The filesystem fails.
+    pub fn forget_failure(&self, id: &Id) -> Result<(), StoreError> {
+        remove::tree(&self.layout, &self.layout.failed(id))
     }
 
     fn clean_up(&self, name: &Name) {
@@ -379,6 +396,7 @@ impl Store {
     /// The disk fails.
     pub fn mark_durable(&self) -> Result<(), StoreError> {
         let root = &self.layout.root;
+        self.has_unmarked.store(false, Ordering::Relaxed);
         let mark = Durable::from(Stamp::now(&self.boot_id));
         let directory = File::open(root).at("open", root)?;
         rustix::fs::syncfs(&directory).at("flush", root)?;
@@ -387,6 +405,20 @@ impl Store {
             Ok(Some(old)) if old.is_of_boot(&self.boot_id) && !mark.is_later_than(&old) => Ok(()),
             _ => mark.write(&self.layout),
         }
+    }
+
+    /// Returns whether this process committed anything that [`Store::mark_durable`] has not marked.
+    pub fn has_unmarked_results(&self) -> bool {
+        self.has_unmarked.load(Ordering::Relaxed)
+    }
+
+    /// Returns the space of the store's filesystem.
+    ///
+    /// # Errors
+    ///
+    /// The filesystem cannot be asked.
+    pub fn space(&self) -> Result<Space, StoreError> {
+        self.backend.space()
     }
 
     /// Serialises rare changes of `state/` between processes.

@@ -1,0 +1,251 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::settings::KILN_STORE;
+
+/// Sandboxed, cached builds.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100, after_help = EXIT_CODES)]
+pub(crate) struct Kiln {
+    /// Says more on stderr
+    #[arg(short, long, global = true)]
+    pub(crate) verbose: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 the build failed by its own fault, or a check found something; \
+    2 wrong usage or a bad spec; 3 this host or kiln failed; 130 cancelled.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Builds a spec and prints the id of the result
+    Build(Build),
+    /// Prints the log of a step, also while it runs
+    Log(Log),
+    /// Lists results, those used last at the end
+    Ls(Ls),
+    /// Removes results
+    Rm(Rm),
+    /// Removes results until the given limits hold, those used longest ago first
+    Prune(Prune),
+    /// Prints a spec in canonical form
+    Fmt(Fmt),
+    /// Checks specs without building them
+    Check(Check),
+    /// Prints the Dockerfile that does what a spec does
+    Dockerfile(Dockerfile),
+    /// Marks what is stored as safely on the disk; `build` starts this by itself
+    #[command(hide = true)]
+    MarkDurable(StoreArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StoreArgs {
+    /// Where results are kept: `auto`, `auto:PATH` or `overlayfs:PATH`; by default /var/lib/kiln for root
+    #[arg(long, value_name = "KIND:PATH", env = KILN_STORE, default_value = "auto", hide_default_value = true)]
+    pub(crate) store: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Build {
+    /// The source directory, for `copy`
+    #[arg(default_value = ".")]
+    pub(crate) dir: PathBuf,
+    /// The spec; `-` for standard input [default: DIR/kiln.spec]
+    #[arg(short, long, value_name = "SPEC")]
+    pub(crate) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    /// How many steps may run at once [default: the number of processors]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) jobs: Option<u16>,
+    /// Gives a secret its value, from a file or an environment variable
+    #[arg(long = "secret", value_name = "ID:FILE|ID=env:VAR")]
+    pub(crate) secrets: Vec<OsString>,
+    /// Makes every step anew and replaces what was stored
+    #[arg(long)]
+    pub(crate) no_cache: bool,
+    /// Asks again what references without a digest stand for
+    #[arg(long)]
+    pub(crate) pull: bool,
+    /// Builds the stage of this name instead of the last one
+    #[arg(long, value_name = "STAGE")]
+    pub(crate) target: Option<String>,
+    /// How to show what happens, on stderr
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    pub(crate) progress: Progress,
+    /// Shows nothing but errors
+    #[arg(short, long, conflicts_with = "progress")]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub(crate) enum Progress {
+    /// `tty` on a terminal, else `plain`
+    #[default]
+    Auto,
+    /// The whole log of every step
+    Plain,
+    /// Running steps with the end of their logs
+    Tty,
+    /// An object a line for every event
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Log {
+    /// The id, or how it starts
+    pub(crate) id: String,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Ls {
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    /// Prints a JSON object a line
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Rm {
+    /// Ids, or how they start
+    #[arg(required = true)]
+    pub(crate) ids: Vec<String>,
+    /// Removes the results that stand on them too
+    #[arg(short, long)]
+    pub(crate) recursive: bool,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Prune {
+    #[command(flatten)]
+    pub(crate) limits: PruneLimits,
+    /// Says what would be removed and removes nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub(crate) struct PruneLimits {
+    /// Bytes of all results together, as 20G
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) max_size: Option<u64>,
+    /// What the filesystem shall have free: a size, or a share as 20%
+    #[arg(long, value_name = "SIZE|SHARE", value_parser = free)]
+    pub(crate) keep_free: Option<Free>,
+    /// Results not used for so long go, as 30d
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(crate) max_age: Option<Duration>,
+    /// How many results may stay
+    #[arg(long, value_name = "N")]
+    pub(crate) max_items: Option<usize>,
+    /// Removes everything that is not in use
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+/// A share of a filesystem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Free {
+    Bytes(u64),
+    Percent(u8),
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    // As people and tools of this trade mean it: G is 2^30.
+    let binary = match text.as_bytes().last() {
+        Some(b'k' | b'K' | b'M' | b'G' | b'T') => format!("{text}iB"),
+        _ => text.to_owned(),
+    };
+    binary.parse::<bytesize::ByteSize>().map(|size| size.as_u64())
+}
+
+fn free(text: &str) -> Result<Free, String> {
+    match text.strip_suffix('%') {
+        Some(percent) => match percent.parse() {
+            Ok(percent @ 0..=100) => Ok(Free::Percent(percent)),
+            _ => Err("a share is from 0% to 100%".to_owned()),
+        },
+        None => size(text).map(Free::Bytes),
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Fmt {
+    /// The spec; `-` for standard input
+    pub(crate) spec: PathBuf,
+    /// Prints nothing; exits with 1 if the spec is not in canonical form
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// Writes to the file instead of standard output
+    #[arg(short, long, conflicts_with = "check")]
+    pub(crate) write: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// The specs; `-` for standard input
+    #[arg(required = true)]
+    pub(crate) specs: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Dockerfile {
+    /// The spec; `-` for standard input
+    #[arg(required_unless_present = "file")]
+    pub(crate) spec: Option<PathBuf>,
+    /// The spec, as OBuilder takes it
+    #[arg(short, long, value_name = "SPEC", conflicts_with = "spec")]
+    pub(crate) file: Option<PathBuf>,
+    /// Uses what only BuildKit has: caches and secrets
+    #[arg(long)]
+    pub(crate) buildkit: bool,
+    /// The style of the Dockerfile
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) escape: Escape,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub(crate) enum Escape {
+    /// Backslashes
+    #[default]
+    Unix,
+    /// Backticks
+    Windows,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Kiln::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_binary_and_shares_have_a_percent_sign() {
+        assert_eq!(size("20G").unwrap(), 20 << 30);
+        assert_eq!(size("512MiB").unwrap(), 512 << 20);
+        assert_eq!(size("10").unwrap(), 10);
+        assert!(size("many").is_err());
+        assert_eq!(free("20%").unwrap(), Free::Percent(20));
+        assert_eq!(free("1T").unwrap(), Free::Bytes(1 << 40));
+        assert!(free("120%").is_err());
+    }
+}

@@ -1,0 +1,145 @@
+//! `kiln build`.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use bstr::{BString, ByteSlice};
+use kiln_engine::{Engine, Events, Request, Settings};
+use kiln_image::LocalImages;
+use kiln_sandbox::{NativeSandbox, SecretBytes};
+use kiln_store::Store;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::print;
+use crate::args::{self, Progress};
+use crate::exit::Failure;
+use crate::render::{self, Json, Plain, Quiet, Tty};
+use crate::settings::{default_jobs, open_store};
+
+/// Larger ones are no secrets but data.
+const MAX_SECRET_BYTES: u64 = 256 << 10;
+
+pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> {
+    let file = arguments.file.clone().unwrap_or_else(|| arguments.dir.join("kiln.spec"));
+    let (_, spec) = super::spec::read(&file)?;
+    let request = Request {
+        spec,
+        spec_dir: file.parent().filter(|_| file != Path::new("-")).map_or_else(PathBuf::new, Path::to_owned),
+        source: arguments.dir.clone(),
+        secrets: secrets(&arguments.secrets)?,
+        no_cache: arguments.no_cache,
+        pull: arguments.pull,
+        target: arguments.target.clone().map(BString::from),
+    };
+    let store = Arc::new(open_store(&arguments.store.store)?);
+    let is_terminal = console::user_attended_stderr();
+    let (events, shows_logs): (Arc<dyn Events>, bool) = match arguments.progress {
+        _ if arguments.quiet => (Arc::new(Quiet), false),
+        Progress::Json => (Arc::new(Json), true),
+        Progress::Tty => (Arc::new(Tty::new(verbose)), false),
+        Progress::Auto if is_terminal => (Arc::new(Tty::new(verbose)), false),
+        Progress::Auto | Progress::Plain => (Arc::new(Plain::default()), true),
+    };
+    let sandbox = Arc::new(NativeSandbox::new("/proc/self/exe")?);
+    let settings = Settings { jobs: arguments.jobs.map_or_else(default_jobs, usize::from), fast_sync: true };
+    let engine = Engine::new(Arc::clone(&store), sandbox, Arc::new(LocalImages::default()), settings);
+    // Two threads carry the events and the logs; what blocks has threads of its own.
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(Failure::Runtime)?;
+    let built = runtime.block_on(async {
+        let cancel = cancel_on_signals().map_err(Failure::Runtime)?;
+        let built = engine.build(request, Arc::clone(&events), &cancel).await.map_err(Failure::from);
+        engine.idle().await;
+        Ok::<_, Failure>(built)
+    })?;
+    // Takes its last lines off the terminal before anything else is printed.
+    drop(events);
+    start_marking(&store);
+    match built {
+        Ok(built) => print(format!("{}\n", built.snapshot.id())),
+        Err(failure) => {
+            if !shows_logs && let Failure::Build(error) = &failure {
+                render::failed_log(&store, error);
+            }
+            Err(failure)
+        }
+    }
+}
+
+/// Returns a token that fires at the first Ctrl-C or `SIGTERM`. The second ends the program at once; its sandboxes
+/// go with it.
+fn cancel_on_signals() -> std::io::Result<CancellationToken> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let cancel = CancellationToken::new();
+    let fired = cancel.clone();
+    // Ends with the runtime.
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if fired.is_cancelled() {
+                std::process::exit(130);
+            }
+            fired.cancel();
+        }
+    });
+    Ok(cancel)
+}
+
+/// Starts a process that waits for the disk and marks the results durable: this one need not wait.
+fn start_marking(store: &Store) {
+    if !store.has_unmarked_results() {
+        return;
+    }
+    let started = Command::new("/proc/self/exe")
+        .arg0("kiln")
+        .args([OsStr::new("mark-durable"), OsStr::new("--store")])
+        .arg(format!("auto:{}", store.path().display()))
+        .current_dir("/")
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    if let Err(error) = started {
+        tracing::warn!(%error, "cannot mark results as durable; a power cut would lose them");
+    }
+}
+
+/// Reads the values of `--secret ID:FILE` and `--secret ID=env:VAR`.
+fn secrets(given: &[std::ffi::OsString]) -> Result<HashMap<BString, SecretBytes>, Failure> {
+    let mut secrets = HashMap::new();
+    for text in given {
+        let bad = |reason: &str| Failure::Secret { text: text.display().to_string(), reason: reason.to_owned() };
+        let bytes = text.as_bytes();
+        // An id may hold neither sign, so the first of them says which form it is.
+        let at = bytes.find_byteset(b":=").ok_or_else(|| bad("expected ID:FILE or ID=env:VAR"))?;
+        let (id, rest) = (&bytes[..at], &bytes[at + 1..]);
+        let value = if bytes[at] == b':' {
+            let path = PathBuf::from(OsStr::from_bytes(rest));
+            let mut value = Vec::new();
+            let read = File::open(&path).and_then(|file| file.take(MAX_SECRET_BYTES + 1).read_to_end(&mut value));
+            read.map_err(|source| Failure::Read { path, source })?;
+            if value.len() as u64 > MAX_SECRET_BYTES {
+                return Err(bad("the file is larger than 256 KiB"));
+            }
+            value
+        } else {
+            let variable = rest.strip_prefix(b"env:").ok_or_else(|| bad("expected ID=env:VAR"))?;
+            let value = std::env::var_os(OsStr::from_bytes(variable));
+            value.ok_or_else(|| bad("the environment variable is not set"))?.as_bytes().to_vec()
+        };
+        secrets.insert(id.into(), SecretBytes::new(value));
+    }
+    Ok(secrets)
+}

@@ -1,0 +1,24 @@
+//! `kiln rm`: removes results by id.
+
+use kiln_store::State;
+
+use super::size;
+use crate::args;
+use crate::exit::Failure;
+use crate::settings::open_store;
+
+pub(super) fn run(arguments: &args::Rm) -> Result<(), Failure> {
+    let store = open_store(&arguments.store.store)?;
+    for id in &arguments.ids {
+        let found = store.find(id)?;
+        match found.state {
+            State::Running => return Err(kiln_store::StoreError::InUse(found.id).into()),
+            State::Failed => store.forget_failure(&found.id)?,
+            State::Result => {
+                let pruned = store.remove(&found.id, arguments.recursive)?;
+                eprintln!("removed {} ({})", found.id.short(), size(pruned.freed_bytes));
+            }
+        }
+    }
+    Ok(())
+}

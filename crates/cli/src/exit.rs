@@ -1,0 +1,121 @@
+//! How the program ends: one place that prints errors and picks the exit code.
+
+use std::error::Error;
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use kiln_engine::{BuildError, Fault};
+use kiln_sandbox::SandboxError;
+use kiln_store::StoreError;
+use thiserror::Error;
+
+/// Why a command did not do what it was asked to.
+#[derive(Debug, Error)]
+pub(crate) enum Failure {
+    #[error(transparent)]
+    Build(Arc<BuildError>),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// The excerpt is rendered already, its first line being the message.
+    #[error("{0}")]
+    Spec(String),
+    #[error("cannot read {}", path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot write {}", path.display())]
+    Write {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("`{text}` is not a secret: {reason}")]
+    Secret { text: String, reason: String },
+    #[error("there is no home directory for the store; set HOME, or give --store")]
+    NoHome,
+    #[error("{} is not in canonical form; see it with `kiln fmt {}`", path.display(), path.display())]
+    NotCanonical { path: PathBuf },
+    #[error("{} has comments, which the canonical form cannot keep", path.display())]
+    HasComments { path: PathBuf },
+    #[error("cannot start the runtime")]
+    Runtime(#[source] io::Error),
+    #[error("cannot write to standard output")]
+    Stdout(#[source] io::Error),
+}
+
+impl From<Arc<BuildError>> for Failure {
+    fn from(error: Arc<BuildError>) -> Self {
+        Self::Build(error)
+    }
+}
+
+impl Failure {
+    fn fault(&self) -> Fault {
+        match self {
+            Self::Build(error) => error.fault(),
+            Self::Store(
+                StoreError::BadLocation { .. } | StoreError::NoSuchResult(_) | StoreError::Ambiguous { .. },
+            ) => Fault::Usage,
+            Self::Store(StoreError::HasChildren { .. }) | Self::NotCanonical { .. } => Fault::Build,
+            Self::Spec(_) | Self::Secret { .. } | Self::NoHome | Self::HasComments { .. } => Fault::Usage,
+            // What the user named is not there.
+            Self::Read { .. } => Fault::Usage,
+            Self::Store(_) | Self::Sandbox(_) | Self::Write { .. } | Self::Runtime(_) | Self::Stdout(_) => Fault::Host,
+        }
+    }
+
+    /// Returns what the user could do next.
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Build(error) => match &**error {
+                BuildError::StepFailed { id, .. } => {
+                    Some(format!("the log is kept; see it with `kiln log {}`", id.short()))
+                }
+                _ => None,
+            },
+            Self::HasComments { .. } => Some("keep a remark in the spec itself with `(comment \"…\")`".to_owned()),
+            _ => None,
+        }
+    }
+}
+
+/// Returns the documented exit code of a fault.
+fn code(fault: Fault) -> u8 {
+    match fault {
+        Fault::Build => 1,
+        Fault::Usage => 2,
+        Fault::Host => 3,
+        Fault::Cancelled => 130,
+    }
+}
+
+/// Prints why the program failed, if it did, and returns its exit code.
+pub(crate) fn report(result: Result<(), Failure>) -> ExitCode {
+    let Err(failure) = result else { return ExitCode::SUCCESS };
+    // Whoever reads our output has seen enough.
+    if matches!(&failure, Failure::Stdout(error) if error.kind() == io::ErrorKind::BrokenPipe) {
+        return ExitCode::SUCCESS;
+    }
+    let fault = failure.fault();
+    if fault == Fault::Cancelled {
+        eprintln!("cancelled");
+        return ExitCode::from(code(fault));
+    }
+    let style = console::Style::new().for_stderr().red().bold();
+    eprintln!("{} {failure}", style.apply_to("error:"));
+    let mut cause = failure.source();
+    while let Some(error) = cause {
+        eprintln!("  caused by: {error}");
+        cause = error.source();
+    }
+    if let Some(hint) = failure.hint() {
+        eprintln!("\n{} {hint}", console::Style::new().for_stderr().cyan().apply_to("hint:"));
+    }
+    ExitCode::from(code(fault))
+}

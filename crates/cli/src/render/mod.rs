@@ -1,0 +1,109 @@
+//! How a build looks: one file a way to show its events. All of it goes to stderr.
+
+mod json;
+mod plain;
+mod tty;
+
+use std::io::{self, Write};
+
+use kiln_engine::{BuildError, Event, Events};
+use kiln_store::Store;
+
+pub(crate) use json::Json;
+pub(crate) use plain::Plain;
+pub(crate) use tty::Tty;
+
+/// Shows nothing.
+#[derive(Debug)]
+pub(crate) struct Quiet;
+
+impl Events for Quiet {
+    fn event(&self, _event: Event) {}
+}
+
+/// Writes the whole log of the step that failed, for a way to show the build that did not show it.
+pub(crate) fn failed_log(store: &Store, error: &BuildError) {
+    let BuildError::StepFailed { step, id, .. } = error else { return };
+    let mut stderr = io::stderr().lock();
+    let written = match store.failure(id) {
+        Ok(Some((_, mut log))) => {
+            writeln!(stderr, "{}", one_line(&step.text)).and_then(|()| io::copy(&mut log, &mut stderr).map(|_| ()))
+        }
+        Ok(None) => Ok(()),
+        Err(error) => writeln!(stderr, "the log cannot be shown: {error}"),
+    };
+    // Nobody is left to tell.
+    drop(written);
+}
+
+/// Returns the text of a step as one line that cannot disturb a terminal.
+pub(crate) fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for word in text.split_whitespace() {
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.extend(word.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }));
+    }
+    line
+}
+
+/// Returns a line of a step's output without what could disturb a terminal: escape sequences and
+/// control characters. Of a line that overwrites itself, what is seen last.
+pub(crate) fn harmless(line: &[u8]) -> String {
+    let text = String::from_utf8_lossy(line);
+    let text = console::strip_ansi_codes(&text);
+    let last = text.trim_end_matches('\r').rsplit('\r').next().unwrap_or_default();
+    last.chars().map(|c| if c == '\t' { ' ' } else { c }).filter(|c| !c.is_control()).collect()
+}
+
+/// Splits a stream of pieces into lines.
+#[derive(Debug, Default)]
+pub(crate) struct Lines {
+    rest: Vec<u8>,
+}
+
+impl Lines {
+    /// A line longer than this is cut, so that a step cannot fill our memory.
+    const LONGEST: usize = 64 << 10;
+
+    /// Adds a piece; calls `line` for each line that it completes, without its end.
+    pub(crate) fn add(&mut self, bytes: &[u8], mut line: impl FnMut(&[u8])) {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            self.rest.extend_from_slice(piece);
+            if piece.ends_with(b"\n") || self.rest.len() > Self::LONGEST {
+                line(self.rest.strip_suffix(b"\n").unwrap_or(&self.rest));
+                self.rest.clear();
+            }
+        }
+    }
+
+    /// Returns the last line, if it has no end.
+    pub(crate) fn finish(&mut self) -> Option<Vec<u8>> {
+        (!self.rest.is_empty()).then(|| std::mem::take(&mut self.rest))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_cannot_disturb_the_terminal() {
+        assert_eq!(harmless(b"\x1b[2J\x1b]0;title\x07red\x1b[31m\x08!"), "red!");
+        assert_eq!(harmless(b"10%\r50%\r100%\r"), "100%");
+        assert_eq!(one_line("a\n   b\x1b[2J"), "a b\u{fffd}[2J");
+    }
+
+    #[test]
+    fn pieces_become_lines() {
+        let mut lines = Lines::default();
+        let mut seen = Vec::new();
+        for piece in [&b"a"[..], b"b\nc\n", b"\nd"] {
+            lines.add(piece, |line| seen.push(line.to_vec()));
+        }
+        assert_eq!(seen, [&b"ab"[..], b"c", b""]);
+        assert_eq!(lines.finish().unwrap(), b"d");
+        assert_eq!(lines.finish(), None);
+    }
+}

@@ -1,0 +1,146 @@
+//! Running steps with elapsed time and the end of their logs; finished ones as a line each.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use console::Style;
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use kiln_engine::{Event, Events, StepInfo};
+
+use super::{Lines, harmless, one_line};
+
+/// How many lines of a running step's log are seen.
+const TAIL: usize = 6;
+
+/// Draws on the terminal at stderr until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Tty {
+    bars: MultiProgress,
+    state: Mutex<State>,
+    /// Keeps the logs of finished steps on the screen.
+    shows_logs: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    steps: usize,
+    done: usize,
+    running: HashMap<usize, Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    bar: ProgressBar,
+    lines: Lines,
+    tail: VecDeque<String>,
+    note: String,
+}
+
+impl Tty {
+    pub(crate) fn new(shows_logs: bool) -> Self {
+        Self { bars: MultiProgress::new(), state: Mutex::default(), shows_logs }
+    }
+
+    fn start(&self, state: &mut State, step: &StepInfo) {
+        let bar = self.bars.add(ProgressBar::new_spinner());
+        let style = ProgressStyle::with_template("{spinner} {prefix:.bold} {elapsed:.dim} {wide_msg}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+        bar.set_prefix(clip(&label(step), 20));
+        bar.enable_steady_tick(Duration::from_millis(100));
+        let running = Running { bar, lines: Lines::default(), tail: VecDeque::new(), note: String::new() };
+        running.draw();
+        state.running.insert(step.number, running);
+    }
+
+    fn end(&self, state: &mut State, step: &StepInfo, mark: console::StyledObject<&str>, how: &str) {
+        state.done += 1;
+        let Some(running) = state.running.remove(&step.number) else { return };
+        running.bar.finish_and_clear();
+        self.bars.remove(&running.bar);
+        let counted = format!("[{}/{}]", state.done, state.steps);
+        self.say(&format!("{mark} {counted} {} {}", one_line(&label(step)), Style::new().dim().apply_to(how)));
+    }
+
+    fn say(&self, line: &str) {
+        // Nobody is left to tell if stderr is closed.
+        let _ = self.bars.println(line);
+    }
+}
+
+impl Running {
+    fn draw(&self) {
+        let mut message = self.note.clone();
+        for line in &self.tail {
+            message.push_str("\n    ");
+            message.push_str(line);
+        }
+        self.bar.set_message(message);
+    }
+}
+
+impl Events for Tty {
+    fn event(&self, event: Event) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = &mut *state;
+        match event {
+            Event::Planned { steps, .. } => state.steps = steps,
+            Event::Started(step) => self.start(state, &step),
+            Event::Following(step, pid) => {
+                if let Some(running) = state.running.get_mut(&step.number) {
+                    running.note = pid.map_or_else(String::new, |pid| format!("being made by process {pid}"));
+                    running.draw();
+                }
+            }
+            Event::Output(step, bytes) => {
+                let Some(running) = state.running.get_mut(&step.number) else { return };
+                let width = usize::from(console::Term::stderr().size().1).saturating_sub(6);
+                let Running { lines, tail, .. } = running;
+                lines.add(&bytes, |line| {
+                    let line = harmless(line);
+                    if self.shows_logs {
+                        let _ = self.bars.println(&line);
+                    } else {
+                        tail.push_back(clip(&line, width));
+                    }
+                });
+                while running.tail.len() > TAIL {
+                    running.tail.pop_front();
+                }
+                running.draw();
+            }
+            Event::Progress(step, done, total) => {
+                if let Some(running) = state.running.get_mut(&step.number) {
+                    running.note = format!("{} of {}", bytesize::ByteSize(done), bytesize::ByteSize(total));
+                    running.draw();
+                }
+            }
+            Event::Cached(step, _) => self.end(state, &step, Style::new().cyan().apply_to("="), "cached"),
+            Event::Saved(step, _, took) => {
+                self.end(state, &step, Style::new().green().apply_to("✓"), &format!("{:.1}s", took.as_secs_f64()));
+            }
+            Event::Failed(step, _, _, took) => {
+                self.end(state, &step, Style::new().red().apply_to("✗"), &format!("{:.1}s", took.as_secs_f64()));
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Drop for Tty {
+    fn drop(&mut self) {
+        // Steps that were cancelled have said nothing more.
+        let _ = self.bars.clear();
+    }
+}
+
+fn label(step: &StepInfo) -> String {
+    match &step.stage {
+        Some(stage) => format!("[{stage}] {}", step.text),
+        None => step.text.clone(),
+    }
+}
+
+fn clip(text: &str, width: usize) -> String {
+    console::truncate_str(&one_line(text), width, "…").into_owned()
+}

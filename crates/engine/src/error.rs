@@ -1,0 +1,214 @@
+//! Why a build produced no result.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kiln_image::{ImageError, ReferenceError};
+use kiln_sandbox::{ExitStatus, SandboxError};
+use kiln_store::{Id, StoreError};
+use thiserror::Error;
+
+use crate::events::StepInfo;
+use crate::plan::PlanError;
+
+/// Why a build produced no result. One failure can end several builds that share a step, hence the `Arc`s.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// The caller's token fired.
+    #[error("cancelled")]
+    Cancelled,
+    /// The spec asks for something that is not there.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The text after `from` is not a reference.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// The command of a step ended badly.
+    #[error("step `{}` {}", step.text, describe(*status))]
+    StepFailed {
+        /// The step.
+        step: Arc<StepInfo>,
+        /// Under which its log is kept.
+        id: Id,
+        /// How the command ended.
+        status: ExitStatus,
+    },
+    /// The files to copy cannot be taken.
+    #[error("step `{}` cannot copy", step.text)]
+    Copy {
+        /// The step.
+        step: Arc<StepInfo>,
+        /// Which file, and why.
+        #[source]
+        source: CopyError,
+    },
+    /// The base image cannot be had.
+    #[error("cannot import the base image `{reference}`")]
+    Base {
+        /// As in the spec.
+        reference: String,
+        /// Why.
+        #[source]
+        source: ImageError,
+    },
+    /// The sandbox could not be set up.
+    #[error("cannot run step `{}`", step.text)]
+    Sandbox {
+        /// The step.
+        step: Arc<StepInfo>,
+        /// Why.
+        #[source]
+        source: SandboxError,
+    },
+    /// A name is not in the image's `/etc/passwd`.
+    #[error("step `{}` is to run as `{name}`, who is not in the image's /etc/passwd", step.text)]
+    NoSuchUser {
+        /// The step.
+        step: Arc<StepInfo>,
+        /// The name.
+        name: String,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A system call failed.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried: a verb.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// A task of ours panicked: a bug.
+    #[error("internal error: {0}")]
+    Bug(String),
+}
+
+/// Why files could not be copied into an image.
+#[derive(Debug, Error)]
+pub enum CopyError {
+    /// A name in `src` does not exist.
+    #[error("there is no `{name}` in {place}")]
+    Missing {
+        /// As in the spec.
+        name: String,
+        /// Where it was looked for.
+        place: String,
+    },
+    /// A name in `src` leads upwards.
+    #[error("`{0}` leads out of the source; name what is inside, without `..`")]
+    Outside(String),
+    /// A directory on the way is a symbolic link.
+    #[error("`{0}` goes through a symbolic link; name the directory that the link points to")]
+    ThroughLink(String),
+    /// Neither file, directory nor symbolic link.
+    #[error("`{name}` is a {kind}; only files, directories and symbolic links can be copied; exclude it")]
+    Special {
+        /// Which entry.
+        name: String,
+        /// What it is.
+        kind: &'static str,
+    },
+    /// It differs from what was read a moment ago.
+    #[error("`{0}` changed while it was read; build again when nothing writes to the source")]
+    Changed(String),
+    /// Several items for one name.
+    #[error("`{dst}` is to become {count} files; end it in `/` to make it a directory")]
+    SeveralForOne {
+        /// As in the spec.
+        dst: String,
+        /// How many.
+        count: usize,
+    },
+    /// Something stands where the copy should go.
+    #[error("`{name}` in the image is {kind}, and the copy would need {wanted} there")]
+    InTheWay {
+        /// Which entry.
+        name: String,
+        /// What it is.
+        kind: &'static str,
+        /// What it should be.
+        wanted: &'static str,
+    },
+    /// A system call failed on a file of the source.
+    #[error("cannot {action} `{name}`")]
+    Read {
+        /// What was tried: a verb.
+        action: &'static str,
+        /// Which entry.
+        name: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// A system call failed on a file of the image.
+    #[error("{}cannot {action} `{name}` in the image", if is_full(source) { "disk full: " } else { "" })]
+    Write {
+        /// What was tried: a verb.
+        action: &'static str,
+        /// Which entry.
+        name: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The remembered digests failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Whose fault a failure is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Nobody's: it was asked for.
+    Cancelled,
+    /// The build's: its commands or its files.
+    Build,
+    /// The caller's: the spec or the arguments.
+    Usage,
+    /// This host's, or ours.
+    Host,
+}
+
+impl BuildError {
+    /// Returns whose fault it is.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Cancelled => Fault::Cancelled,
+            Self::Plan(_) | Self::Reference(_) => Fault::Usage,
+            Self::StepFailed { .. } | Self::NoSuchUser { .. } => Fault::Build,
+            Self::Copy { source: CopyError::Write { .. } | CopyError::Store(_), .. } => Fault::Host,
+            Self::Copy { .. } => Fault::Build,
+            Self::Base { source, .. } if source.is_cancelled() => Fault::Cancelled,
+            Self::Base { source, .. } if source.is_users_fault() => Fault::Usage,
+            Self::Base { .. } | Self::Sandbox { .. } | Self::Store(_) | Self::Io { .. } | Self::Bug(_) => Fault::Host,
+        }
+    }
+}
+
+/// Returns how a command ended, to follow its name: `exited with status 2`.
+pub(crate) fn describe(status: ExitStatus) -> String {
+    match status {
+        ExitStatus::Code(code) => format!("exited with status {code}"),
+        ExitStatus::Signal(signal) => format!("was killed by signal {signal}"),
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Adds what was tried, and on what, to an [`io::Error`].
+pub(crate) trait At<T> {
+    fn at(self, action: &'static str, path: impl AsRef<Path>) -> Result<T, BuildError>;
+}
+
+impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
+    fn at(self, action: &'static str, path: impl AsRef<Path>) -> Result<T, BuildError> {
+        self.map_err(|error| BuildError::Io { action, path: path.as_ref().to_owned(), source: error.into() })
+    }
+}

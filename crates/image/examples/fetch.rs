@@ -1,0 +1,33 @@
+//! `fetch REF DIR`: fetches a base image into an empty directory, for trying out and measuring.
+
+use std::error::Error;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use kiln_image::{Fetcher, ForgetfulDigests, LocalImages, Progress, Reference};
+use tokio_util::sync::CancellationToken;
+
+struct Stderr;
+
+impl Progress for Stderr {
+    fn bytes(&self, _done: u64, _total: u64) {}
+
+    fn line(&self, text: &str) {
+        eprintln!("{text}");
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let args: Vec<String> = std::env::args().collect();
+    let [_, reference, into] = &args[..] else { return Err("usage: fetch REF DIR".into()) };
+    let images = LocalImages::default();
+    let start = Instant::now();
+    let reference = Reference::parse(reference.as_bytes(), &std::env::current_dir()?)?;
+    let resolved = images.resolve(&reference, Arc::new(ForgetfulDigests)).await?;
+    println!("{} ({:?})", resolved.identity, start.elapsed());
+    let config = images.fetch(&resolved, Path::new(into), Arc::new(Stderr), &CancellationToken::new()).await?;
+    println!("{config:?} ({:?})", start.elapsed());
+    Ok(())
+}

@@ -1,0 +1,39 @@
+//! How much an image may make us do. Generous: they stop attacks, not large images.
+
+/// Bounds on one image. What is beyond them is refused as the image's fault.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Limits {
+    /// Headers in one archive, those that only extend the next one included.
+    pub entries: u64,
+    /// Bytes that one layer or archive may unpack to, holes of sparse files included.
+    pub unpacked_bytes: u64,
+    /// Bytes of one extended header: long names, PAX records, maps of sparse files.
+    pub extended_header_bytes: u64,
+    /// Directories inside each other. Each costs an open file descriptor.
+    pub depth: usize,
+    /// Bytes remembered until the end of a layer: names of directories whose times are set last.
+    pub remembered_bytes: usize,
+    /// Bytes of one JSON document: index, manifest, configuration.
+    pub document_bytes: u64,
+    /// Indexes inside each other.
+    pub index_depth: usize,
+    /// Bytes of memory that a decompressor may ask for.
+    pub decompressor_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            entries: 10_000_000,
+            unpacked_bytes: 1 << 40,
+            extended_header_bytes: 1 << 20,
+            depth: 256,
+            remembered_bytes: 256 << 20,
+            // What registries accept for a manifest.
+            document_bytes: 4 << 20,
+            index_depth: 4,
+            // `zstd --long` and `xz -9` stay below.
+            decompressor_bytes: 128 << 20,
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Looks around inside a sandbox for the tests of this crate, or starts one that can be killed.
+//!
+//! * `probe call ABI NUMBER [ARGUMENT…]`: makes a system call by the ABI `native`, `i386` or `x32`, and prints `ok` or
+//!   `errno N`. Numbers may be hexadecimal (`0x…`).
+//! * `probe run ROOT HELPER SCRIPT`: runs a shell script in the sandbox, its output on our stdout, and prints the
+//!   outcome on stderr.
+
+mod sys;
+
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+
+use kiln_sandbox::{Limits, NativeSandbox, Network, Process, Root, Sandbox as _, User, UserNamespace};
+use tokio_util::sync::CancellationToken;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    match words[..] {
+        ["call", abi, ref numbers @ ..] => call(abi, numbers),
+        ["run", root, helper, script] => run(root, helper, script),
+        _ => ExitCode::from(2),
+    }
+}
+
+fn call(abi: &str, numbers: &[&str]) -> ExitCode {
+    let numbers: Option<Vec<u64>> = numbers.iter().map(|text| number(text)).collect();
+    let mut padded = [0; 7];
+    match numbers {
+        Some(numbers) if (1..=7).contains(&numbers.len()) => padded[..numbers.len()].copy_from_slice(&numbers),
+        _ => return ExitCode::from(2),
+    }
+    let result = match abi {
+        "native" => sys::native(padded),
+        "x32" => {
+            sys::native([padded[0] | 0x4000_0000, padded[1], padded[2], padded[3], padded[4], padded[5], padded[6]])
+        }
+        "i386" => sys::i386(padded),
+        _ => return ExitCode::from(2),
+    };
+    match result {
+        // The kernel's errnos.
+        -4095..0 => println!("errno {}", -result),
+        _ => println!("ok"),
+    }
+    ExitCode::SUCCESS
+}
+
+fn number(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16).ok(),
+        None => text.parse::<i64>().ok().map(i64::cast_unsigned),
+    }
+}
+
+#[tokio::main]
+async fn run(root: &str, helper: &str, script: &str) -> ExitCode {
+    let process = Process {
+        argv: ["/bin/sh", "-c", script].map(Into::into).to_vec(),
+        env: vec![("PATH".into(), "/bin".into())],
+        cwd: "/".into(),
+        user: User { uid: 0, gid: 0 },
+        hostname: "builder".to_owned(),
+        network: Network::None,
+        mounts: Vec::new(),
+        limits: Limits::default(),
+        user_namespace: UserNamespace::Host,
+        fast_sync: false,
+        held: Vec::new(),
+    };
+    let ended = async {
+        let output = std::io::stdout().as_fd().try_clone_to_owned().map_err(kiln_sandbox::SandboxError::StartHelper)?;
+        NativeSandbox::new(helper)?.run(Root::Dir(root.into()), &process, output, &CancellationToken::new()).await
+    };
+    match ended.await {
+        Ok(status) => eprintln!("{status:?}"),
+        Err(error) => eprintln!("error: {error}"),
+    }
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,38 @@
+//! Raw system calls, as a hostile program would make them.
+#![expect(unsafe_code, reason = "the probe's one place for it")]
+
+/// Makes system call `words[0]` and returns what the kernel returned, `-errno` for an error.
+pub(crate) fn native(words: [u64; 7]) -> i64 {
+    let [number, a, b, c, d, e, f] = words.map(|word| word as libc::c_long);
+    // SAFETY: none in general: the tests pass only calls that are refused, or that touch no memory of ours.
+    let result = unsafe { libc::syscall(number, a, b, c, d, e, f) };
+    if result == -1 { -i64::from(std::io::Error::last_os_error().raw_os_error().unwrap_or(0)) } else { result }
+}
+
+/// As [`native`], by the gate of 32-bit programs.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn i386(words: [u64; 7]) -> i64 {
+    let [number, a, b, c, d, e, _] = words;
+    let result: u64;
+    // SAFETY: as for `native`. rbx belongs to the compiler, so it is put back; the gate clobbers r8 to r11.
+    unsafe {
+        std::arch::asm!(
+            "xchg {a}, rbx",
+            "int 0x80",
+            "xchg {a}, rbx",
+            a = inout(reg) a => _,
+            inout("rax") number => result,
+            in("rcx") b,
+            in("rdx") c,
+            in("rsi") d,
+            in("rdi") e,
+            out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+        );
+    }
+    i64::from(result as u32 as i32)
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn i386(_: [u64; 7]) -> i64 {
+    -38
+}

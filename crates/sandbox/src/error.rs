@@ -1,0 +1,133 @@
+//! Why a process was not run to its end.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// Why a process was not run to its end.
+#[derive(Debug, Error)]
+pub enum SandboxError {
+    /// The caller's token fired; every process is gone.
+    #[error("cancelled")]
+    Cancelled,
+    /// This host cannot isolate processes in this way.
+    #[error("this host cannot run the native sandbox: {what}")]
+    Host {
+        /// What is missing.
+        what: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: Option<io::Error>,
+    },
+    /// The process as described cannot exist.
+    #[error("invalid process: {what}")]
+    Invalid {
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// The helper could not be started.
+    #[error("cannot start the sandbox's helper")]
+    StartHelper(#[source] io::Error),
+    /// The helper could not be talked to.
+    #[error("cannot talk to the sandbox's helper")]
+    TalkToHelper(#[source] io::Error),
+    /// The helper ended without saying how the process ended, for instance because it was killed.
+    #[error("the sandbox's helper died ({status})")]
+    HelperDied {
+        /// How it ended.
+        status: std::process::ExitStatus,
+    },
+    /// One step of setting up the sandbox failed; the command was not started.
+    #[error("cannot {step}{}", path.as_ref().map(|path| format!(" {}", path.display())).unwrap_or_default())]
+    Setup {
+        /// What was being done.
+        step: Step,
+        /// To what.
+        path: Option<PathBuf>,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A step of setting up the sandbox, as its helper reports it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Step {
+    /// Read the plan, check that the helper has one thread.
+    ReceivePlan,
+    /// `unshare(2)`.
+    MakeNamespaces,
+    /// `fork(2)` of the init process or the command.
+    Fork,
+    /// Tie the init process to its helper; hide it from the command.
+    ProtectInit,
+    /// Cut mount propagation, prepare the place where mounts are gathered.
+    PrepareMounts,
+    /// Mount the root.
+    MountRoot,
+    /// Mount `/proc`, `/sys`, `/dev` and what is below.
+    MountFilesystem,
+    /// Bind a device node.
+    BindDevice,
+    /// Hide a file or directory of `/proc` or `/sys`.
+    Mask,
+    /// Make a file or directory of `/proc` read-only.
+    MakeReadOnly,
+    /// Mount a generated file such as `/etc/hosts`, or a secret.
+    MountFile,
+    /// Mount a tree or a host directory.
+    MountTree,
+    /// Find or make the working directory.
+    EnterDirectory,
+    /// `pivot_root(2)`, and unmount the host's tree.
+    SwitchRoot,
+    /// Set the host name.
+    SetHostname,
+    /// Bring up the loopback interface.
+    StartLoopback,
+    /// Leave the host's session keyring.
+    LeaveKeyring,
+    /// Resource limits, session, signals, out-of-memory score.
+    SetLimits,
+    /// Connect stdin, stdout and stderr.
+    ConnectStdio,
+    /// Load the seccomp filter.
+    LoadFilter,
+    /// Drop capabilities and change user.
+    DropPrivileges,
+    /// Wait for the command.
+    Wait,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Step::ReceivePlan => "receive the plan",
+            Step::MakeNamespaces => "make namespaces",
+            Step::Fork => "fork",
+            Step::ProtectInit => "protect the init process",
+            Step::PrepareMounts => "prepare a private mount tree at",
+            Step::MountRoot => "mount the root",
+            Step::MountFilesystem => "mount",
+            Step::BindDevice => "bind the device",
+            Step::Mask => "mask",
+            Step::MakeReadOnly => "make read-only",
+            Step::MountFile => "mount the file",
+            Step::MountTree => "mount the tree",
+            Step::EnterDirectory => "enter the directory",
+            Step::SwitchRoot => "switch to the new root",
+            Step::SetHostname => "set the host name",
+            Step::StartLoopback => "start the loopback interface",
+            Step::LeaveKeyring => "leave the session keyring",
+            Step::SetLimits => "set limits",
+            Step::ConnectStdio => "connect the output",
+            Step::LoadFilter => "load the system call filter",
+            Step::DropPrivileges => "drop privileges",
+            Step::Wait => "wait for the command",
+        })
+    }
+}

@@ -1,0 +1,16 @@
+//! Linux: namespaces, mounts, capabilities, seccomp. The parent module draws the processes.
+//!
+//! `sandbox` is the caller's side and `wire` what goes over the socket. `helper`, `init` and `command` are the three
+//! processes, each a list of steps; `mounts` and `walk` help init; `sys` holds every unsafe line.
+
+mod command;
+mod helper;
+mod init;
+mod mounts;
+mod sandbox;
+mod sys;
+mod walk;
+mod wire;
+
+pub use helper::run_helper_if_asked;
+pub use sandbox::NativeSandbox;

@@ -1,0 +1,124 @@
+//! The caller's side: starts a helper for each run and waits for its report.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use async_trait::async_trait;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::process::Child;
+use tokio_util::sync::CancellationToken;
+
+use super::{helper, mounts, wire};
+use crate::plan::{self, Attributes};
+use crate::{ExitStatus, Process, Root, Sandbox, SandboxError, filter};
+
+/// Most bytes of reports; one takes a few dozen and a path.
+const MAX_REPORTS: u64 = 64 << 10;
+
+/// Runs processes by Linux namespaces, mounts, capabilities and seccomp. Needs root and Linux 5.12.
+#[derive(Debug)]
+pub struct NativeSandbox {
+    /// The helper's binary, on a read-only mount that no process can find: a command that gets hold of it
+    /// through `/proc/PID/exe` cannot open it for writing (CVE-2019-5736).
+    helper: OwnedFd,
+    /// seccomp programs, without and with fast sync.
+    filters: [Vec<u8>; 2],
+}
+
+impl NativeSandbox {
+    /// Checks what this host can do. `helper` is a binary whose `main` begins with
+    /// [`run_helper_if_asked`](crate::run_helper_if_asked), commonly `/proc/self/exe`.
+    ///
+    /// # Errors
+    ///
+    /// [`SandboxError::Host`] with what is missing; [`SandboxError::StartHelper`] if `helper` is not there.
+    pub fn new(helper: impl Into<PathBuf>) -> Result<Self, SandboxError> {
+        let missing = |what| SandboxError::Host { what, source: None };
+        if !rustix::process::geteuid().is_root() {
+            return Err(missing("it needs root"));
+        }
+        if ["pid", "mnt", "uts", "ipc", "cgroup", "net"]
+            .iter()
+            .any(|kind| !PathBuf::from("/proc/self/ns").join(kind).exists())
+        {
+            return Err(missing("this kernel lacks a kind of namespace (pid, mnt, uts, ipc, cgroup, net)"));
+        }
+        if !filter::supported() {
+            return Err(missing("there is no system call table for this kind of processor"));
+        }
+        if !PathBuf::from("/proc/sys/kernel/seccomp/actions_avail").exists() {
+            return Err(missing("this kernel lacks seccomp filters"));
+        }
+        let path = plan::host_path(&helper.into())?;
+        std::fs::metadata(plan::to_path(&path)).map_err(SandboxError::StartHelper)?;
+        let attributes = Attributes::READ_ONLY.and(Attributes::NOSUID).and(Attributes::NODEV);
+        let helper = mounts::copy_from_host(&path, attributes).map_err(|source| SandboxError::Host {
+            what: "cannot make mounts; it needs CAP_SYS_ADMIN and Linux 5.12",
+            source: Some(source),
+        })?;
+        let filters = [false, true].map(|fast_sync| filter::to_bytes(&filter::program(fast_sync)));
+        Ok(Self { helper, filters })
+    }
+
+    /// Starts the helper. Its environment is empty, its signals are not the terminal's.
+    fn start_helper(&self, link: OwnedFd) -> io::Result<Child> {
+        let mut command = Command::new(format!("/proc/self/fd/{}", self.helper.as_raw_fd()));
+        command.arg0(helper::NAME).env_clear().process_group(0);
+        command.stdin(link).stdout(Stdio::null());
+        tokio::process::Command::from(command).spawn()
+    }
+}
+
+#[async_trait]
+impl Sandbox for NativeSandbox {
+    async fn run(
+        &self,
+        root: Root,
+        process: &Process,
+        output: OwnedFd,
+        cancel: &CancellationToken,
+    ) -> Result<ExitStatus, SandboxError> {
+        if cancel.is_cancelled() {
+            return Err(SandboxError::Cancelled);
+        }
+        let (message, sent, mut link, mut child) = {
+            let (plan, descriptors) =
+                plan::plan(&root, process, output.as_fd(), &self.filters[usize::from(process.fast_sync)])?;
+            let message = wire::encode(&plan)?;
+            let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+                .map_err(|error| SandboxError::TalkToHelper(error.into()))?;
+            let ours = StdUnixStream::from(ours);
+            ours.set_nonblocking(true).map_err(SandboxError::TalkToHelper)?;
+            let child = self.start_helper(theirs).map_err(SandboxError::StartHelper)?;
+            let sent = wire::send_with(ours.as_fd(), &message, &descriptors).map_err(SandboxError::TalkToHelper)?;
+            (message, sent, UnixStream::from_std(ours).map_err(SandboxError::TalkToHelper)?, child)
+        };
+        // The helper has them now. Kept here, the root would stay mounted and the output would never end.
+        drop((root, output));
+
+        let conversation = async {
+            // If the helper ended early, its report says why.
+            let _ = link.write_all(&message[sent..]).await;
+            let mut reports = Vec::new();
+            (&mut link).take(MAX_REPORTS).read_to_end(&mut reports).await.map(|_| reports)
+        };
+        let reports = tokio::select! {
+            reports = conversation => Some(reports),
+            () = cancel.cancelled() => None,
+        };
+        // Whatever happened: the helper kills the rest when the socket closes, and ends when all is gone.
+        drop(link);
+        let status = child.wait().await.map_err(SandboxError::TalkToHelper)?;
+        match reports {
+            None => Err(SandboxError::Cancelled),
+            Some(reports) => wire::outcome(&reports.map_err(SandboxError::TalkToHelper)?)
+                .unwrap_or(Err(SandboxError::HelperDied { status })),
+        }
+    }
+}

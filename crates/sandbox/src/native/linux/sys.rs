@@ -1,0 +1,181 @@
+//! System calls that have no safe wrapper elsewhere. Each function does one thing and returns `io::Result`.
+#![expect(unsafe_code, reason = "the one place of this crate for it")]
+
+use std::ffi::{CStr, CString, c_char, c_int, c_ulong};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr;
+
+use rustix::process::Pid;
+use rustix::thread::UnshareFlags;
+
+use crate::plan::Attributes;
+
+/// Proof that this process had one thread when asked. The helper makes no others.
+pub(super) struct SingleThread(());
+
+impl SingleThread {
+    /// Counts the threads: `/proc/self/task` is a directory with one subdirectory each.
+    pub(super) fn check() -> io::Result<Self> {
+        let links = rustix::fs::stat("/proc/self/task")?.st_nlink;
+        if links == 3 { Ok(Self(())) } else { Err(io::Error::from_raw_os_error(libc::EBUSY)) }
+    }
+}
+
+fn check(result: c_int) -> io::Result<()> {
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn check_long(result: libc::c_long) -> io::Result<()> {
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Forks. Returns the child's process id in the parent and `None` in the child.
+pub(super) fn fork(_: &SingleThread) -> io::Result<Option<Pid>> {
+    // SAFETY: the child of a process with several threads may only call async-signal-safe
+    // functions, as locks of other threads stay locked. There are no others: see `SingleThread`.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        pid => Ok(Pid::from_raw(pid)),
+    }
+}
+
+/// Moves the calling thread into new namespaces (children, for the pid namespace).
+pub(super) fn unshare(namespaces: UnshareFlags) -> io::Result<()> {
+    assert!(!namespaces.contains(UnshareFlags::FILES), "only namespaces are unshared");
+    // SAFETY: only `FILES` is unsafe, since it takes descriptors away from values that own them; just excluded.
+    Ok(unsafe { rustix::thread::unshare_unsafe(namespaces) }?)
+}
+
+/// Adds `attributes` to a detached mount and makes it private, so that nothing mounted below it later
+/// shows up in the tree it was copied from.
+pub(super) fn mount_set_private(mount: BorrowedFd<'_>, attributes: Attributes) -> io::Result<()> {
+    #[repr(C)]
+    struct MountAttr {
+        set: u64,
+        clear: u64,
+        propagation: u64,
+        user_namespace: u64,
+    }
+    let attr = MountAttr { set: attributes.0, clear: 0, propagation: libc::MS_PRIVATE, user_namespace: 0 };
+    // SAFETY: mount_setattr(2) reads an empty C string and `size_of` bytes at `attr`, which is the kernel's
+    // `struct mount_attr`, and keeps neither pointer.
+    check_long(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            &raw const attr,
+            size_of::<MountAttr>(),
+        )
+    })
+}
+
+/// Brings up the interface `lo` of this network namespace.
+pub(super) fn loopback_up(socket: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: `ifreq` is integers, byte arrays and raw pointers; all zeroes are valid for it.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l' as c_char;
+    request.ifr_name[1] = b'o' as c_char;
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads an `ifreq` at the pointer, a live local, and keeps nothing.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw mut request) })
+}
+
+/// Joins a new, empty session keyring, so that keys of the caller's session are out of reach.
+pub(super) fn join_new_session_keyring() -> io::Result<()> {
+    const KEYCTL_JOIN_SESSION_KEYRING: c_int = 1;
+    // SAFETY: a null name asks for an anonymous keyring; the call touches no memory of ours.
+    check_long(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, ptr::null::<c_char>()) })
+}
+
+/// Ignores `signals`.
+pub(super) fn ignore_signals(signals: &[c_int]) {
+    for signal in signals {
+        // SAFETY: `SIG_IGN` is no function, so no code of ours can run at a wrong time.
+        unsafe { libc::signal(*signal, libc::SIG_IGN) };
+    }
+}
+
+/// Gives every signal its default effect and unblocks it, whatever the caller's parents ignored.
+pub(super) fn reset_signals() -> io::Result<()> {
+    for signal in 1..=libc::SIGRTMAX() {
+        // The kernel's `struct sigaction`, all zeroes: SIG_DFL, no flags, empty mask. Not signal(3): the C library
+        // keeps two signals for itself and would leave them ignored.
+        let default = [0_u64; 4];
+        let mask_size = 8;
+        // SAFETY: rt_sigaction(2) reads a `struct sigaction`, which is no longer than `default`, and SIG_DFL is no
+        // function. SIGKILL and SIGSTOP give an error, which is right.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, &raw const default, ptr::null::<u64>(), mask_size) };
+    }
+    // SAFETY: `sigset_t` is an array of integers; sigemptyset(3) initialises it and sigprocmask(2) reads it.
+    check(unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut())
+    })
+}
+
+/// Marks every descriptor from `first` on to be closed by `execve(2)` (Linux 5.11).
+pub(super) fn close_on_exec_from(first: c_int) -> io::Result<()> {
+    // SAFETY: takes three integers and touches no memory; descriptors stay open, so no owner is deceived.
+    check_long(unsafe { libc::syscall(libc::SYS_close_range, first, c_int::MAX, libc::CLOSE_RANGE_CLOEXEC) })
+}
+
+/// Loads a seccomp program, given as `struct sock_filter[]`, for this thread and its children. Needs `CAP_SYS_ADMIN`,
+/// or `no_new_privs`, which would disable `sudo`.
+pub(super) fn load_filter(program: &[u8]) -> io::Result<()> {
+    let mut filter: Vec<libc::sock_filter> = program
+        .chunks_exact(8)
+        .map(|bytes| libc::sock_filter {
+            code: u16::from_ne_bytes([bytes[0], bytes[1]]),
+            jt: bytes[2],
+            jf: bytes[3],
+            k: u32::from_ne_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]),
+        })
+        .collect();
+    let len = u16::try_from(filter.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let program = libc::sock_fprog { len, filter: filter.as_mut_ptr() };
+    // SAFETY: the kernel copies `len` instructions from `filter`, which has just that many and lives until the end
+    // of this function, and verifies them.
+    check_long(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) })
+}
+
+/// Removes capability number `capability` from the bounding set. `EINVAL`: this kernel has no such capability.
+pub(super) fn drop_from_bounding_set(capability: u32) -> io::Result<()> {
+    // SAFETY: takes integers and touches no memory.
+    check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, c_ulong::from(capability), 0, 0, 0) })
+}
+
+/// Clears the supplementary groups.
+pub(super) fn clear_groups() -> io::Result<()> {
+    // SAFETY: a length of 0 means that the pointer is not read.
+    check(unsafe { libc::setgroups(0, ptr::null()) })
+}
+
+/// Arguments in the form that `execve(2)` takes, made before the fork.
+pub(super) struct Words<'a> {
+    pointers: Vec<*const c_char>,
+    _words: &'a [CString],
+}
+
+impl<'a> Words<'a> {
+    pub(super) fn new(words: &'a [CString]) -> Self {
+        let pointers = words.iter().map(|word| word.as_ptr()).chain([ptr::null()]).collect();
+        Self { pointers, _words: words }
+    }
+}
+
+/// Executes `program`. Returns only if that fails.
+pub(super) fn execute(program: &CStr, argv: &Words<'_>, env: &Words<'_>) -> io::Error {
+    // SAFETY: both arrays end in a null pointer and hold pointers to C strings, which `Words` borrows.
+    unsafe { libc::execve(program.as_ptr(), argv.pointers.as_ptr(), env.pointers.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// Ends this process at once: nothing of its copy of the parent's state may run, such as flushing buffers.
+pub(super) fn exit_now(code: c_int) -> ! {
+    // SAFETY: _exit(2) may be called at any time; it runs no destructors.
+    unsafe { libc::_exit(code) }
+}

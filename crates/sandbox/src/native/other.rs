@@ -1,0 +1,34 @@
+//! No native sandbox here (yet).
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+
+use crate::{ExitStatus, Process, Root, Sandbox, SandboxError};
+
+/// The native sandbox, which this operating system does not have.
+#[derive(Debug)]
+pub struct NativeSandbox(std::convert::Infallible);
+
+impl NativeSandbox {
+    /// Fails.
+    ///
+    /// # Errors
+    ///
+    /// Always [`SandboxError::Host`].
+    pub fn new(_helper: impl Into<PathBuf>) -> Result<Self, SandboxError> {
+        Err(SandboxError::Host { what: "it needs Linux", source: None })
+    }
+}
+
+#[async_trait]
+impl Sandbox for NativeSandbox {
+    async fn run(&self, _: Root, _: &Process, _: OwnedFd, _: &CancellationToken) -> Result<ExitStatus, SandboxError> {
+        match self.0 {}
+    }
+}
+
+/// Does nothing: this operating system needs no helper.
+pub fn run_helper_if_asked() {}

@@ -1,0 +1,128 @@
+//! A root filesystem of its own per test, and short ways to run a script in it.
+
+use std::fs;
+use std::io::{PipeReader, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use kiln_sandbox::{
+    ExitStatus, Limits, NativeSandbox, Network, Process, Root, Sandbox as _, SandboxError, User, UserNamespace,
+};
+use tokio_util::sync::CancellationToken;
+
+pub const HELPER: &str = env!("CARGO_BIN_EXE_kiln-sandbox-helper");
+pub const PROBE: &str = env!("CARGO_BIN_EXE_kiln-sandbox-probe");
+pub const ROOT: User = User { uid: 0, gid: 0 };
+pub const BUILDER: User = User { uid: 1000, gid: 1000 };
+
+/// Leaves the test, as a skip, where the sandbox cannot run.
+#[macro_export]
+macro_rules! needs_sandbox {
+    () => {
+        kiln_testkit::need!(kiln_testkit::Need::Root, kiln_testkit::Need::Tool("busybox", "busybox-static"));
+    };
+}
+
+pub struct Jail {
+    pub dir: tempfile::TempDir,
+    pub sandbox: NativeSandbox,
+}
+
+impl Jail {
+    /// A busybox root in a directory.
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        // The user inside must get through.
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir(dir.path().join("root")).unwrap();
+        kiln_testkit::busybox_root(&dir.path().join("root")).unwrap();
+        Self { dir, sandbox: NativeSandbox::new(HELPER).unwrap() }
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
+    /// Puts the probe at `/probe`, with the libraries that it needs.
+    pub fn with_probe(self) -> Self {
+        fs::copy(PROBE, self.root().join("probe")).unwrap();
+        let ldd = Command::new("ldd").arg(PROBE).output().unwrap();
+        let listing = String::from_utf8(ldd.stdout).unwrap();
+        for library in listing.split_whitespace().filter(|word| word.starts_with('/')) {
+            let copy = self.root().join(library.trim_start_matches('/'));
+            fs::create_dir_all(copy.parent().unwrap()).unwrap();
+            fs::copy(library, copy).unwrap();
+        }
+        self
+    }
+
+    /// Runs `script` as root and returns what it printed; it must succeed.
+    pub async fn sh(&self, script: &str) -> String {
+        self.ok(&shell(script)).await
+    }
+
+    /// Runs `process` and returns what it printed; it must succeed.
+    pub async fn ok(&self, process: &Process) -> String {
+        let (status, output) = self.run(process).await.unwrap();
+        assert_eq!(status, ExitStatus::Code(0), "{output}");
+        output
+    }
+
+    pub async fn run(&self, process: &Process) -> Result<(ExitStatus, String), SandboxError> {
+        self.run_in(Root::Dir(self.root()), process).await
+    }
+
+    pub async fn run_in(&self, root: Root, process: &Process) -> Result<(ExitStatus, String), SandboxError> {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let output = tokio::task::spawn_blocking(move || read_all(reader));
+        let status = self.sandbox.run(root, process, OwnedFd::from(writer), &CancellationToken::new()).await;
+        // The pipe ends with the sandbox, or this would wait forever.
+        let output = output.await.unwrap();
+        Ok((status?, output))
+    }
+}
+
+pub fn read_all(mut reader: PipeReader) -> String {
+    let mut bytes = Vec::new();
+    reader.read_to_end(&mut bytes).unwrap();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Reads up to and including the next newline, byte by byte, so that nothing after it is taken.
+pub fn read_line(reader: &mut impl Read) -> String {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while reader.read(&mut byte).unwrap() == 1 && byte[0] != b'\n' {
+        line.push(byte[0]);
+    }
+    String::from_utf8_lossy(&line).into_owned()
+}
+
+pub fn shell(script: &str) -> Process {
+    Process {
+        argv: ["/bin/sh", "-c", script].map(Into::into).to_vec(),
+        env: vec![("PATH".into(), "/bin:/usr/bin".into())],
+        cwd: "/".into(),
+        user: ROOT,
+        hostname: "builder".to_owned(),
+        network: Network::None,
+        mounts: Vec::new(),
+        limits: Limits::default(),
+        user_namespace: UserNamespace::Host,
+        fast_sync: false,
+        held: Vec::new(),
+    }
+}
+
+/// Returns this process's mounts that mention `dir`.
+pub fn host_mounts(dir: &Path) -> Vec<String> {
+    let dir = dir.to_str().unwrap();
+    fs::read_to_string("/proc/self/mountinfo")
+        .unwrap()
+        .lines()
+        .filter(|line| line.contains(dir))
+        .map(Into::into)
+        .collect()
+}

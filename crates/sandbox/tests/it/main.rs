@@ -1,0 +1,13 @@
+//! The sandbox's promises, each tested from inside and named after it.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the failure")]
+
+mod devices;
+mod ends;
+mod filesystems;
+mod harness;
+mod hostile;
+mod isolation;
+mod privileges;
+mod secrets;
+mod system_calls;
