@@ -1,0 +1,40 @@
+# `make demo`: set up and run the main job. `make test`: set up and pass all tests.
+
+# What a C library in a crate needs to compile.
+BUILD_PACKAGES = gcc libc6-dev make
+DEMO_PACKAGES = $(BUILD_PACKAGES) mmdebstrap ca-certificates
+# busybox: base images of tests. mkfs: stores on real filesystems. skopeo, umoci: images made and unpacked by others.
+TEST_PACKAGES = $(BUILD_PACKAGES) busybox-static mmdebstrap ca-certificates e2fsprogs xfsprogs \
+	mount procps skopeo umoci util-linux xz-utils zstd
+BENCH_PACKAGES = $(DEMO_PACKAGES) buildah docker.io runc python3 time
+
+.PHONY: all demo test check bench
+all:
+	cargo build --release --locked
+
+demo:
+	scripts/need-packages $(DEMO_PACKAGES)
+	scripts/need-cargo
+	cargo build --release --locked
+	scripts/demo target/release/kiln
+
+test:
+	scripts/need-packages $(TEST_PACKAGES)
+	scripts/need-cargo nextest
+	cargo nextest run --workspace --locked
+	cargo test --workspace --locked --doc
+	scripts/check-docs
+
+check:
+	scripts/need-packages $(BUILD_PACKAGES)
+	scripts/need-cargo
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
+	cd fuzz && cargo fmt --check && RUSTC_BOOTSTRAP=1 cargo check --locked
+
+bench:
+	scripts/need-packages $(BENCH_PACKAGES)
+	scripts/need-cargo
+	cargo build --release --locked
+	bench/run
