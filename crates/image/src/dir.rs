@@ -6,10 +6,12 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata};
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
 
 use crate::digest::hex;
 use crate::error::At;
@@ -36,6 +38,10 @@ pub(crate) fn resolve(dir: PathBuf, digests: &dyn FileDigests) -> Result<Resolve
 /// Copies the directory.
 pub(crate) fn fetch(dir: &Path, blake3: [u8; 32], fetch: &Fetch) -> Result<ImageConfig, ImageError> {
     check(dir)?;
+    if fetch.into.canonicalize().at_open(&fetch.into)?.starts_with(dir.canonicalize().at_open(dir)?) {
+        // The copy would be copied, and the copy of the copy.
+        return Err(ImageError::ContainsStore { dir: dir.to_owned(), into: fetch.into.clone() });
+    }
     let Fetch { into, limits, progress, cancel } = fetch;
     let unpacking = |path: &Path, error| ImageError::unpacking(path.display().to_string(), error);
     let mut tree = Tree::new(into, limits).at_write(into)?;
@@ -46,7 +52,7 @@ pub(crate) fn fetch(dir: &Path, blake3: [u8; 32], fetch: &Fetch) -> Result<Image
             return Err(ImageError::Cancelled);
         }
         let file = match entry.kind {
-            Kind::File { .. } => Some(File::open(path).at_open(path)?),
+            Kind::File { .. } => Some(open(path).at_open(path)?),
             _ => None,
         };
         let mut content = Copied::new(file, &mut buffer);
@@ -63,6 +69,12 @@ pub(crate) fn fetch(dir: &Path, blake3: [u8; 32], fetch: &Fetch) -> Result<Image
     Ok(ImageConfig::default())
 }
 
+/// Opens what was a regular file when the walk saw it.
+fn open(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
+}
+
 fn check(dir: &Path) -> Result<(), ImageError> {
     if dir.metadata().at_open(dir)?.is_dir() {
         return Ok(());
@@ -70,12 +82,12 @@ fn check(dir: &Path) -> Result<(), ImageError> {
     Err(ImageError::NotA { path: dir.to_owned(), wanted: "a directory", found: "it is a file".to_owned() })
 }
 
+/// Looks at an entry, and returns the digest of its content if it is a file.
+type Visit<'a> = dyn FnMut(&Path, &Entry) -> Result<[u8; 32], ImageError> + 'a;
+
 /// Tells `visit` of each entry below `dir`, directories before what is in them, in one order for all machines.
 /// Returns a digest of it all; `visit` gives those of files.
-fn walk(
-    dir: &Path,
-    visit: &mut dyn FnMut(&Path, &Entry) -> Result<[u8; 32], ImageError>,
-) -> Result<[u8; 32], ImageError> {
+fn walk(dir: &Path, visit: &mut Visit<'_>) -> Result<[u8; 32], ImageError> {
     // Not following the last link would make an empty image of a link to a directory.
     let meta = dir.metadata().at_read(dir)?;
     let mut walk = Walk { device: meta.dev(), links: HashMap::new(), hasher: blake3::Hasher::new(), visit };
@@ -90,7 +102,7 @@ struct Walk<'a> {
     /// The first name of each file that has several.
     links: HashMap<u64, Vec<u8>>,
     hasher: blake3::Hasher,
-    visit: &'a mut dyn FnMut(&Path, &Entry) -> Result<[u8; 32], ImageError>,
+    visit: &'a mut Visit<'a>,
 }
 
 impl Walk<'_> {

@@ -185,6 +185,14 @@ pub enum ImageError {
         /// What changed.
         path: PathBuf,
     },
+    /// The directory would be copied into itself.
+    #[error("{} cannot be a base: {} lies in it", dir.display(), into.display())]
+    ContainsStore {
+        /// The directory.
+        dir: PathBuf,
+        /// Where it was to be copied.
+        into: PathBuf,
+    },
     /// A layer or archive could not be unpacked.
     #[error("cannot unpack {name}")]
     Unpack {
@@ -269,6 +277,7 @@ impl ImageError {
             | Self::WrongPlatform { .. }
             | Self::UnsupportedKind { .. }
             | Self::Inconsistent { .. }
+            | Self::ContainsStore { .. }
             | Self::Changed { .. } => true,
         }
     }

@@ -1,11 +1,14 @@
 //! One archive into a tree.
 
 use std::io;
+use std::path::Path;
 
 use thiserror::Error;
+use tokio_util::sync::CancellationToken;
 
+use crate::Limits;
 use crate::stream::{self, Expected, Section, Watch};
-use crate::tar::{Reader, TarError};
+use crate::tar::{Reader, Source, TarError};
 use crate::tree::{Tree, Whiteouts};
 
 /// Why a layer or archive could not be unpacked.
@@ -111,15 +114,44 @@ pub(crate) fn layer(
     tree: &mut Tree,
     watch: &Watch<'_>,
 ) -> Result<(), UnpackError> {
-    stream::unpack(section, expected, watch, |unpacked| {
-        tree.begin_layer(whiteouts)?;
-        let mut reader = Reader::new(unpacked, watch.limits);
-        while let Some(entry) = reader.next()? {
-            if watch.cancel.is_cancelled() {
-                return Err(UnpackError::Cancelled);
-            }
-            tree.add(&entry, &mut reader, watch.cancel)?;
+    stream::unpack(section, expected, watch, |unpacked| members(unpacked, whiteouts, tree, watch.limits, watch.cancel))
+}
+
+fn members(
+    source: impl Source,
+    whiteouts: Whiteouts,
+    tree: &mut Tree,
+    limits: &Limits,
+    cancel: &CancellationToken,
+) -> Result<(), UnpackError> {
+    tree.begin_layer(whiteouts)?;
+    let mut reader = Reader::new(source, limits);
+    while let Some(entry) = reader.next()? {
+        if cancel.is_cancelled() {
+            return Err(UnpackError::Cancelled);
         }
-        tree.finish_layer()
-    })
+        tree.add(&entry, &mut reader, cancel)?;
+    }
+    tree.finish_layer()
+}
+
+/// Unpacks layers that are in memory, without checking digests: for tests and fuzzing.
+#[doc(hidden)]
+pub fn unpack_in_memory(layers: &[&[u8]], into: &Path, limits: &Limits) -> Result<(), UnpackError> {
+    struct Memory<'a>(&'a [u8]);
+
+    impl Source for Memory<'_> {
+        fn fill(&mut self) -> io::Result<&[u8]> {
+            // In pieces, so that what straddles two is seen too.
+            Ok(&self.0[..self.0.len().min(1000)])
+        }
+
+        fn consume(&mut self, count: usize) {
+            self.0 = &self.0[count..];
+        }
+    }
+
+    let mut tree = Tree::new(into, limits).map_err(UnpackError::Read)?;
+    let cancel = CancellationToken::new();
+    layers.iter().try_for_each(|layer| members(Memory(layer), Whiteouts::Apply, &mut tree, limits, &cancel))
 }

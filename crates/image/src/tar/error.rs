@@ -50,7 +50,7 @@ pub enum TarError {
         limit: u64,
     },
     /// A member's name or link is too long for any filesystem.
-    #[error("the member at byte {offset} has a name longer than 4096 bytes")]
+    #[error("the member at byte {offset} has a name longer than 4095 bytes")]
     NameTooLong {
         /// Where its header is.
         offset: u64,

@@ -7,8 +7,8 @@ use super::pax::Extended;
 use super::sparse::{self, PaxMap};
 use super::{Entry, Kind, Segment, TarError, Time};
 
-/// What filesystems accept as a path, and more than any accepts as a link.
-const NAME_LENGTH: usize = 4096;
+/// What the kernel accepts as a path, and as a link's target.
+const NAME_LENGTH: usize = 4095;
 
 /// Where the archive's bytes come from.
 pub(crate) trait Source {

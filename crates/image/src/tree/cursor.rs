@@ -26,6 +26,9 @@ pub(super) enum Missing {
     Stop,
 }
 
+/// Hears of each directory that is opened, by its real path.
+pub(super) type Notice<'a> = dyn FnMut(&[u8], Found) -> Result<(), UnpackError> + 'a;
+
 pub(super) struct Cursor {
     /// The root, then directories inside each other by their real names. Those below `depth` are left from
     /// earlier walks, and still good.
@@ -94,12 +97,7 @@ impl Cursor {
 
     /// Goes to the directory `path`, following links inside the root. Tells `found` of each directory that it
     /// opens. Returns false if one is missing and shall not be made, or is none.
-    pub(super) fn walk(
-        &mut self,
-        path: &[u8],
-        missing: Missing,
-        found: &mut dyn FnMut(&[u8], Found) -> Result<(), UnpackError>,
-    ) -> Result<bool, UnpackError> {
+    pub(super) fn walk(&mut self, path: &[u8], missing: Missing, found: &mut Notice<'_>) -> Result<bool, UnpackError> {
         self.depth = 0;
         let mut links = 0;
         let mut spliced: Vec<u8>;

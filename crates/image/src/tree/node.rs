@@ -264,8 +264,14 @@ impl Tree {
                     return Err(refused(&entry.name, format!("it has the attribute `{}`", shown(name))));
                 }
             }
-            rustix::fs::fsetxattr(fd, &name[..], value, XattrFlags::empty())
-                .map_err(|error| write_error("set an attribute of", &entry.name, error))?;
+            match rustix::fs::fsetxattr(fd, &name[..], value, XattrFlags::empty()) {
+                Ok(()) => {}
+                // An ill-formed name or value; too long a name; too long a value.
+                Err(Errno::INVAL | Errno::RANGE | Errno::TOOBIG) => {
+                    return Err(refused(&entry.name, format!("its attribute `{}` is not valid", shown(name))));
+                }
+                Err(error) => return Err(write_error("set an attribute of", &entry.name, error)),
+            }
         }
         Ok(())
     }
