@@ -156,7 +156,7 @@ fn caller(jail: &Jail, script: &str) -> Child {
 }
 
 /// Returns the processes whose parent is `parent`.
-pub fn children_of(parent: u32) -> Vec<u32> {
+pub(crate) fn children_of(parent: u32) -> Vec<u32> {
     let parent = parent.to_string();
     let processes = fs::read_dir("/proc").unwrap().flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());

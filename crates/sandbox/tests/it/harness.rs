@@ -12,10 +12,10 @@ use kiln_sandbox::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub const HELPER: &str = env!("CARGO_BIN_EXE_kiln-sandbox-helper");
-pub const PROBE: &str = env!("CARGO_BIN_EXE_kiln-sandbox-probe");
-pub const ROOT: User = User { uid: 0, gid: 0 };
-pub const BUILDER: User = User { uid: 1000, gid: 1000 };
+pub(crate) const HELPER: &str = env!("CARGO_BIN_EXE_kiln-sandbox-helper");
+pub(crate) const PROBE: &str = env!("CARGO_BIN_EXE_kiln-sandbox-probe");
+pub(crate) const ROOT: User = User { uid: 0, gid: 0 };
+pub(crate) const BUILDER: User = User { uid: 1000, gid: 1000 };
 
 /// Leaves the test, as a skip, where the sandbox cannot run.
 #[macro_export]
@@ -25,14 +25,14 @@ macro_rules! needs_sandbox {
     };
 }
 
-pub struct Jail {
-    pub dir: tempfile::TempDir,
-    pub sandbox: NativeSandbox,
+pub(crate) struct Jail {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) sandbox: NativeSandbox,
 }
 
 impl Jail {
     /// A busybox root in a directory.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         // The user inside must get through.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -41,12 +41,12 @@ impl Jail {
         Self { dir, sandbox: NativeSandbox::new(HELPER).unwrap() }
     }
 
-    pub fn root(&self) -> PathBuf {
+    pub(crate) fn root(&self) -> PathBuf {
         self.dir.path().join("root")
     }
 
     /// Puts the probe at `/probe`, with the libraries that it needs.
-    pub fn with_probe(self) -> Self {
+    pub(crate) fn with_probe(self) -> Self {
         fs::copy(PROBE, self.root().join("probe")).unwrap();
         let ldd = Command::new("ldd").arg(PROBE).output().unwrap();
         let listing = String::from_utf8(ldd.stdout).unwrap();
@@ -59,22 +59,22 @@ impl Jail {
     }
 
     /// Runs `script` as root and returns what it printed; it must succeed.
-    pub async fn sh(&self, script: &str) -> String {
+    pub(crate) async fn sh(&self, script: &str) -> String {
         self.ok(&shell(script)).await
     }
 
     /// Runs `process` and returns what it printed; it must succeed.
-    pub async fn ok(&self, process: &Process) -> String {
+    pub(crate) async fn ok(&self, process: &Process) -> String {
         let (status, output) = self.run(process).await.unwrap();
         assert_eq!(status, ExitStatus::Code(0), "{output}");
         output
     }
 
-    pub async fn run(&self, process: &Process) -> Result<(ExitStatus, String), SandboxError> {
+    pub(crate) async fn run(&self, process: &Process) -> Result<(ExitStatus, String), SandboxError> {
         self.run_in(Root::Dir(self.root()), process).await
     }
 
-    pub async fn run_in(&self, root: Root, process: &Process) -> Result<(ExitStatus, String), SandboxError> {
+    pub(crate) async fn run_in(&self, root: Root, process: &Process) -> Result<(ExitStatus, String), SandboxError> {
         let (reader, writer) = std::io::pipe().unwrap();
         let output = tokio::task::spawn_blocking(move || read_all(reader));
         let status = self.sandbox.run(root, process, OwnedFd::from(writer), &CancellationToken::new()).await;
@@ -84,14 +84,14 @@ impl Jail {
     }
 }
 
-pub fn read_all(mut reader: PipeReader) -> String {
+pub(crate) fn read_all(mut reader: PipeReader) -> String {
     let mut bytes = Vec::new();
     reader.read_to_end(&mut bytes).unwrap();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Reads up to and including the next newline, byte by byte, so that nothing after it is taken.
-pub fn read_line(reader: &mut impl Read) -> String {
+pub(crate) fn read_line(reader: &mut impl Read) -> String {
     let mut line = Vec::new();
     let mut byte = [0];
     while reader.read(&mut byte).unwrap() == 1 && byte[0] != b'\n' {
@@ -100,7 +100,7 @@ pub fn read_line(reader: &mut impl Read) -> String {
     String::from_utf8_lossy(&line).into_owned()
 }
 
-pub fn shell(script: &str) -> Process {
+pub(crate) fn shell(script: &str) -> Process {
     Process {
         argv: ["/bin/sh", "-c", script].map(Into::into).to_vec(),
         env: vec![("PATH".into(), "/bin:/usr/bin".into())],
@@ -117,7 +117,7 @@ pub fn shell(script: &str) -> Process {
 }
 
 /// Returns this process's mounts that mention `dir`.
-pub fn host_mounts(dir: &Path) -> Vec<String> {
+pub(crate) fn host_mounts(dir: &Path) -> Vec<String> {
     let dir = dir.to_str().unwrap();
     fs::read_to_string("/proc/self/mountinfo")
         .unwrap()

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use kiln_sandbox::{Mount, Network, Root, Sandbox as _, Source};
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, OpenTreeFlags, UnmountFlags, open_tree};
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Jail, host_mounts, read_all, read_line, shell};
@@ -43,8 +43,7 @@ async fn the_network_is_loopback_only_and_it_works() {
     let jail = Jail::new();
     assert_eq!(jail.sh("ls /sys/class/net").await, "lo\n");
     assert!(jail.sh("ifconfig lo").await.contains("UP LOOPBACK RUNNING"));
-    let script =
-        "nc -l -p 8000 > /tmp/got & until echo hello | nc 127.0.0.1 8000 2>/dev/null; do :; done; wait; cat /tmp/got";
+    let script = "mkfifo /tmp/in; exec 3<>/tmp/in; nc -l -p 8000 <&3 > /tmp/got & until echo hello | nc 127.0.0.1 8000 2>/dev/null; do :; done; wait; cat /tmp/got";
     assert_eq!(jail.sh(script).await, "hello\n");
     assert!(!jail.root().join("etc/resolv.conf").exists());
 }
@@ -93,25 +92,37 @@ async fn nothing_mounted_shows_up_on_the_host() {
     .unwrap();
     let before = host_mounts(jail.dir.path());
 
-    let mut process = shell("echo ready; cat /go");
-    process.mounts = vec![Mount { target: "/cache".into(), source: Source::Dir(shared.join("cache")) }];
-    let (mut reader, writer) = std::io::pipe().unwrap();
-    let go = shared.join("root/go");
-    let dir = jail.dir.path().to_owned();
-    let watcher = tokio::task::spawn_blocking(move || {
-        let ready = read_line(&mut reader);
-        let during = host_mounts(&dir);
-        fs::OpenOptions::new().write(true).open(go).unwrap().write_all(b"gone\n").unwrap();
-        (ready, during, read_all(reader))
-    });
-    let root = Root::Dir(shared.join("root"));
-    jail.sandbox.run(root, &process, OwnedFd::from(writer), &CancellationToken::new()).await.unwrap();
-    let (ready, during, rest) = watcher.await.unwrap();
-    let after = host_mounts(jail.dir.path());
-    rustix::mount::unmount(&shared, UnmountFlags::empty()).unwrap();
-    assert_eq!((ready.as_str(), rest.as_str()), ("ready", "gone\n"));
-    assert_eq!(during, before);
-    assert_eq!(after, before);
+    let detached = |path: &str| {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        open_tree(rustix::fs::CWD, shared.join(path), flags).unwrap()
+    };
+    let cases = [
+        (Root::Dir(shared.join("root")), Source::Dir(shared.join("cache"))),
+        // A copy of a shared mount is its peer.
+        (Root::Mount(detached("root")), Source::Tree(Arc::new(detached("cache")))),
+    ];
+    let mut seen = Vec::new();
+    for (root, source) in cases {
+        let mut process = shell("echo ready; cat /go");
+        process.mounts = vec![Mount { target: "/cache".into(), source }];
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let go = shared.join("root/go");
+        let dir = jail.dir.path().to_owned();
+        let watcher = tokio::task::spawn_blocking(move || {
+            let ready = read_line(&mut reader);
+            let during = host_mounts(&dir);
+            fs::OpenOptions::new().write(true).open(go).unwrap().write_all(b"gone\n").unwrap();
+            (ready, during, read_all(reader))
+        });
+        jail.sandbox.run(root, &process, OwnedFd::from(writer), &CancellationToken::new()).await.unwrap();
+        seen.push((watcher.await.unwrap(), host_mounts(jail.dir.path())));
+    }
+    rustix::mount::unmount(&shared, UnmountFlags::DETACH).unwrap();
+    for ((ready, during, rest), after) in seen {
+        assert_eq!((ready.as_str(), rest.as_str()), ("ready", "gone\n"));
+        assert_eq!(during, before);
+        assert_eq!(after, before);
+    }
 }
 
 #[tokio::test]

@@ -127,6 +127,18 @@ async fn personalities_that_change_no_protection() {
 }
 
 #[tokio::test]
+async fn init_cannot_be_traced_but_ones_own_processes_can() {
+    needs_sandbox!();
+    let calls = [
+        // PTRACE_ATTACH to init; PTRACE_TRACEME; pidfd_getfd of anything.
+        (native(libc::SYS_ptrace, "16 1 0 0"), EPERM),
+        (native(libc::SYS_ptrace, "0 0 0 0"), "ok"),
+        (native(libc::SYS_pidfd_getfd, "-1 0 0"), EPERM),
+    ];
+    answers(&calls, false).await;
+}
+
+#[tokio::test]
 async fn fast_sync_does_not_wait_for_the_disk() {
     needs_sandbox!();
     let calls =

@@ -104,7 +104,7 @@ pub(super) fn reset_signals() -> io::Result<()> {
         // The kernel's `struct sigaction`, all zeroes: SIG_DFL, no flags, empty mask. Not signal(3): the C library
         // keeps two signals for itself and would leave them ignored.
         let default = [0_u64; 4];
-        let mask_size = 8;
+        let mask_size = 8_usize;
         // SAFETY: rt_sigaction(2) reads a `struct sigaction`, which is no longer than `default`, and SIG_DFL is no
         // function. SIGKILL and SIGSTOP give an error, which is right.
         unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, &raw const default, ptr::null::<u64>(), mask_size) };
