@@ -54,14 +54,15 @@ impl Durable {
         Self { upto: Stamp { boot_id: boot_id.to_owned(), boot_ns: 0 } }
     }
 
-    /// Reads the mark; `None` if there is none.
+    /// Reads the mark; `None` if there is none. One that is damaged is `InvalidData`.
     pub(crate) fn read(layout: &Layout) -> Result<Option<Self>, StoreError> {
         let file = layout.state("boot.json");
         match fs::read(&file) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             read => {
                 let parsed = serde_json::from_slice(&read.at("read", &file)?);
-                parsed.map(Some).map_err(io::Error::from).at("read", &file)
+                let damaged = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+                parsed.map(Some).map_err(damaged).at("read", &file)
             }
         }
     }
@@ -74,7 +75,9 @@ impl Durable {
             let mut out = File::create(&new)?;
             out.write_all(&serde_json::to_vec(self)?)?;
             out.sync_all()?;
-            fs::rename(&new, &file)
+            fs::rename(&new, &file)?;
+            // Nothing that is committed from now on may reach the disk before this does.
+            File::open(layout.root.join("state"))?.sync_all()
         };
         write().at("write", &file)
     }

@@ -7,8 +7,7 @@
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::chown;
-use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -16,7 +15,8 @@ use crate::boot::Stamp;
 use crate::error::At;
 use crate::layout::{META, escape};
 use crate::lease::InUse;
-use crate::{Name, Root, Store, StoreError, remove};
+use crate::store::lock;
+use crate::{Name, Root, Store, StoreError, recover, remove};
 
 /// A step's own copy of a cache.
 #[derive(Debug)]
@@ -53,10 +53,8 @@ impl Store {
     ///
     /// The filesystem fails; nothing is left then.
     pub fn begin_cache(&self, name: &[u8], owner: (u32, u32)) -> Result<CacheDraft, StoreError> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
         let cache = escape(name);
-        let unique = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let draft = Name::cache_draft(&unique);
+        let draft = Name::cache_draft(&remove::unique());
         let base = self.latest_in_use(&cache)?;
         // Whoever sweeps waits here, so that it never sees the copy before its lock is taken.
         let drafts = self.layout.drafts();
@@ -94,29 +92,43 @@ impl Store {
     ///
     /// The filesystem fails; the copy is dropped then.
     pub fn commit_cache(&self, draft: CacheDraft) -> Result<bool, StoreError> {
-        let directory = self.layout.cache(&draft.cache);
+        match self.try_commit_cache(&draft) {
+            Ok(true) => Ok(true),
+            Ok(false) => self.discard_cache(draft).map(|()| false),
+            Err(error) => {
+                if let Err(left) = self.discard_cache(draft) {
+                    tracing::warn!(error = %left, "cannot discard a copy of a cache");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn try_commit_cache(&self, draft: &CacheDraft) -> Result<bool, StoreError> {
+        let cache = &draft.cache;
+        let directory = self.layout.cache(cache);
         fs::create_dir_all(&directory).at("create", &directory)?;
         let _lock = lock(&directory, FlockOperation::LockExclusive)?;
         let base = draft.base.as_ref().map(|(generation, _)| *generation);
-        if self.latest(&draft.cache)? != base {
-            self.discard_cache(draft)?;
+        if self.latest(cache)? != base {
             return Ok(false);
         }
         let next = base.map_or(1, |generation| generation + 1);
+        let unmarked = self.begin_commit()?;
         let path = self.layout.tree(&draft.name).join(META);
         let stamp = serde_json::to_vec(&Stamp::now(self.boot_id())).expect("a stamp has string keys only");
-        let sealed = fs::write(&path, stamp)
-            .at("write", &path)
-            .and_then(|()| self.backend.seal(&draft.name, &Name::cache(&draft.cache, next)));
-        if let Err(error) = sealed {
-            if let Err(left) = self.discard_cache(draft) {
-                tracing::warn!(error = %left, "cannot discard a copy of a cache");
-            }
-            return Err(error);
+        fs::write(&path, stamp).at("write", &path)?;
+        self.backend.seal(&draft.name, &Name::cache(cache, next))?;
+        drop(unmarked);
+        self.has_unmarked.store(true, Ordering::Relaxed);
+        // Closing is not enough: a sandbox may hold a duplicate for a moment, and would keep others from the cache.
+        let _ = flock(&draft.lock, FlockOperation::Unlock);
+        if let Some((_, base)) = &draft.base {
+            base.give_up();
         }
-        let cache = draft.cache.clone();
-        drop(draft);
-        self.remove_old_generations(&cache, next)?;
+        if let Err(error) = self.remove_old_generations(cache, next) {
+            tracing::warn!(%cache, %error, "cannot remove old generations of a cache");
+        }
         Ok(true)
     }
 
@@ -214,28 +226,26 @@ pub(crate) fn sweep(store: &Store) -> Result<(), StoreError> {
     let _nobody_creates = lock(&drafts, FlockOperation::LockExclusive)?;
     for name in copies {
         if InUse::claim(&store.layout.tree(&name))?.is_some() {
-            store.backend.remove(&name)?;
+            recover::said("a copy of a cache", store.backend.remove(&name));
         }
     }
     Ok(())
 }
 
-/// Drops the generations whose stamp `is_durable` refuses. For the first open after a boot.
+/// Drops the generations whose stamp `is_durable` refuses, and later ones, which may stand on them. For the
+/// first open after a boot.
 pub(crate) fn drop_generations(store: &Store, is_durable: impl Fn(&Stamp) -> bool) -> Result<(), StoreError> {
     for (cache, _) in store.caches()? {
-        for generation in store.generations(&cache)? {
-            let dir = store.layout.tree(&Name::cache(&cache, generation));
-            let stamp = fs::read(dir.join(META)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-            if !stamp.is_some_and(|stamp| is_durable(&stamp)) {
-                remove::tree(&store.layout, &dir)?;
-            }
+        let generations = store.generations(&cache)?;
+        let is_whole = |generation: &u64| {
+            let file = store.layout.tree(&Name::cache(&cache, *generation)).join(META);
+            let stamp = fs::read(file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+            stamp.is_some_and(|stamp| is_durable(&stamp))
+        };
+        let whole = generations.iter().take_while(|generation| is_whole(generation)).count();
+        for generation in generations[whole..].iter().rev() {
+            store.backend.remove(&Name::cache(&cache, *generation))?;
         }
     }
     Ok(())
-}
-
-fn lock(path: &Path, operation: FlockOperation) -> Result<File, StoreError> {
-    let directory = File::open(path).at("open", path)?;
-    flock(&directory, operation).at("lock", path)?;
-    Ok(directory)
 }

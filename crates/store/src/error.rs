@@ -80,11 +80,11 @@ pub enum StoreError {
     #[error("no result {0}")]
     NoSuchResult(String),
     /// Several results start like this.
-    #[error("`{prefix}` is the start of {} ids: {}", ids.len(), ids.join(", "))]
+    #[error("`{prefix}` is the start of several ids: {}", ids.join(", "))]
     Ambiguous {
         /// What was given.
         prefix: String,
-        /// The ids that match.
+        /// Ids that match: the first few, shortened.
         ids: Vec<String>,
     },
     /// The result must stay because others stand on it.

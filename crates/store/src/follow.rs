@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use crate::error::At;
 use crate::layout::{Layout, log_in};
-use crate::lease::Watch;
+use crate::lease::{Watch, is_still_at};
 use crate::{Id, StoreError};
 
 /// Reads a log while it grows. The descriptor becomes readable when there may be more to read, or
-/// when the lease of the step may have become free.
+/// when the lease of the step may have become free. It stays so until what it has to say is read from
+/// it, which [`LogFollower::drain`] does: drain *before* looking, or news between the two are lost.
 #[derive(Debug)]
 pub struct LogFollower {
     layout: Layout,
@@ -22,27 +23,34 @@ pub struct LogFollower {
 
 impl LogFollower {
     pub(crate) fn start(layout: &Layout, id: &Id) -> Result<Self, StoreError> {
-        let log = log_in(&layout.draft(id));
-        let watch = Watch::start(&[&layout.lease(id), &log])?;
+        let watch = Watch::start(layout)?;
         Ok(Self { layout: layout.clone(), id: *id, watch, log: None })
     }
 
-    /// Returns the log, once it exists, and its length now. Look whether the step has ended *before*
-    /// calling this, to be sure to see all of it.
+    /// Makes the descriptor unreadable until something happens from now on.
+    pub fn drain(&self) {
+        self.watch.drain();
+    }
+
+    /// Returns the log, once it exists, and its length now: another log if the step was begun anew. Look
+    /// whether the step has ended *before* calling this, to be sure to see all of it.
     ///
     /// # Errors
     ///
     /// The log cannot be read.
     pub fn look(&mut self) -> Result<Option<(Arc<File>, u64)>, StoreError> {
-        self.watch.drain();
         let path = log_in(&self.layout.draft(&self.id));
-        if self.log.is_none() {
+        // A log that is no longer there is still read to its end.
+        let is_current = |log: &Arc<File>| !path.exists() || is_still_at(log, &path);
+        if !self.log.as_ref().is_some_and(is_current) {
             // Its builder writes to the lease when the log is there; watch that too from now on.
             match File::open(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-                opened => self.log = Some(Arc::new(opened.at("open", &path)?)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                opened => {
+                    self.log = Some(Arc::new(opened.at("open", &path)?));
+                    self.watch.add(&path)?;
+                }
             }
-            self.watch.add(&path)?;
         }
         let Some(log) = &self.log else { return Ok(None) };
         let length = log.metadata().at("read", &path)?.len();

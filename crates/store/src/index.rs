@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
 use crate::{Id, StoreError};
 
@@ -59,9 +59,19 @@ impl Index {
         match Self::connect(&path) {
             Ok(database) => Ok(Self { path, database }),
             Err(first) => {
+                // Busy, full or read-only: another file would be no better, and this one is in use.
+                let is_at_fault = matches!(
+                    first.sqlite_error_code(),
+                    Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt | ErrorCode::Unknown)
+                );
+                if !is_at_fault {
+                    return Err(StoreError::Index { path, source: first });
+                }
                 tracing::warn!(path = %path.display(), error = %first, "making a new index");
                 for suffix in ["", "-wal", "-shm"] {
-                    let _ = fs::remove_file(format!("{}{suffix}", path.display()));
+                    let mut file = path.clone().into_os_string();
+                    file.push(suffix);
+                    let _ = fs::remove_file(file);
                 }
                 let database = Self::connect(&path);
                 database

@@ -31,10 +31,15 @@ impl Lease {
     pub(crate) fn try_take(layout: &Layout, id: &Id) -> Result<Option<Self>, StoreError> {
         let path = layout.lease(id);
         loop {
+            if is_held(&path)? {
+                return Ok(None);
+            }
             let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
             let file = open.at("open", &path)?;
+            // Not free after all: taken just now, or someone else is looking, as above. Look again.
             if !try_lock(&file, FlockOperation::NonBlockingLockExclusive).at("lock", &path)? {
-                return Ok(None);
+                std::thread::yield_now();
+                continue;
             }
             // Its last holder may have removed the name between our open and our lock.
             if is_still_at(&file, &path) {
@@ -71,7 +76,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         // While still locked, so that whoever opens the path next makes a new file. Followers
-        // wake by the change of the link count.
+        // wake by its going.
         if let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove a lease");
         }
@@ -80,33 +85,48 @@ impl Drop for Lease {
     }
 }
 
+/// Returns true if the lease at `path` is taken. The file is opened for reading only: closing one that
+/// was open for writing wakes all who wait, and they would look in turn and so wake each other for ever.
+fn is_held(path: &Path) -> Result<bool, StoreError> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        opened => opened.at("open", path)?,
+    };
+    let is_free = try_lock(&file, FlockOperation::NonBlockingLockShared).at("lock", path)?;
+    // Closing is not enough: a child being forked right now has a duplicate until it executes.
+    let _ = flock(&file, FlockOperation::Unlock);
+    Ok(!is_free)
+}
+
 /// Returns the pid that holds the lease of `id`, if it can be read.
 pub(crate) fn holder(layout: &Layout, id: &Id) -> Option<u32> {
     fs::read_to_string(layout.lease(id)).ok()?.trim().parse().ok()
 }
 
-/// Wakes when the lease of an id may have become free, or the log of its step has grown.
+/// Wakes when a lease may have become free, or a log has grown.
 #[derive(Debug)]
 pub(crate) struct Watch {
     inotify: OwnedFd,
 }
 
 impl Watch {
-    /// Starts to watch files. Look at them again after this: a change before it is not seen.
-    pub(crate) fn start(paths: &[&Path]) -> Result<Self, StoreError> {
-        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).at("watch", paths[0])?;
-        let watch = Self { inotify };
-        for path in paths {
-            watch.add(path)?;
-        }
-        Ok(watch)
+    /// Starts to watch all leases. Look at yours after this: a change before it is not seen.
+    ///
+    /// All, because a lease's file is gone with its holder. The next holder has another, and whoever
+    /// would begin to watch that one only after a look at it could miss its end.
+    pub(crate) fn start(layout: &Layout) -> Result<Self, StoreError> {
+        let leases = layout.leases();
+        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).at("watch", &leases)?;
+        // CLOSE_WRITE comes when a holder dies, DELETE when it gives back, MODIFY when it announces a log.
+        let flags = WatchFlags::CLOSE_WRITE | WatchFlags::DELETE | WatchFlags::MODIFY;
+        inotify::add_watch(&inotify, &leases, flags).at("watch", &leases)?;
+        Ok(Self { inotify })
     }
 
-    /// Watches one more file; one that does not exist is left out.
+    /// Watches a file too.
     pub(crate) fn add(&self, path: &Path) -> Result<(), StoreError> {
-        // CLOSE_WRITE comes when a holder dies, ATTRIB when it removes the file.
-        let flags = WatchFlags::CLOSE_WRITE | WatchFlags::ATTRIB | WatchFlags::MODIFY;
-        match inotify::add_watch(&self.inotify, path, flags) {
+        match inotify::add_watch(&self.inotify, path, WatchFlags::MODIFY) {
+            // Whoever removed it gives the lease back next.
             Err(Errno::NOENT) => Ok(()),
             watch => watch.at("watch", path).map(|_| ()),
         }
@@ -153,6 +173,11 @@ impl InUse {
         Ok((locked && is_still_at(&directory, path)).then_some(Self { directory }))
     }
 
+    /// Unlocks, however many duplicates of the descriptor there are.
+    pub(crate) fn give_up(&self) {
+        let _ = flock(&self.directory, FlockOperation::Unlock);
+    }
+
     /// Returns a file's whole content, by its name in the directory.
     pub(crate) fn read(&self, name: &str) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
@@ -174,7 +199,8 @@ fn try_lock(file: &File, operation: FlockOperation) -> io::Result<bool> {
     }
 }
 
-fn is_still_at(file: &File, path: &Path) -> bool {
+/// Returns true if `path` still names the open `file`.
+pub(crate) fn is_still_at(file: &File, path: &Path) -> bool {
     let identity = |meta: fs::Metadata| (meta.dev(), meta.ino());
     match (file.metadata(), fs::symlink_metadata(path)) {
         (Ok(open), Ok(named)) => identity(open) == identity(named),
@@ -214,7 +240,7 @@ mod tests {
         let layout = layout(dir.path());
         let id = Id::new([2; 32]);
         let lease = Lease::try_take(&layout, &id).unwrap().unwrap();
-        let watch = Watch::start(&[&layout.lease(&id)]).unwrap();
+        let watch = Watch::start(&layout).unwrap();
         assert!(Lease::try_take(&layout, &id).unwrap().is_none());
         drop(lease);
         // Blocks for ever if the wake-up is missing.

@@ -25,6 +25,7 @@ mod location;
 mod meta;
 mod mount;
 mod overlayfs;
+mod prepare;
 mod prune;
 mod recover;
 mod remove;

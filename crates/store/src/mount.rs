@@ -1,8 +1,10 @@
 //! Detached mounts: a tree behind a file descriptor, attached to no namespace.
 //!
 //! Layers are handed to overlayfs as `/proc/self/fd/N`: no path needs quoting, and a long chain
-//! does not outgrow the page that `mount(2)` allows for options.
+//! does not outgrow the page that `mount(2)` allows for options. A draft's writable layer can be mounted
+//! once only: `volatile` leaves a mark, so that a tree half lost is not mounted again.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
@@ -32,14 +34,22 @@ pub(crate) fn overlay(lower: &[impl AsRef<Path>], writable: Option<(&Path, &Path
     if let ([only], None) = (lower, writable) {
         return directory(only.as_ref());
     }
-    let open = |path: &Path| rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    let lower = lower.iter().map(|path| open(path.as_ref())).collect::<Result<Vec<_>, _>>()?;
-    let writable = writable.map(|(upper, work)| Ok::<_, Errno>((open(upper)?, open(work)?))).transpose()?;
-    match modern(&lower, writable.as_ref()) {
+    let lower: Vec<&Path> = lower.iter().map(AsRef::as_ref).collect();
+    match modern(&lower, writable) {
         // Linux before 6.7 knows no `lowerdir+`, before 6.5 no new mount API for overlayfs.
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => legacy(&lower, writable.as_ref()),
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => legacy(&lower, writable),
         done => Ok(done?),
     }
+}
+
+/// Opened layers, and the writable layer with its work directory.
+type Opened = (Vec<OwnedFd>, Option<(OwnedFd, OwnedFd)>);
+
+fn open(lower: &[&Path], writable: Option<(&Path, &Path)>) -> Result<Opened, Errno> {
+    let open = |path: &Path| rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let lower = lower.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
+    let writable = writable.map(|(upper, work)| Ok::<_, Errno>((open(upper)?, open(work)?))).transpose()?;
+    Ok((lower, writable))
 }
 
 fn named(fd: &OwnedFd) -> String {
@@ -47,15 +57,16 @@ fn named(fd: &OwnedFd) -> String {
 }
 
 /// The mount API of Linux 5.2 with overlayfs' `lowerdir+` of 6.7: one option a layer.
-fn modern(lower: &[OwnedFd], writable: Option<&(OwnedFd, OwnedFd)>) -> Result<OwnedFd, Errno> {
+fn modern(lower: &[&Path], writable: Option<(&Path, &Path)>) -> Result<OwnedFd, Errno> {
     use rustix::mount::{fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen};
+    let (lower, writable) = open(lower, writable)?;
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     let context = &context;
     fsconfig_set_string(context, "source", "kiln")?;
-    for layer in lower {
+    for layer in &lower {
         fsconfig_set_string(context, "lowerdir+", named(layer))?;
     }
-    if let Some((upper, work)) = writable {
+    if let Some((upper, work)) = &writable {
         fsconfig_set_string(context, "upperdir", named(upper))?;
         fsconfig_set_string(context, "workdir", named(work))?;
         fsconfig_set_flag(context, "volatile")?;
@@ -69,14 +80,7 @@ fn modern(lower: &[OwnedFd], writable: Option<&(OwnedFd, OwnedFd)>) -> Result<Ow
 
 /// `mount(2)` in a namespace of its own, from which a detached copy is taken. The thread exists
 /// because its namespace must not become this process's.
-fn legacy(lower: &[OwnedFd], writable: Option<&(OwnedFd, OwnedFd)>) -> io::Result<OwnedFd> {
-    let mut options = format!("lowerdir={}", lower.iter().map(named).collect::<Vec<_>>().join(":"));
-    if let Some((upper, work)) = writable {
-        options.push_str(&format!(",upperdir={},workdir={},volatile", named(upper), named(work)));
-    }
-    for (key, value) in OPTIONS {
-        options.push_str(&format!(",{key}={value}"));
-    }
+fn legacy(lower: &[&Path], writable: Option<(&Path, &Path)>) -> io::Result<OwnedFd> {
     // Descriptors are shared by the threads of a process, so the names above hold in there too
     // (`/proc/self` is the process; `/proc/thread-self` would be the thread).
     let mounted = thread::scope(|scope| {
@@ -84,9 +88,11 @@ fn legacy(lower: &[OwnedFd], writable: Option<&(OwnedFd, OwnedFd)>) -> io::Resul
             .spawn(|| -> Result<OwnedFd, Errno> {
                 crate::sys::unshare_mounts_of_this_thread()?;
                 rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+                // Only now: overlayfs takes no layer from another mount namespace than the caller's.
+                let opened = open(lower, writable)?;
+                let options = legacy_options(&opened)?;
                 // Any directory does as the place; nobody else sees it. `/proc` must stay visible.
                 let place = "/dev";
-                let options = std::ffi::CString::new(options).map_err(|_| Errno::INVAL)?;
                 rustix::mount::mount("kiln", place, "overlay", MountFlags::NODEV, Some(options.as_c_str()))?;
                 let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
                 let detached = rustix::mount::open_tree(CWD, place, flags)?;
@@ -101,6 +107,22 @@ fn legacy(lower: &[OwnedFd], writable: Option<&(OwnedFd, OwnedFd)>) -> io::Resul
     }
 }
 
+fn legacy_options((lower, writable): &Opened) -> Result<CString, Errno> {
+    let mut options = format!("lowerdir={}", lower.iter().map(named).collect::<Vec<_>>().join(":"));
+    if let Some((upper, work)) = writable {
+        options.push_str(&format!(",upperdir={},workdir={},volatile", named(upper), named(work)));
+    }
+    for (key, value) in OPTIONS {
+        options.push_str(&format!(",{key}={value}"));
+    }
+    // The kernel copies one page and silently cuts what is longer: other layers than these would be joined.
+    const PAGE: usize = 4096;
+    if options.len() >= PAGE {
+        return Err(Errno::TOOBIG);
+    }
+    CString::new(options).map_err(|_| Errno::INVAL)
+}
+
 /// The namespaces that [`legacy`] needs for itself.
 pub(crate) const OWN_MOUNTS: UnshareFlags = UnshareFlags::NEWNS.union(UnshareFlags::FS);
 
@@ -109,9 +131,10 @@ mod tests {
     use super::*;
     use kiln_testkit::{Need, need};
     use std::fs;
+    use std::path::PathBuf;
 
     /// What two layers and a writable one look like through `mount`, and what a write leaves.
-    fn joins(mount: impl Fn(&[OwnedFd], Option<&(OwnedFd, OwnedFd)>) -> io::Result<OwnedFd>) {
+    fn joins(mount: impl Fn(&[&Path], Option<(&Path, &Path)>) -> io::Result<OwnedFd>) {
         let dir = tempfile::tempdir().unwrap();
         let layers = ["high", "low", "upper", "work"].map(|name| {
             let path = dir.path().join(name);
@@ -120,10 +143,8 @@ mod tests {
             path
         });
         fs::remove_file(layers[3].join("work")).unwrap();
-        let [high, low, upper, work] = layers.each_ref().map(|path| {
-            rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap()
-        });
-        let mounted = mount(&[high, low], Some(&(upper, work))).unwrap();
+        let [high, low, upper, work] = layers.each_ref().map(PathBuf::as_path);
+        let mounted = mount(&[high, low], Some((upper, work))).unwrap();
         let through = Path::new("/proc/self/fd").join(mounted.as_raw_fd().to_string());
         for name in ["high", "low", "upper"] {
             assert_eq!(fs::read_to_string(through.join(name)).unwrap(), name);
@@ -144,5 +165,19 @@ mod tests {
     fn layers_are_joined_by_the_old_mount_call() {
         need!(Need::Root);
         joins(legacy);
+    }
+
+    #[test]
+    fn the_old_mount_call_takes_as_many_layers_as_a_chain_has_and_no_cut_list() {
+        need!(Need::Root);
+        let dir = tempfile::tempdir().unwrap();
+        let layers: Vec<PathBuf> = (0..400).map(|number| dir.path().join(number.to_string())).collect();
+        for layer in &layers {
+            fs::create_dir(layer).unwrap();
+        }
+        let layers: Vec<&Path> = layers.iter().map(PathBuf::as_path).collect();
+        legacy(&layers[..150], None).unwrap();
+        assert_eq!(legacy(&layers, None).unwrap_err().raw_os_error(), Some(Errno::TOOBIG.raw_os_error()));
+        modern(&layers, None).unwrap();
     }
 }

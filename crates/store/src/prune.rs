@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use crate::error::At;
@@ -61,37 +62,50 @@ impl Store {
     /// The store cannot be read.
     pub fn list(&self) -> Result<Vec<Listed>, StoreError> {
         let results = self.layout.results();
-        let present: HashSet<Id> = ids_in(&results)?.into_iter().collect();
-        let mut index = self.index()?;
-        let index = index.as_mut().expect("just opened");
-        let mut known = index.results()?;
-        let gone: Vec<Id> = known.keys().filter(|id| !present.contains(id)).copied().collect();
-        for id in &gone {
-            known.remove(id);
-        }
+        let mut known = without_index(self.index_rows());
+        let mut seen = HashSet::new();
         let mut added = Vec::new();
         let mut listed = Vec::new();
-        for id in present {
-            let path = self.layout.result(&id);
-            // Gone or damaged since we looked: not a result.
-            let Ok(last_used) = fs::metadata(&path).and_then(|meta| meta.modified()) else { continue };
-            let row = match known.remove(&id) {
-                Some(row) => row,
-                None => {
-                    let meta = fs::read(path.join(META)).ok().and_then(|bytes| Meta::parse(&bytes).ok());
-                    let Some(meta) = meta else { continue };
-                    let Meta { parent, summary, created_ms, size_bytes, .. } = meta;
-                    let row = Row { parent, created_ms, size_bytes, summary };
-                    added.push((id, row.clone()));
-                    row
-                }
-            };
-            let Row { parent, created_ms, size_bytes, summary } = row;
-            listed.push(Listed { id, parent, summary, created_ms, last_used, size_bytes });
+        loop {
+            // Until there are none that were committed meanwhile: a commit makes a child visible and then touches its
+            // parent, so a parent that was seen touched would otherwise look like one that has no child.
+            let mut new = ids_in(&results)?;
+            new.retain(|id| seen.insert(*id));
+            if new.is_empty() {
+                break;
+            }
+            for id in new {
+                let path = self.layout.result(&id);
+                // Gone since we looked.
+                let Ok(last_used) = fs::metadata(&path).and_then(|meta| meta.modified()) else { continue };
+                let row = match known.remove(&id) {
+                    Some(row) => row,
+                    None => match read_row(&path) {
+                        Some(row) => {
+                            added.push((id, row.clone()));
+                            row
+                        }
+                        None if !path.exists() => continue,
+                        // Listed, so that it can be removed and does not take room for ever.
+                        None => Row { parent: None, created_ms: 0, size_bytes: 0, summary: "(damaged)".to_owned() },
+                    },
+                };
+                let Row { parent, created_ms, size_bytes, summary } = row;
+                listed.push(Listed { id, parent, summary, created_ms, last_used, size_bytes });
+            }
         }
-        index.update(&added, &gone)?;
+        let gone: Vec<Id> = known.into_keys().filter(|id| !seen.contains(id)).collect();
+        without_index(self.update_index(&added, &gone));
         listed.sort_by_key(|result| (result.last_used, result.created_ms, result.id));
         Ok(listed)
+    }
+
+    fn index_rows(&self) -> Result<HashMap<Id, Row>, StoreError> {
+        self.index()?.as_ref().expect("just opened").results()
+    }
+
+    fn update_index(&self, added: &[(Id, Row)], removed: &[Id]) -> Result<(), StoreError> {
+        self.index()?.as_mut().expect("just opened").update(added, removed)
     }
 
     /// Removes one result.
@@ -122,7 +136,14 @@ impl Store {
             }
             pruned.add(result);
         }
+        self.forget_rows(&pruned);
         Ok(pruned)
+    }
+
+    /// Takes what was removed from the index, where it could stand for a later result of the same id.
+    fn forget_rows(&self, pruned: &Pruned) {
+        let ids: Vec<Id> = pruned.removed.iter().map(|result| result.id).collect();
+        without_index(self.update_index(&[], &ids));
     }
 
     /// Removes results until `limits` hold: those used longest ago first, children before parents,
@@ -158,7 +179,11 @@ impl Store {
                 break;
             }
             let result = by_id[&id];
-            if !dry_run && !self.remove_leaf(result)? {
+            let is_removed = match dry_run {
+                true => InUse::claim(&self.layout.result(&id))?.is_some(),
+                false => self.remove_leaf(result)?,
+            };
+            if !is_removed {
                 pruned.in_use += 1;
                 continue;
             }
@@ -172,6 +197,9 @@ impl Store {
                     leaves.insert((result.last_used, parent));
                 }
             }
+        }
+        if !dry_run {
+            self.forget_rows(&pruned);
         }
         Ok(pruned)
     }
@@ -194,6 +222,21 @@ impl Pruned {
         self.freed_bytes += result.size_bytes;
         self.removed.push(result.clone());
     }
+}
+
+/// Goes on with nothing when the index fails: on a full disk it cannot be written, and pruning is what helps.
+fn without_index<T: Default>(answer: Result<T, StoreError>) -> T {
+    answer.unwrap_or_else(|error| {
+        tracing::warn!(%error, "going on without the index");
+        T::default()
+    })
+}
+
+/// Reads what the index should know of the result at `path`; `None` if its description is damaged.
+fn read_row(path: &Path) -> Option<Row> {
+    let meta = fs::read(path.join(META)).ok().and_then(|bytes| Meta::parse(&bytes).ok())?;
+    let Meta { parent, summary, created_ms, size_bytes, .. } = meta;
+    Some(Row { parent, created_ms, size_bytes, summary })
 }
 
 fn children_of(all: &[Listed]) -> HashMap<Id, Vec<&Listed>> {

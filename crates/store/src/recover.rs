@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io;
 
 use crate::boot::{Durable, Stamp};
-use crate::error::At;
 use crate::layout::META;
 use crate::lease::{InUse, Lease};
 use crate::meta::Meta;
@@ -18,7 +18,7 @@ pub(crate) fn sweep(store: &Store) -> Result<(), StoreError> {
     for id in ids_in(&drafts)? {
         // Whoever has the lease is alive.
         if let Some(_lease) = Lease::try_take(layout, &id)? {
-            store.backend.remove(&Name::draft(&id))?;
+            said("a draft", store.backend.remove(&Name::draft(&id)));
         }
     }
     cache::sweep(store)?;
@@ -26,35 +26,64 @@ pub(crate) fn sweep(store: &Store) -> Result<(), StoreError> {
         // Taking and dropping a dead holder's lease removes its file.
         drop(Lease::try_take(layout, &id)?);
     }
-    remove::empty_trash(layout)
+    said("the trash", remove::empty_trash(layout));
+    Ok(())
+}
+
+/// What cannot be deleted does no harm but take room: it is no reason to refuse the store.
+pub(crate) fn said(what: &str, deleted: Result<(), StoreError>) {
+    if let Err(error) = deleted {
+        tracing::warn!(%error, "cannot delete {what}");
+    }
 }
 
 /// In the first open after a boot, drops what the last boot committed and never marked as durable.
 pub(crate) fn after_reboot(store: &Store) -> Result<(), StoreError> {
-    let known = |store: &Store| -> Result<Option<Durable>, StoreError> {
-        let durable = Durable::read(&store.layout)?;
-        Ok(durable.filter(|durable| durable.is_of_boot(store.boot_id())))
-    };
-    if known(store)?.is_some() {
+    let is_known = |mark: &Result<Option<Durable>, StoreError>| matches!(mark, Ok(Some(durable)) if durable.is_of_boot(store.boot_id()));
+    if is_known(&Durable::read(&store.layout)) {
         return Ok(());
     }
     let _lock = store.lock_state()?;
-    if known(store)?.is_some() {
+    let mark = Durable::read(&store.layout);
+    if is_known(&mark) {
         return Ok(());
     }
-    if let Some(durable) = Durable::read(&store.layout)? {
+    let mark = match mark {
+        Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::InvalidData => {
+            tracing::warn!(error = %source, "the durable mark is damaged");
+            guess(store)?
+        }
+        mark => mark?,
+    };
+    if let Some(durable) = mark {
         drop_results(store, &durable)?;
         cache::drop_generations(store, |stamp: &Stamp| durable.covers(stamp))?;
+        // The next mark says that everything older is safe, so none of this may come back.
+        store.flush()?;
     }
     Durable::none(store.boot_id()).write(&store.layout)
+}
+
+/// Returns the mark that stands for one that cannot be read: nothing of the last boot that committed is
+/// marked, unless that is this one. What it found when it began was whole.
+fn guess(store: &Store) -> Result<Option<Durable>, StoreError> {
+    let metas = ids_in(&store.layout.results())?.into_iter().filter_map(|id| read_meta(store, &id));
+    let last = metas.max_by_key(|meta| meta.created_ms).map(|meta| meta.stamp.boot_id);
+    Ok(last.filter(|boot_id| boot_id != store.boot_id()).map(|boot_id| Durable::none(&boot_id)))
+}
+
+fn read_meta(store: &Store, id: &Id) -> Option<Meta> {
+    fs::read(store.layout.result(id).join(META)).ok().and_then(|bytes| Meta::parse(&bytes).ok())
 }
 
 fn drop_results(store: &Store, durable: &Durable) -> Result<(), StoreError> {
     let results = store.layout.results();
     let mut parents: HashMap<Id, Option<Id>> = HashMap::new();
+    let mut committed_ms: HashMap<Id, u64> = HashMap::new();
     let mut doubtful = Vec::new();
     for id in ids_in(&results)? {
-        let meta = fs::read(store.layout.result(&id).join(META)).ok().and_then(|bytes| Meta::parse(&bytes).ok());
+        let meta = read_meta(store, &id);
+        committed_ms.insert(id, meta.as_ref().map_or(0, |meta| meta.created_ms));
         match meta {
             Some(meta) if durable.covers(&meta.stamp) => {
                 parents.insert(id, meta.parent);
@@ -77,6 +106,8 @@ fn drop_results(store: &Store, durable: &Durable) -> Result<(), StoreError> {
         }
         doubtful.extend(orphans);
     }
+    // Children before parents.
+    doubtful.sort_by_key(|id| std::cmp::Reverse(committed_ms[id]));
     for id in &doubtful {
         if InUse::claim(&store.layout.result(id))?.is_some() {
             store.backend.remove(&Name::result(id))?;
@@ -85,5 +116,5 @@ fn drop_results(store: &Store, durable: &Durable) -> Result<(), StoreError> {
     if !doubtful.is_empty() {
         tracing::warn!(count = doubtful.len(), "dropped results that the last crash may have damaged");
     }
-    fs::metadata(&results).at("read", &results).map(|_| ())
+    Ok(())
 }

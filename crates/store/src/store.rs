@@ -1,20 +1,20 @@
 //! The policy above every backend: results, drafts, failures.
 
 use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::io::{self, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{CWD, FlockOperation, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, flock};
+use rustix::fs::{CWD, FlockOperation, Timespec, Timestamps, UTIME_OMIT, flock};
 
 use crate::boot::{self, Durable, Stamp};
 use crate::error::At;
 use crate::index::{Digest, FileVersion, Index};
-use crate::layout::{FORMAT, LOG, Layout, META, log_in};
+use crate::layout::{LOG, Layout, META, log_in};
 use crate::lease::{self, InUse, Lease};
 use crate::meta::{Description, Meta};
+use crate::prepare::{self, Age};
 use crate::{Backend, Id, Kind, Location, LogFollower, Name, OverlayfsStore, Root, Space, StoreError, recover, remove};
 
 /// How many failed steps keep their log.
@@ -130,9 +130,14 @@ impl Store {
     /// As [`Store::open`].
     pub fn open_in_boot(location: &Location, boot_id: String) -> Result<Self, StoreError> {
         let layout = Layout { root: absolute(&location.path)? };
-        let is_new = prepare(&layout)?;
-        let backend: Box<dyn Backend> = match location.kind {
-            Kind::Auto | Kind::Overlayfs => Box::new(OverlayfsStore::open(&layout.root, is_new)?),
+        let backend = |is_new| -> Result<Box<dyn Backend>, StoreError> {
+            match location.kind {
+                Kind::Auto | Kind::Overlayfs => Ok(Box::new(OverlayfsStore::open(&layout.root, is_new)?)),
+            }
+        };
+        let backend = match prepare::look(&layout)? {
+            Age::Old => backend(false)?,
+            Age::New => prepare::make(&layout, || backend(true))?,
         };
         Self::with_backend(layout.root, backend, boot_id)
     }
@@ -215,6 +220,10 @@ impl Store {
     pub fn begin(&self, lease: Lease, parent: Option<Arc<Snapshot>>) -> Result<Draft, StoreError> {
         let id = *lease.id();
         let name = Name::draft(&id);
+        // Whoever has the lease has looked: what is there cannot be read.
+        if self.layout.result(&id).exists() {
+            self.remove_damaged(&id)?;
+        }
         // A dead process may have left one; the lease says that no live one has.
         self.backend.remove(&name)?;
         let started = match &parent {
@@ -223,18 +232,25 @@ impl Store {
         };
         let path = log_in(&self.layout.draft(&id));
         let open = |root| {
-            Ok((root, File::options().create_new(true).append(true).read(true).open(&path).at("create", &path)?))
+            let log = File::options().create_new(true).append(true).read(true).open(&path).at("create", &path)?;
+            lease.announce()?;
+            Ok((root, log))
         };
         match started.and_then(open) {
-            Ok((root, log)) => {
-                lease.announce()?;
-                Ok(Draft { lease, parent, root, log: Arc::new(log) })
-            }
+            Ok((root, log)) => Ok(Draft { lease, parent, root, log: Arc::new(log) }),
             Err(error) => {
                 self.clean_up(&name);
                 Err(error)
             }
         }
+    }
+
+    /// Removes a result whose description is damaged, and what stands on it, so that it can be made again.
+    fn remove_damaged(&self, id: &Id) -> Result<(), StoreError> {
+        if self.lookup(id)?.is_some() {
+            return Err(StoreError::InUse(*id));
+        }
+        self.remove(id, true).map(|_| ())
     }
 
     /// Makes the draft a result: immutable, and visible to all at once. No process may write to the
@@ -259,6 +275,7 @@ impl Store {
         let dir = self.layout.tree(&name);
         let size_bytes = self.backend.size_bytes(&name)?;
         let parent = draft.parent.as_ref().map(|parent| *parent.id());
+        let _unmarked = self.begin_commit()?;
         let meta = Meta::new(description, parent, size_bytes, Stamp::now(&self.boot_id));
         let path = dir.join(META);
         fs::write(&path, meta.to_json()).at("write", &path)?;
@@ -289,22 +306,29 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// The filesystem fails; the draft is swept when the store is opened next.
+    /// The filesystem fails; the draft is discarded all the same or, if that fails, swept when the store is
+    /// opened next.
     pub fn fail(&self, draft: Draft, description: Description) -> Result<(), StoreError> {
         let id = *draft.id();
-        let dir = self.layout.draft(&id);
         let parent = draft.parent.as_ref().map(|parent| *parent.id());
         let meta = Meta::new(description, parent, 0, Stamp::now(&self.boot_id));
-        let kept = self.layout.failed(&id);
-        remove::tree(&self.layout, &kept)?;
         let new = self.layout.failures().join(format!(".{id}"));
-        fs::create_dir_all(&new).at("create", &new)?;
-        fs::rename(log_in(&dir), log_in(&new)).at("keep", &log_in(&dir))?;
+        let make = || fs::create_dir_all(&new).at("create", &new);
+        let name = log_in(&self.layout.draft(&id));
+        let rescued = make().and_then(|()| fs::rename(&name, log_in(&new)).at("keep", &name));
+        // Before more is written: it may be what fills the disk.
+        let log = Arc::clone(&draft.log);
+        self.discard(draft)?;
+        if rescued.is_err() {
+            make()?;
+            copy_log(&log, &log_in(&new)).at("keep", &name)?;
+        }
         let path = new.join(META);
         fs::write(&path, meta.to_json()).at("write", &path)?;
+        let kept = self.layout.failed(&id);
+        remove::tree(&self.layout, &kept)?;
         fs::rename(&new, &kept).at("keep", &kept)?;
-        self.forget_old_failures()?;
-        self.discard(draft)
+        self.forget_old_failures()
     }
 
     fn forget_old_failures(&self) -> Result<(), StoreError> {
@@ -395,16 +419,39 @@ impl Store {
     ///
     /// The disk fails.
     pub fn mark_durable(&self) -> Result<(), StoreError> {
-        let root = &self.layout.root;
         self.has_unmarked.store(false, Ordering::Relaxed);
-        let mark = Durable::from(Stamp::now(&self.boot_id));
-        let directory = File::open(root).at("open", root)?;
-        rustix::fs::syncfs(&directory).at("flush", root)?;
+        let marked = self.try_mark_durable();
+        if marked.is_err() {
+            self.has_unmarked.store(true, Ordering::Relaxed);
+        }
+        marked
+    }
+
+    fn try_mark_durable(&self) -> Result<(), StoreError> {
+        let mark = {
+            let results = self.layout.results();
+            let _no_commits = lock(&results, FlockOperation::LockExclusive)?;
+            Durable::from(Stamp::now(&self.boot_id))
+        };
+        self.flush()?;
         let _lock = self.lock_state()?;
         match Durable::read(&self.layout) {
             Ok(Some(old)) if old.is_of_boot(&self.boot_id) && !mark.is_later_than(&old) => Ok(()),
             _ => mark.write(&self.layout),
         }
+    }
+
+    /// Waits until the whole filesystem is on the disk.
+    pub(crate) fn flush(&self) -> Result<(), StoreError> {
+        let root = &self.layout.root;
+        let directory = File::open(root).at("open", root)?;
+        rustix::fs::syncfs(&directory).at("flush", root)
+    }
+
+    /// Call before taking the stamp of what is committed, and hold until it is visible. A mark set between
+    /// the two would cover something whose last files were written after the flush.
+    pub(crate) fn begin_commit(&self) -> Result<File, StoreError> {
+        lock(&self.layout.results(), FlockOperation::LockShared)
     }
 
     /// Returns whether this process committed anything that [`Store::mark_durable`] has not marked.
@@ -423,7 +470,7 @@ impl Store {
 
     /// Serialises rare changes of `state/` between processes.
     pub(crate) fn lock_state(&self) -> Result<File, StoreError> {
-        lock_state(&self.layout)
+        lock(&self.layout.root.join("state"), FlockOperation::LockExclusive)
     }
 
     pub(crate) fn boot_id(&self) -> &str {
@@ -488,54 +535,29 @@ pub(crate) fn ids_in(dir: &Path) -> Result<Vec<Id>, StoreError> {
     Ok(ids)
 }
 
+/// Copies a log that has lost its name.
+fn copy_log(mut log: &File, to: &Path) -> io::Result<()> {
+    log.rewind()?;
+    io::copy(&mut log, &mut File::create(to)?).map(|_| ())
+}
+
 /// Sets the time of last use: the modification time of a result's directory.
 fn touch(path: &Path) -> Result<(), StoreError> {
-    let at = |tv_nsec| Timespec { tv_sec: 0, tv_nsec };
-    let now = Timestamps { last_access: at(UTIME_OMIT), last_modification: at(UTIME_NOW) };
-    rustix::fs::utimensat(CWD, path, &now, rustix::fs::AtFlags::empty()).at("touch", path)
+    // Not `UTIME_NOW`, the time of the kernel's last tick: a pruner tells by this time whether a result was
+    // used since it looked.
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    let last_access = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+    let times = Timestamps { last_access, last_modification: now };
+    rustix::fs::utimensat(CWD, path, &times, rustix::fs::AtFlags::empty()).at("touch", path)
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, StoreError> {
     std::path::absolute(path).at("find", path)
 }
 
-pub(crate) fn lock_state(layout: &Layout) -> Result<File, StoreError> {
-    let path = layout.root.join("state");
-    let directory = File::open(&path).at("open", &path)?;
-    flock(&directory, FlockOperation::LockExclusive).at("lock", &path)?;
+/// Opens and locks a directory, or waits for it.
+pub(crate) fn lock(path: &Path, operation: FlockOperation) -> Result<File, StoreError> {
+    let directory = File::open(path).at("open", path)?;
+    flock(&directory, operation).at("lock", path)?;
     Ok(directory)
-}
-
-/// Makes the directories of a new store, or checks those of an old one. Returns true for a new one.
-fn prepare(layout: &Layout) -> Result<bool, StoreError> {
-    let root = &layout.root;
-    let format = layout.state("format");
-    let foreign = |found: String| Err(StoreError::Format { path: root.clone(), found });
-    match fs::read_to_string(&format) {
-        Ok(found) if found == FORMAT => return Ok(false),
-        Ok(found) => return foreign(format!("its format is `{}`", found.trim())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) if error.kind() == io::ErrorKind::NotADirectory => return foreign("it is not a directory".into()),
-        failed @ Err(_) => return failed.at("read", &format).map(|_| false),
-    }
-    // Trees hold set-user-id programs of strangers: nobody but the owner may reach them.
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(root).at("create the store", root)?;
-    if !root.join("state").exists() && fs::read_dir(root).at("read", root)?.any(|_| true) {
-        let only_filesystem = |name: &std::ffi::OsStr| name == "lost+found";
-        let mut entries = fs::read_dir(root).at("read", root)?.flatten();
-        if !entries.all(|entry| only_filesystem(&entry.file_name())) {
-            return foreign("the directory is not empty, and no store".into());
-        }
-    }
-    for directory in layout.directories() {
-        fs::create_dir_all(&directory).at("create", &directory)?;
-    }
-    let _lock = lock_state(layout)?;
-    if format.exists() {
-        return Ok(false);
-    }
-    let new = layout.state("format.new");
-    fs::write(&new, FORMAT).at("write", &new)?;
-    fs::rename(&new, &format).at("write", &format)?;
-    Ok(true)
 }

@@ -5,10 +5,15 @@
 //! the full suite never shrinks unnoticed.
 
 mod base;
+mod change;
 mod loopfs;
+pub mod store;
+mod tree;
 
 pub use base::{busybox_root, busybox_tar};
+pub use change::{Changes, Random};
 pub use loopfs::LoopFs;
+pub use tree::{Tree, describe};
 
 use std::path::Path;
 

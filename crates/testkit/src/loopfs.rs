@@ -12,7 +12,8 @@ pub struct LoopFs {
 }
 
 impl LoopFs {
-    /// Makes a filesystem of `kind` (`ext4`, `xfs`, `btrfs`) with `size_mib` and mounts it.
+    /// Makes a filesystem of `kind` (`ext4`, `xfs`, `btrfs`; `tmpfs` without a loop device) with `size_mib` and
+    /// mounts it.
     ///
     /// # Errors
     ///
@@ -20,8 +21,14 @@ impl LoopFs {
     pub fn new(kind: &str, size_mib: u64) -> io::Result<Self> {
         let dir = tempfile::tempdir()?;
         let image = dir.path().join("image");
-        fs::File::create(&image)?.set_len(size_mib << 20)?;
         fs::create_dir(dir.path().join("mnt"))?;
+        if kind == "tmpfs" {
+            let made = Self { dir };
+            let size = format!("size={size_mib}m");
+            run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "kiln-test"]).arg(made.path()))?;
+            return Ok(made);
+        }
+        fs::File::create(&image)?.set_len(size_mib << 20)?;
         run(Command::new(format!("mkfs.{kind}")).arg("-q").arg(&image))?;
         let made = Self { dir };
         run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(made.path()))?;

@@ -14,11 +14,13 @@
 //! into one layer of the next level. A file is linked once a level, and n steps need about
 //! `FANOUT * log(n) / log(FANOUT)` layers: 63 at most for 1 000 steps. A base image is never merged.
 
+mod attributes;
 mod chain;
 mod merge;
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode};
@@ -38,6 +40,7 @@ const CACHE_FANOUT: usize = 8;
 #[derive(Debug)]
 pub struct OverlayfsStore {
     layout: Layout,
+    fanout: usize,
 }
 
 impl OverlayfsStore {
@@ -48,9 +51,16 @@ impl OverlayfsStore {
     /// [`StoreError::Unfit`] if overlayfs cannot have its writable layer there or the caller may not
     /// mount.
     pub fn open(root: &Path, is_new: bool) -> Result<Self, StoreError> {
-        let store = Self { layout: Layout { root: root.to_owned() } };
+        let store = Self { layout: Layout { root: root.to_owned() }, fanout: FANOUT };
         store.probe(is_new)?;
         Ok(store)
+    }
+
+    /// Merges so many layers of a level into one: for tests that want many levels soon.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_fanout(self, fanout: usize) -> Self {
+        Self { fanout, ..self }
     }
 
     /// Makes one overlay, to fail now and clearly rather than in the middle of a build.
@@ -62,7 +72,9 @@ impl OverlayfsStore {
         if !is_new {
             return Ok(());
         }
-        let dir = self.layout.trash().join(format!("probe-{}", std::process::id()));
+        // The caller holds the lock of `state/`, so only a dead process can have left one.
+        let dir = self.layout.state("probe");
+        remove::tree(&self.layout, &dir)?;
         let [lower, upper, work] = ["lower", "upper", "work"].map(|name| dir.join(name));
         for path in [&lower, &upper, &work] {
             fs::create_dir_all(path).at("create", path)?;
@@ -89,6 +101,8 @@ impl OverlayfsStore {
         let layer = dir.join("layer");
         fs::create_dir_all(&dir).at("create", &dir)?;
         fs::create_dir(&layer).at("create", &layer)?;
+        // Whatever the umask is: others than root live in there.
+        fs::set_permissions(&layer, fs::Permissions::from_mode(0o755)).at("create", &layer)?;
         if below.layers.is_empty() {
             return Ok(Root::Dir(layer));
         }
@@ -108,7 +122,7 @@ impl OverlayfsStore {
         let dir = self.layout.tree(draft);
         let mut chain = Chain::read_if_exists(&dir.join("lower"))?;
         let is_base = chain.layers.is_empty() && !name.is_cache();
-        let fanout = if name.is_cache() { CACHE_FANOUT } else { FANOUT };
+        let fanout = if name.is_cache() { CACHE_FANOUT } else { self.fanout };
         let level = if is_base { chain::BASE_LEVEL } else { 0 };
         // Where layers of this tree are now, and where they will be after the rename.
         let mut own = vec![("layer".to_owned(), level)];
@@ -138,7 +152,7 @@ impl Backend for OverlayfsStore {
         let root = self.begin(name, &chain)?;
         // The root directory of an overlay shows the attributes of the topmost layer's.
         let top = self.layout.root.join(&chain.layers.first().expect("a sealed tree has a layer").path);
-        merge::copy_attributes(&top, &self.layer(name))?;
+        attributes::copy_path(&top, &self.layer(name))?;
         Ok(root)
     }
 

@@ -1,1 +1,14 @@
-fn main() {}
+//! Integration tests of the store, on real filesystems.
+
+mod boot;
+mod cache;
+mod concurrency;
+mod conformance;
+mod damage;
+mod filesystem;
+mod fixture;
+mod helper;
+mod hostile;
+mod lease;
+mod prune;
+mod result;

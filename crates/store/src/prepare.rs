@@ -1,0 +1,75 @@
+//! The directory of a store: found, or made.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+
+use rustix::fs::FlockOperation;
+
+use crate::StoreError;
+use crate::error::At;
+use crate::layout::{FORMAT, Layout};
+use crate::store::lock;
+
+/// Whether a directory is a store already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Age {
+    /// It is.
+    Old,
+    /// It is empty, does not exist, or someone is making or once began to make a store there.
+    New,
+}
+
+/// Looks what is there.
+pub(crate) fn look(layout: &Layout) -> Result<Age, StoreError> {
+    let root = &layout.root;
+    let format = layout.state("format");
+    let foreign = |found: String| Err(StoreError::Format { path: root.clone(), found });
+    match fs::read(&format) {
+        Ok(found) if found == FORMAT.as_bytes() => return Ok(Age::Old),
+        Ok(found) => return foreign(format!("its format is `{}`", String::from_utf8_lossy(&found).trim())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => return foreign("it is not a directory".into()),
+        failed @ Err(_) => return failed.at("read", &format).map(|_| Age::New),
+    }
+    let entries = match fs::read_dir(root) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Age::New),
+        entries => entries.at("read", root)?,
+    };
+    for entry in entries {
+        let name = entry.at("read", root)?.file_name();
+        // A new ext4 filesystem has the one; a store being made has the others.
+        let is_ours = |path: &Path| path.parent() == Some(root) && path.file_name() == Some(&name);
+        if name != OsStr::new("lost+found") && !layout.directories().iter().any(|path| is_ours(path)) {
+            return foreign("the directory is not empty, and no store".into());
+        }
+    }
+    Ok(Age::New)
+}
+
+/// Makes a store of a directory that is none, if `fits` succeeds in it, and returns what that returns. Of several
+/// that make one, each calls `fits`, in turn.
+pub(crate) fn make<T>(layout: &Layout, fits: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    // Trees hold set-user-id programs of strangers: nobody but the owner may reach them. Not even if the
+    // store's directory itself was made by someone more generous.
+    let mut private = fs::DirBuilder::new();
+    private.recursive(true).mode(0o700);
+    private.create(&layout.root).at("create the store", &layout.root)?;
+    for directory in layout.directories() {
+        private.create(&directory).at("create", &directory)?;
+    }
+    let _lock = lock(&layout.root.join("state"), FlockOperation::LockExclusive)?;
+    let fitting = fits()?;
+    // Last, so that a store on an unfit filesystem is refused again the next time.
+    let (new, format) = (layout.state("format.new"), layout.state("format"));
+    let write = || -> io::Result<()> {
+        let mut out = File::create(&new)?;
+        out.write_all(FORMAT.as_bytes())?;
+        out.sync_all()?;
+        fs::rename(&new, &format)
+    };
+    write().at("write", &format)?;
+    Ok(fitting)
+}
