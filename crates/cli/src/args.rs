@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::settings::KILN_STORE;
@@ -13,7 +14,7 @@ use crate::settings::KILN_STORE;
 #[command(version, max_term_width = 100, after_help = EXIT_CODES)]
 pub(crate) struct Kiln {
     /// Says more on stderr
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, display_order = 1_000)]
     pub(crate) verbose: bool,
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -47,7 +48,8 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct StoreArgs {
-    /// Where results are kept: `auto`, `auto:PATH` or `overlayfs:PATH`; by default /var/lib/kiln for root
+    /// Where results are kept: `auto`, `auto:PATH` or `overlayfs:PATH`; `auto` is
+    /// /var/lib/kiln for root, else in the home directory
     #[arg(long, value_name = "KIND:PATH", env = KILN_STORE, default_value = "auto", hide_default_value = true)]
     pub(crate) store: String,
 }
@@ -92,7 +94,7 @@ pub(crate) enum Progress {
     Auto,
     /// The whole log of every step
     Plain,
-    /// Running steps with the end of their logs
+    /// Running steps with the end of their logs, on a terminal
     Tty,
     /// An object a line for every event
     Json,
@@ -101,6 +103,7 @@ pub(crate) enum Progress {
 #[derive(Debug, Args)]
 pub(crate) struct Log {
     /// The id, or how it starts
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub(crate) id: String,
     #[command(flatten)]
     pub(crate) store: StoreArgs,
@@ -118,7 +121,7 @@ pub(crate) struct Ls {
 #[derive(Debug, Args)]
 pub(crate) struct Rm {
     /// Ids, or how they start
-    #[arg(required = true)]
+    #[arg(required = true, value_parser = NonEmptyStringValueParser::new())]
     pub(crate) ids: Vec<String>,
     /// Removes the results that stand on them too
     #[arg(short, long)]

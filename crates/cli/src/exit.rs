@@ -11,6 +11,9 @@ use kiln_sandbox::SandboxError;
 use kiln_store::StoreError;
 use thiserror::Error;
 
+use crate::render::tell;
+use crate::settings::DEFAULT_SPEC;
+
 /// Why a command did not do what it was asked to.
 #[derive(Debug, Error)]
 pub(crate) enum Failure {
@@ -35,8 +38,9 @@ pub(crate) enum Failure {
         #[source]
         source: io::Error,
     },
-    #[error("`{text}` is not a secret: {reason}")]
-    Secret { text: String, reason: String },
+    /// Only the id is shown: what follows it may be the value, by mistake.
+    #[error("cannot use --secret {id}…: {reason}")]
+    Secret { id: String, reason: String },
     #[error("there is no home directory for the store; set HOME, or give --store")]
     NoHome,
     #[error("{} is not in canonical form; see it with `kiln fmt {}`", path.display(), path.display())]
@@ -62,7 +66,9 @@ impl Failure {
             Self::Store(
                 StoreError::BadLocation { .. } | StoreError::NoSuchResult(_) | StoreError::Ambiguous { .. },
             ) => Fault::Usage,
-            Self::Store(StoreError::HasChildren { .. }) | Self::NotCanonical { .. } => Fault::Build,
+            Self::Store(StoreError::HasChildren { .. } | StoreError::InUse(_)) | Self::NotCanonical { .. } => {
+                Fault::Build
+            }
             Self::Spec(_) | Self::Secret { .. } | Self::NoHome | Self::HasComments { .. } => Fault::Usage,
             // What the user named is not there.
             Self::Read { .. } => Fault::Usage,
@@ -79,6 +85,10 @@ impl Failure {
                 }
                 _ => None,
             },
+            Self::Store(StoreError::NoSuchResult(_)) => Some("see what there is with `kiln ls`".to_owned()),
+            Self::Read { path, .. } if path.ends_with(DEFAULT_SPEC) => {
+                Some("the spec is looked for there unless `--file` names another".to_owned())
+            }
             Self::HasComments { .. } => Some("keep a remark in the spec itself with `(comment \"…\")`".to_owned()),
             _ => None,
         }
@@ -104,18 +114,18 @@ pub(crate) fn report(result: Result<(), Failure>) -> ExitCode {
     }
     let fault = failure.fault();
     if fault == Fault::Cancelled {
-        eprintln!("cancelled");
+        tell("cancelled");
         return ExitCode::from(code(fault));
     }
     let style = console::Style::new().for_stderr().red().bold();
-    eprintln!("{} {failure}", style.apply_to("error:"));
+    tell(format_args!("{} {failure}", style.apply_to("error:")));
     let mut cause = failure.source();
     while let Some(error) = cause {
-        eprintln!("  caused by: {error}");
+        tell(format_args!("  caused by: {error}"));
         cause = error.source();
     }
     if let Some(hint) = failure.hint() {
-        eprintln!("\n{} {hint}", console::Style::new().for_stderr().cyan().apply_to("hint:"));
+        tell(format_args!("\n{} {hint}", console::Style::new().for_stderr().cyan().apply_to("hint:")));
     }
     ExitCode::from(code(fault))
 }

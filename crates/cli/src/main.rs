@@ -24,5 +24,11 @@ fn start_tracing(verbose: bool) {
     use tracing_subscriber::EnvFilter;
     let default = if verbose { "kiln=debug,info" } else { "warn" };
     let filter = EnvFilter::try_from_env(settings::KILN_TRACE).unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    // Without stderr there is nobody to tell, least of all that.
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .log_internal_errors(false)
+        .init();
 }

@@ -11,6 +11,9 @@ pub(crate) const KILN_TRACE: &str = "KILN_TRACE";
 /// The store, unless `--store` is given.
 pub(crate) const KILN_STORE: &str = "KILN_STORE";
 
+/// Where a spec is looked for in the source directory.
+pub(crate) const DEFAULT_SPEC: &str = "kiln.spec";
+
 /// Where the store is by default: with the system's other state for root, else with the user's.
 fn default_store() -> Result<PathBuf, Failure> {
     if rustix::process::geteuid().is_root() {

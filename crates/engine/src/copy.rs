@@ -7,6 +7,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
 use bstr::{BString, ByteSlice};
+use kiln_store::Digest;
 use rayon::prelude::*;
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, chownat, fchmod, fchown, futimens,
@@ -15,7 +16,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::CopyError;
+use crate::error::{CopyError, Stopped};
 use crate::manifest::{Entry, Kind, Manifest, Tree, version_of};
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
@@ -31,19 +32,6 @@ pub(crate) struct Target<'a> {
     pub(crate) dst: &'a BString,
     /// Who owns what is made: uid and gid.
     pub(crate) owner: (u32, u32),
-}
-
-/// The copy was cancelled, or failed.
-#[derive(Debug)]
-pub(crate) enum Stopped {
-    Cancelled,
-    Failed(CopyError),
-}
-
-impl From<CopyError> for Stopped {
-    fn from(error: CopyError) -> Self {
-        Self::Failed(error)
-    }
 }
 
 /// Copies all of `manifest` from `tree`. Blocks; uses all processors.
@@ -104,8 +92,7 @@ impl Target<'_> {
 
     fn resolve(&self, path: &BString, flags: OFlags) -> Result<OwnedFd, Errno> {
         let path: &[u8] = if path.is_empty() { b"/" } else { path };
-        let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        openat2(self.root, path, flags | OFlags::CLOEXEC, Mode::empty(), inside)
+        open_in_root(self.root, path, flags)
     }
 
     fn open_directory(&self, path: BString) -> Result<OwnedFd, CopyError> {
@@ -189,16 +176,17 @@ impl Target<'_> {
                 utimensat(directory, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
                     .map_err(failed("set the times of", &path))?;
             }
-            Kind::File { version, executable, .. } => {
+            Kind::File { version, executable, digest } => {
                 let mut source = tree.open_file(&entry.from, version)?;
                 let mode = if *executable { 0o755 } else { 0o644 };
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let create = || openat(directory, name, flags, Mode::from_raw_mode(mode));
                 let file = self.replacing(directory, name, &path, create)?;
                 let mut file = std::fs::File::from(file);
-                copy_content(&mut source, &mut file, version.size_bytes, entry, &path, cancel)?;
+                let copied = copy_content(&mut source, &mut file, version.size_bytes, entry, &path, cancel)?;
                 let after = rustix::fs::fstat(&source).map_err(failed("read", &entry.from))?;
-                if version_of(&after) != *version {
+                // The digest too: who writes through a mapping changes the times only now and then.
+                if version_of(&after) != *version || copied != *digest {
                     return Err(CopyError::Changed(entry.from.to_string()).into());
                 }
                 self.own(&file, mode).map_err(failed("change the owner of", &path))?;
@@ -229,6 +217,19 @@ impl Target<'_> {
     }
 }
 
+/// Opens a path of a stranger's tree; its links and `..` lead no further than `root`.
+pub(crate) fn open_in_root(root: &OwnedFd, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    loop {
+        match openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), inside) {
+            // Something was renamed, anywhere on this host, while a `..` was followed.
+            Err(Errno::AGAIN) => {}
+            opened => return opened,
+        }
+    }
+}
+
+/// Copies the first `size_bytes`. Returns the digest of what was written.
 fn copy_content(
     source: &mut std::fs::File,
     file: &mut std::fs::File,
@@ -236,7 +237,7 @@ fn copy_content(
     entry: &Entry,
     path: &BString,
     cancel: &CancellationToken,
-) -> Result<(), Stopped> {
+) -> Result<Digest, Stopped> {
     const SMALL: usize = 64 << 10;
     let mut small = [0; SMALL];
     let mut large = Vec::new();
@@ -246,6 +247,7 @@ fn copy_content(
     } else {
         &mut small[..]
     };
+    let mut hasher = blake3::Hasher::new();
     let mut left = size_bytes;
     // A file that grows meanwhile is noticed by its version; it must not fill the disk first.
     while left > 0 {
@@ -260,9 +262,10 @@ fn copy_content(
         }
         let written = file.write_all(&buffer[..length]);
         written.map_err(|source| CopyError::Write { action: "write", name: path.to_string(), source })?;
+        hasher.update(&buffer[..length]);
         left -= length as u64;
     }
-    Ok(())
+    Ok(hasher.finalize().into())
 }
 
 fn times(mtime: Timespec) -> Timestamps {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kiln_image::{ImageError, ReferenceError};
-use kiln_sandbox::{ExitStatus, SandboxError};
+use kiln_sandbox::{ExitStatus, SandboxError, Step};
 use kiln_store::{Id, StoreError};
 use thiserror::Error;
 
@@ -24,8 +24,17 @@ pub enum BuildError {
     /// The text after `from` is not a reference.
     #[error(transparent)]
     Reference(#[from] ReferenceError),
+    /// The source directory cannot be opened.
+    #[error("cannot open the source directory {}", path.display())]
+    Source {
+        /// What was given.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// The command of a step ended badly.
-    #[error("step `{}` {}", step.text, describe(*status))]
+    #[error("step `{}` {}", line(&step.text), describe(*status))]
     StepFailed {
         /// The step.
         step: Arc<StepInfo>,
@@ -35,7 +44,7 @@ pub enum BuildError {
         status: ExitStatus,
     },
     /// The files to copy cannot be taken.
-    #[error("step `{}` cannot copy", step.text)]
+    #[error("step `{}` cannot copy", line(&step.text))]
     Copy {
         /// The step.
         step: Arc<StepInfo>,
@@ -53,7 +62,7 @@ pub enum BuildError {
         source: ImageError,
     },
     /// The sandbox could not be set up.
-    #[error("cannot run step `{}`", step.text)]
+    #[error("cannot run step `{}`", line(&step.text))]
     Sandbox {
         /// The step.
         step: Arc<StepInfo>,
@@ -62,7 +71,7 @@ pub enum BuildError {
         source: SandboxError,
     },
     /// A name is not in the image's `/etc/passwd`.
-    #[error("step `{}` is to run as `{name}`, who is not in the image's /etc/passwd", step.text)]
+    #[error("step `{}` is to run as `{name}`, who is not in the image's /etc/passwd", line(&step.text))]
     NoSuchUser {
         /// The step.
         step: Arc<StepInfo>,
@@ -161,6 +170,25 @@ pub enum CopyError {
     Store(#[from] StoreError),
 }
 
+/// A copy was cancelled, or failed.
+#[derive(Debug)]
+pub(crate) enum Stopped {
+    Cancelled,
+    Failed(CopyError),
+}
+
+impl From<CopyError> for Stopped {
+    fn from(error: CopyError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<StoreError> for Stopped {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
 /// Whose fault a failure is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -179,10 +207,17 @@ impl BuildError {
     pub fn fault(&self) -> Fault {
         match self {
             Self::Cancelled => Fault::Cancelled,
-            Self::Plan(_) | Self::Reference(_) => Fault::Usage,
+            Self::Plan(_) | Self::Reference(_) | Self::Source { .. } => Fault::Usage,
             Self::StepFailed { .. } | Self::NoSuchUser { .. } => Fault::Build,
             Self::Copy { source: CopyError::Write { .. } | CopyError::Store(_), .. } => Fault::Host,
             Self::Copy { .. } => Fault::Build,
+            // A directory or target that cannot be, in this image.
+            Self::Sandbox { source: SandboxError::Invalid { .. }, .. } => Fault::Build,
+            Self::Sandbox { source: SandboxError::Setup { step, source, .. }, .. }
+                if matches!(step, Step::EnterDirectory | Step::MountTree | Step::MountFile) && !is_full(source) =>
+            {
+                Fault::Build
+            }
             Self::Base { source, .. } if source.is_cancelled() => Fault::Cancelled,
             Self::Base { source, .. } if source.is_users_fault() => Fault::Usage,
             Self::Base { .. } | Self::Sandbox { .. } | Self::Store(_) | Self::Io { .. } | Self::Bug(_) => Fault::Host,
@@ -196,6 +231,17 @@ pub(crate) fn describe(status: ExitStatus) -> String {
         ExitStatus::Code(code) => format!("exited with status {code}"),
         ExitStatus::Signal(signal) => format!("was killed by signal {signal}"),
     }
+}
+
+/// Returns the text of a step as one line, shortened.
+fn line(text: &str) -> String {
+    const LONGEST: usize = 200;
+    let mut line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    if let Some((end, _)) = line.char_indices().nth(LONGEST) {
+        line.truncate(end);
+        line.push('…');
+    }
+    line
 }
 
 fn is_full(error: &io::Error) -> bool {

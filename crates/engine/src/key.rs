@@ -152,7 +152,22 @@ mod tests {
     fn ids_do_not_change_between_versions() {
         // If this fails, every store's cache is lost to the new version: raise the number in
         // "kiln step 1" and say so in the change log.
-        let id = StepKey::Base { identity: "scratch" }.id().to_string();
-        assert_eq!(id, "");
+        let base = StepKey::Base { identity: "scratch" }.id();
+        let (name, value) = (BString::from("name"), BString::from("value"));
+        let run = StepKey::Run {
+            parent: &base,
+            env: &[(name.clone(), value.clone())],
+            user: &User::Unix { uid: 1, gid: 2 },
+            workdir: &value,
+            shell: std::slice::from_ref(&name),
+            command: &value,
+            networks: std::slice::from_ref(&name),
+            caches: &[(&name, &value)],
+            secrets: &[(&value, &name)],
+        };
+        let user = User::Named(name.clone());
+        let copy = StepKey::Copy { parent: &base, user: &user, dst: &value, manifest: &[1; 32] };
+        let ids = [base, run.id(), copy.id()].map(|id| id.short());
+        assert_eq!(ids, ["6ce904290fd3", "c1d0cfcca651", "d8563adc4b56"]);
     }
 }

@@ -3,14 +3,15 @@
 //! The only room that knows language, store, sandbox and images. It reads neither environment nor
 //! configuration, and prints nothing: what happens goes to [`Events`].
 //!
-//! The life of a build: `plan` flattens the spec into stages of steps (pure); `build` runs the stages,
-//! each step through `flight`, which finds it in the store, joins whoever is making it, or makes it; `run`,
-//! `copy` and `base` are the three ways to make one. `key` says what a step's identity is made of.
+//! The life of a build: `engine` starts it; `plan` flattens the spec into stages of steps (pure); `build` runs the stages,
+//! each step through `flight`, which finds it in the store, joins whoever is making it, or makes it. `steps` knows the three
+//! kinds of step, and `base`, `run` and `copy` how to make each. `key` says what a step's identity is made of.
 #![forbid(unsafe_code)]
 
 mod base;
 mod build;
 mod copy;
+mod engine;
 mod error;
 mod events;
 mod flight;
@@ -19,8 +20,9 @@ mod manifest;
 mod passwd;
 mod plan;
 mod run;
+mod steps;
 
-pub use build::{Built, Engine, Request, Settings};
+pub use engine::{Built, Engine, Request, Settings};
 pub use error::{BuildError, Fault};
 pub use events::{Event, Events, StepInfo};
 pub use plan::PlanError;

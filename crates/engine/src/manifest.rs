@@ -8,14 +8,18 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use bstr::{BString, ByteSlice};
 use kiln_store::{Digest, FileVersion, Store};
 use rayon::prelude::*;
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, Timespec, openat2, readlinkat, statat};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, Timespec, openat, openat2, readlinkat, statat,
+};
 use rustix::io::Errno;
+use tokio_util::sync::CancellationToken;
 
-use crate::error::CopyError;
+use crate::error::{BuildError, CopyError, Stopped};
 use crate::key::Encoder;
 
 /// No link is followed and nothing above the root is reached, `openat2(2)`.
@@ -35,6 +39,16 @@ pub(crate) struct Tree {
     place: String,
     /// Whether inodes and times identify content from one build to the next.
     is_lasting: bool,
+}
+
+/// What a copy asks for, as in the spec.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) src: Vec<BString>,
+    /// Base names to leave out, at any depth.
+    pub(crate) exclude: Vec<BString>,
+    /// The copies go into the destination, under their own names. Else the one item becomes the destination.
+    pub(crate) into_directory: bool,
 }
 
 /// Everything that one copy takes, sorted by where it goes.
@@ -62,37 +76,47 @@ pub(crate) enum Kind {
 }
 
 impl Tree {
-    pub(crate) fn new(root: OwnedFd, place: String, is_lasting: bool) -> Self {
-        Self { root, place, is_lasting }
+    /// Opens the directory that a user works in.
+    pub(crate) fn open_source(path: &Path) -> Result<Self, BuildError> {
+        let opened = openat(CWD, path, DIRECTORY, Mode::empty());
+        let root = opened.map_err(|error| BuildError::Source { path: path.to_owned(), source: error.into() })?;
+        Ok(Self { root, place: "the source directory".to_owned(), is_lasting: true })
     }
 
-    /// Returns what `copy (src …) (exclude …)` takes from here. `is_directory`: the destination ends in `/`.
+    /// Takes the root of a result, which is mounted anew for each use.
+    pub(crate) fn of_result(root: OwnedFd, place: String) -> Self {
+        Self { root, place, is_lasting: false }
+    }
+
+    /// Returns what a copy takes from here.
     pub(crate) fn manifest(
         &self,
-        src: &[BString],
-        exclude: &[BString],
-        is_directory: bool,
+        wanted: &Wanted,
         store: &Store,
-    ) -> Result<Manifest, CopyError> {
-        let exclude: HashSet<&[u8]> = exclude.iter().map(|name| name.as_slice()).collect();
+        cancel: &CancellationToken,
+    ) -> Result<Manifest, Stopped> {
+        let exclude: HashSet<&[u8]> = wanted.exclude.iter().map(|name| name.as_slice()).collect();
         let mut found = Vec::new();
-        for item in src {
+        for item in &wanted.src {
             let from = relative(item)?;
             let base = from.rsplit_str("/").next().unwrap_or_default();
             // `.` stands for what is in the root: its own name goes nowhere.
-            let to = if is_directory { base.into() } else { BString::default() };
+            let to = if wanted.into_directory { base.into() } else { BString::default() };
             found.extend(self.item(from, to, item)?);
         }
         let mut directories: Vec<(BString, BString)> = directories_of(&found).collect();
         while !directories.is_empty() {
             let children: Vec<Vec<Found>> = directories
                 .par_iter()
-                .map(|(from, to)| self.children(from, to, &exclude))
-                .collect::<Result<_, CopyError>>()?;
+                .map(|(from, to)| match cancel.is_cancelled() {
+                    true => Err(Stopped::Cancelled),
+                    false => Ok(self.children(from, to, &exclude)?),
+                })
+                .collect::<Result<_, Stopped>>()?;
             directories = children.iter().flat_map(|found| directories_of(found)).collect();
             found.extend(children.into_iter().flatten());
         }
-        let entries = self.digest_files(found, store)?;
+        let entries = self.digest_files(found, store, cancel)?;
         let mut manifest = Manifest { entries };
         // Of two sources for one name the later wins, as if they were copied one after the other: the
         // sort is stable, and the last of equals is kept.
@@ -152,7 +176,12 @@ impl Tree {
     }
 
     /// Adds the digest of every file: remembered ones, or read now.
-    fn digest_files(&self, found: Vec<Found>, store: &Store) -> Result<Vec<Entry>, CopyError> {
+    fn digest_files(
+        &self,
+        found: Vec<Found>,
+        store: &Store,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<Entry>, Stopped> {
         let versions: Vec<FileVersion> = found.iter().filter_map(Found::version).collect();
         let known = match self.is_lasting {
             true => store.known_digests(&versions)?,
@@ -177,7 +206,7 @@ impl Tree {
                     What::File { version, executable } => {
                         let digest = match known {
                             Some(digest) => digest,
-                            None => self.hash(&from, &version)?,
+                            None => self.hash(&from, &version, cancel)?,
                         };
                         let is_new = known.is_none() && self.is_lasting && is_settled(&version, now_ns);
                         (Kind::File { version, executable, digest }, is_new.then_some((version, digest)))
@@ -185,7 +214,7 @@ impl Tree {
                 };
                 Ok((Entry { from, to, mtime, kind }, new))
             })
-            .collect::<Result<_, CopyError>>()?;
+            .collect::<Result<_, Stopped>>()?;
         let (entries, new): (Vec<Entry>, Vec<_>) = made.into_iter().unzip();
         let new: Vec<(FileVersion, Digest)> = new.into_iter().flatten().collect();
         if !new.is_empty() {
@@ -194,33 +223,34 @@ impl Tree {
         Ok(entries)
     }
 
-    fn hash(&self, from: &BString, version: &FileVersion) -> Result<Digest, CopyError> {
+    fn hash(&self, from: &BString, version: &FileVersion, cancel: &CancellationToken) -> Result<Digest, Stopped> {
         let mut file = self.open_file(from, version)?;
         let mut hasher = blake3::Hasher::new();
-        let read_failed = |source| CopyError::Read { action: "read", name: from.to_string(), source };
-        if version.size_bytes > LARGE_BYTES {
-            // Large pieces, so that the tree of the hash is spread over the processors. Not mapped: a
-            // file that is cut short under a mapping kills the reader.
-            let mut buffer = vec![0; 4 << 20];
-            loop {
-                match read_full(&mut file, &mut buffer).map_err(read_failed)? {
-                    0 => break,
-                    length => hasher.update_rayon(&buffer[..length]),
-                };
-            }
+        let (mut small, mut large) = ([0; 64 << 10], Vec::new());
+        let is_large = version.size_bytes > LARGE_BYTES;
+        let buffer = if is_large {
+            large.resize(4 << 20, 0);
+            &mut large[..]
         } else {
-            let mut buffer = [0; 64 << 10];
-            loop {
-                match file.read(&mut buffer).map_err(read_failed)? {
-                    0 => break,
-                    length => hasher.update(&buffer[..length]),
-                };
+            &mut small[..]
+        };
+        loop {
+            if cancel.is_cancelled() {
+                return Err(Stopped::Cancelled);
             }
+            let read = read_full(&mut file, buffer);
+            match read.map_err(|source| CopyError::Read { action: "read", name: from.to_string(), source })? {
+                0 => break,
+                // In large pieces, the tree of the hash is spread over the processors. Not mapped: a file that is cut
+                // short under a mapping kills the reader.
+                length if is_large => hasher.update_rayon(&buffer[..length]),
+                length => hasher.update(&buffer[..length]),
+            };
         }
         let stat = rustix::fs::fstat(&file).map_err(failed("read", from))?;
         match version_of(&stat) == *version {
             true => Ok(hasher.finalize().into()),
-            false => Err(CopyError::Changed(from.to_string())),
+            false => Err(CopyError::Changed(from.to_string()).into()),
         }
     }
 }

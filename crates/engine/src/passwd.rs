@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 
 use bstr::{BString, ByteSlice};
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 /// A stranger's file is not read further than this.
@@ -22,9 +22,8 @@ pub(crate) struct Entry {
 /// Reads `/etc/passwd` of the image whose root is open. A missing file, and lines that are no entries,
 /// count for nothing.
 pub(crate) fn read(root: &OwnedFd) -> io::Result<Vec<Entry>> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let file = match openat2(root, "/etc/passwd", flags, Mode::empty(), inside) {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = match crate::copy::open_in_root(root, b"/etc/passwd", flags) {
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO) => return Ok(Vec::new()),
         opened => std::fs::File::from(opened?),
     };

@@ -21,10 +21,23 @@ pub enum PlanError {
         /// The names there are.
         known: Vec<String>,
     },
+    /// The system has no place for a NUL byte in what a step uses.
+    #[error("`{0}` cannot run: a NUL byte is in its words, variables or paths")]
+    Nul(String),
+    /// The system cannot set such a variable.
+    #[error("`{0}` cannot be the name of a variable: it is empty or contains `=`")]
+    BadVariable(String),
+    /// The states that the operations see are too large together.
+    #[error("the spec is too large: its variables and directories, counted for every operation, exceed {} MiB", MAX_STATE_BYTES >> 20)]
+    TooLarge,
     /// A copy names a build that is not in scope. The parser refuses this too.
     #[error("a copy is from the build `{0}`, which is not defined before it")]
     UnknownBuild(String),
 }
+
+/// What the states of all operations may take together. Each operation sees all variables set before it, so a spec of a few
+/// megabytes could otherwise ask for any amount of memory.
+const MAX_STATE_BYTES: usize = 64 << 20;
 
 /// The stages of a build.
 #[derive(Debug)]
@@ -93,8 +106,9 @@ impl Default for Context {
 impl Plan {
     /// Flattens `spec`. With `target`, keeps the last stage of that name and what it needs.
     pub(crate) fn new(spec: &Spec, target: Option<&BString>) -> Result<Self, PlanError> {
-        let mut stages = Vec::new();
-        let mut wanted = flatten(spec, None, &[], &mut stages)?;
+        let mut flat = Flat::default();
+        let mut wanted = flat.add(spec, None)?;
+        let stages = flat.stages;
         if let Some(target) = target {
             let found = stages.iter().rposition(|stage| stage.name.as_ref() == Some(target));
             wanted = found.ok_or_else(|| PlanError::UnknownStage {
@@ -111,82 +125,115 @@ impl Plan {
         self.stages.iter().map(|stage| 1 + steps(stage)).sum()
     }
 
-    /// Returns every run of the plan.
-    pub(crate) fn runs(&self) -> impl Iterator<Item = &kiln_spec::Run> {
-        self.stages.iter().flat_map(|stage| &stage.items).filter_map(|item| match &item.action {
-            Action::Run { run, .. } => Some(run),
-            _ => None,
-        })
-    }
-
     /// Checks what can be known before anything runs.
     pub(crate) fn check(&self, has_secret: impl Fn(&BString) -> bool) -> Result<(), PlanError> {
-        for run in self.runs() {
-            if let Some(network) = run.networks.iter().find(|network| *network != "host") {
-                return Err(PlanError::UnknownNetwork(network.to_string()));
-            }
-            if let Some(secret) = run.secrets.iter().find(|secret| !has_secret(&secret.name)) {
-                return Err(PlanError::MissingSecret(secret.name.to_string()));
+        for item in self.stages.iter().flat_map(|stage| &stage.items) {
+            let has_nul = match &item.action {
+                Action::Note => false,
+                Action::Copy { copy, context, .. } => {
+                    copy.src.iter().chain([&copy.dst, &context.workdir]).any(|text| text.contains(&0))
+                }
+                Action::Run { run, context } => {
+                    if let Some(network) = run.networks.iter().find(|network| *network != "host") {
+                        return Err(PlanError::UnknownNetwork(network.to_string()));
+                    }
+                    if let Some(secret) = run.secrets.iter().find(|secret| !has_secret(&secret.name)) {
+                        return Err(PlanError::MissingSecret(secret.name.to_string()));
+                    }
+                    if let Some((name, _)) =
+                        context.env.iter().find(|(name, _)| name.is_empty() || name.contains(&b'='))
+                    {
+                        return Err(PlanError::BadVariable(name.to_string()));
+                    }
+                    let env = context.env.iter().flat_map(|(name, value)| [name, value]);
+                    let targets = run.caches.iter().map(|cache| &cache.target);
+                    let targets = targets.chain(run.secrets.iter().map(|secret| &secret.target));
+                    let words = context.shell.iter().chain([&run.command, &context.workdir]);
+                    words.chain(env).chain(targets).any(|text| text.contains(&0))
+                }
+            };
+            if has_nul {
+                return Err(PlanError::Nul(item.text.clone()));
             }
         }
         Ok(())
     }
 }
 
-/// Appends the stages of `spec`, itself last, and returns its place. `scope`: the builds in sight from
-/// outside; of two with one name, the later wins. (The parser bounds the depth of nesting.)
-fn flatten(
-    spec: &Spec,
-    name: Option<&BString>,
-    scope: &[(BString, usize)],
-    stages: &mut Vec<Stage>,
-) -> Result<usize, PlanError> {
-    let mut scope = scope.to_vec();
-    let mut inner = Vec::new();
-    for build in &spec.builds {
-        let place = flatten(&build.spec, Some(&build.name), &scope, stages)?;
-        inner.push(place);
-        scope.push((build.name.clone(), place));
+/// Stages found so far, while a spec is walked.
+#[derive(Default)]
+struct Flat {
+    stages: Vec<Stage>,
+    /// The builds in sight; of two with one name, the later wins.
+    scope: Vec<(BString, usize)>,
+    /// What the states of all operations take together.
+    state_bytes: usize,
+}
+
+impl Flat {
+    /// Appends the stages of `spec`, itself last, and returns its place. (The parser bounds the depth of nesting.)
+    fn add(&mut self, spec: &Spec, name: Option<&BString>) -> Result<usize, PlanError> {
+        let outside = self.scope.len();
+        let mut inner = Vec::new();
+        for build in &spec.builds {
+            let place = self.add(&build.spec, Some(&build.name))?;
+            inner.push(place);
+            self.scope.push((build.name.clone(), place));
+        }
+        let mut context = Context::default();
+        let mut items = Vec::new();
+        for op in &spec.ops {
+            self.state_bytes += context.size_bytes();
+            if self.state_bytes > MAX_STATE_BYTES {
+                return Err(PlanError::TooLarge);
+            }
+            let text = format!("{}: {op}", context.workdir);
+            let action = match op {
+                Op::Comment(_) => Action::Note,
+                Op::Workdir(dir) => {
+                    let joined = join(&context.workdir, dir);
+                    context.workdir = joined.strip_suffix(b"/").filter(|dir| !dir.is_empty()).unwrap_or(&joined).into();
+                    Action::Note
+                }
+                Op::Shell(words) => {
+                    context.shell.clone_from(words);
+                    Action::Note
+                }
+                Op::Env { name, value } => {
+                    set(&mut context.env, name.clone(), value.clone());
+                    Action::Note
+                }
+                Op::User(user) => {
+                    context.user = user.clone();
+                    Action::Note
+                }
+                Op::Run(run) => Action::Run { run: run.clone(), context: context.clone() },
+                Op::Copy(copy) => {
+                    let from_stage = match &copy.source {
+                        Source::Context => None,
+                        Source::Build(name) => {
+                            let found = self.scope.iter().rfind(|(known, _)| known == name);
+                            Some(found.ok_or_else(|| PlanError::UnknownBuild(name.to_string()))?.1)
+                        }
+                    };
+                    Action::Copy { copy: copy.clone(), from_stage, context: context.clone() }
+                }
+            };
+            items.push(Item { text, action });
+        }
+        self.scope.truncate(outside);
+        self.stages.push(Stage { name: name.cloned(), from: spec.from.clone(), items, inner });
+        Ok(self.stages.len() - 1)
     }
-    let mut context = Context::default();
-    let mut items = Vec::new();
-    for op in &spec.ops {
-        let text = format!("{}: {op}", context.workdir);
-        let action = match op {
-            Op::Comment(_) => Action::Note,
-            Op::Workdir(dir) => {
-                let joined = join(&context.workdir, dir);
-                context.workdir = joined.strip_suffix(b"/").filter(|dir| !dir.is_empty()).unwrap_or(&joined).into();
-                Action::Note
-            }
-            Op::Shell(words) => {
-                context.shell.clone_from(words);
-                Action::Note
-            }
-            Op::Env { name, value } => {
-                set(&mut context.env, name.clone(), value.clone());
-                Action::Note
-            }
-            Op::User(user) => {
-                context.user = user.clone();
-                Action::Note
-            }
-            Op::Run(run) => Action::Run { run: run.clone(), context: context.clone() },
-            Op::Copy(copy) => {
-                let from_stage = match &copy.source {
-                    Source::Context => None,
-                    Source::Build(name) => {
-                        let found = scope.iter().rfind(|(known, _)| known == name);
-                        Some(found.ok_or_else(|| PlanError::UnknownBuild(name.to_string()))?.1)
-                    }
-                };
-                Action::Copy { copy: copy.clone(), from_stage, context: context.clone() }
-            }
-        };
-        items.push(Item { text, action });
+}
+
+impl Context {
+    /// About what a copy of this takes.
+    fn size_bytes(&self) -> usize {
+        let text = |text: &BString| text.len() + size_of::<BString>();
+        let env = self.env.iter().map(|(name, value)| text(name) + text(value));
+        env.sum::<usize>() + self.shell.iter().map(text).sum::<usize>() + self.workdir.len()
     }
-    stages.push(Stage { name: name.cloned(), from: spec.from.clone(), items, inner });
-    Ok(stages.len() - 1)
 }
 
 /// Keeps the stage `wanted` and what it needs, in order; places are renumbered.
@@ -335,8 +382,18 @@ mod tests {
     }
 
     #[test]
+    fn a_spec_cannot_ask_for_any_amount_of_memory() {
+        let growing = |op: fn(usize) -> String| format!("((from b) {})", (0..20_000).map(op).collect::<String>());
+        for text in [growing(|at| format!("(env V{at} x)")), growing(|_| "(workdir abcdefgh)".to_owned())] {
+            assert_eq!(plan(&text, None).unwrap_err(), PlanError::TooLarge);
+        }
+        let usual = format!("((from b) {})", "(env PATH /usr/bin:/bin) (run (shell x))".repeat(5_000));
+        assert_eq!(plan(&usual, None).unwrap().steps(), 5_001);
+    }
+
+    #[test]
     fn what_cannot_work_is_refused_before_anything_runs() {
-        let check = |text| plan(text, None).unwrap().check(|name| name == "known").unwrap_err().to_string();
+        let check = |text: &str| plan(text, None).unwrap().check(|name| name == "known").unwrap_err().to_string();
         assert_eq!(
             check("((from a) (run (secrets (known (target /k)) (token (target /t))) (shell x)))"),
             "the spec needs the secret `token`; give it with --secret token:FILE"
@@ -345,5 +402,21 @@ mod tests {
             check("((from a) (run (network host nat) (shell x)))"),
             "unknown network `nat`: only `host` is supported, and none for no network"
         );
+        for op in [
+            r#"(run (shell "a\000b"))"#,
+            r#"(shell "\000") (run (shell b))"#,
+            r#"(env A "b\000c") (run (shell true))"#,
+            r#"(workdir "/a\000b") (run (shell true))"#,
+            r#"(run (cache (c (target "/a\000b"))) (shell true))"#,
+            r#"(copy (src "a\000b") (dst /x))"#,
+            r#"(copy (src .) (dst "/a\000b"))"#,
+        ] {
+            let error = check(&format!("((from b) {op})"));
+            assert!(error.ends_with("cannot run: a NUL byte is in its words, variables or paths"), "{op}: {error}");
+        }
+        for name in ["A=B", "\"\""] {
+            let error = check(&format!("((from b) (env {name} c) (run (shell true)))"));
+            assert!(error.contains("cannot be the name of a variable"), "{error}");
+        }
     }
 }

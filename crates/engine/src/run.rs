@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
@@ -16,6 +16,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
 
+use crate::build::blocking;
 use crate::error::{At, BuildError};
 use crate::events::StepInfo;
 use crate::flight::Publisher;
@@ -43,7 +44,7 @@ impl Command {
     /// generation if the command ended by itself, well or not.
     pub(crate) async fn run(
         &self,
-        store: &Store,
+        store: &Arc<Store>,
         sandbox: &dyn Sandbox,
         draft: &Draft,
         publisher: &Publisher,
@@ -53,23 +54,26 @@ impl Command {
         let user = self.user(&root)?;
         let mut process = self.process(&root, user)?;
         process.held.push(Arc::new(draft.lease().hold().at("hold the lease in", store.path())?));
-        let caches = self.caches(store, user, &mut process)?;
+        let caches = self.caches(store, user, &mut process).await?;
         let ended = self.run_in(sandbox, root, &process, draft.log(), publisher, cancel).await;
         // Its mounts of the caches must be gone before they are sealed.
         drop(process);
+        let mut given_back = Ok(());
         for cache in caches {
-            let given_back = match &ended {
-                Ok(_) => store.commit_cache(cache).map(|_| ()),
-                Err(_) => store.discard_cache(cache),
-            };
-            if let Err(error) = given_back {
-                // The step's own end matters more.
-                match &ended {
-                    Ok(_) => return Err(error.into()),
-                    Err(_) => tracing::warn!(%error, "cannot discard a copy of a cache"),
+            let (store, is_kept) = (Arc::clone(store), ended.is_ok());
+            let gave = blocking(move || match is_kept {
+                true => Ok(store.commit_cache(cache).map(|_| ())?),
+                false => Ok(store.discard_cache(cache)?),
+            });
+            if let Err(error) = gave.await {
+                match &given_back {
+                    Ok(()) if is_kept => given_back = Err(error),
+                    // The step's own end, or what went wrong first, matters more.
+                    _ => tracing::warn!(%error, "cannot give back a cache"),
                 }
             }
         }
+        given_back?;
         ended
     }
 
@@ -84,26 +88,38 @@ impl Command {
     ) -> Result<ExitStatus, BuildError> {
         let (reader, writer) = std::io::pipe().at("make", "a pipe")?;
         let mut reader = pipe::Receiver::from_owned_fd(reader.into()).at("read from", "a pipe")?;
-        let run = sandbox.run(Root::Mount(root), process, writer.into(), cancel);
+        let stop = cancel.child_token();
+        let run = sandbox.run(Root::Mount(root), process, writer.into(), &stop);
         tokio::pin!(run);
         let mut output = Output { log, publisher, length: 0, buffer: vec![0; 64 << 10] };
         let ended = loop {
-            tokio::select! {
+            let written = tokio::select! {
                 biased;
-                read = reader.read(&mut output.buffer) => match read.at("read from", "a pipe")? {
+                read = reader.read(&mut output.buffer) => match read.at("read from", "a pipe") {
                     // Everyone has closed it: only the end is left to wait for.
-                    0 => break run.await,
-                    length => output.write(length)?,
+                    Ok(0) => break run.await,
+                    read => read.and_then(|length| output.write(length)),
                 },
-                ended = &mut run => {
-                    // All writers are dead; what they wrote is in the pipe.
-                    while let Ok(length @ 1..) = reader.try_read(&mut output.buffer) {
-                        output.write(length)?;
-                    }
-                    break ended;
-                }
+                ended = &mut run => break ended,
+            };
+            if let Err(error) = written {
+                // The draft is not to be discarded under a command that runs.
+                stop.cancel();
+                let _ = run.await;
+                return Err(error);
             }
         };
+        // All writers are dead; what they wrote last is in the pipe. Tokio may not know it yet, so it is not asked.
+        let mut rest = File::from(reader.into_nonblocking_fd().at("read from", "a pipe")?);
+        loop {
+            match rest.read(&mut output.buffer) {
+                Ok(0) => break,
+                Ok(length) => output.write(length)?,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error).at("read from", "a pipe"),
+            }
+        }
         ended.map_err(|source| match source {
             kiln_sandbox::SandboxError::Cancelled => BuildError::Cancelled,
             source => BuildError::Sandbox { step: Arc::clone(&self.step), source },
@@ -147,37 +163,36 @@ impl Command {
     }
 
     /// Starts a copy of every cache and mounts it.
-    fn caches(
+    async fn caches(
         &self,
-        store: &Store,
+        store: &Arc<Store>,
         user: kiln_sandbox::User,
         process: &mut Process,
     ) -> Result<Vec<CacheDraft>, BuildError> {
         let mut drafts = Vec::new();
-        let mut begin = || -> Result<(), BuildError> {
-            for cache in &self.run.caches {
-                let draft = store.begin_cache(&cache.name, (user.uid, user.gid))?;
-                let hold = draft.hold();
+        for cache in &self.run.caches {
+            let (begun, name) = (Arc::clone(store), cache.name.clone());
+            let begun = blocking(move || Ok(begun.begin_cache(&name, (user.uid, user.gid))?)).await;
+            let mounted = begun.and_then(|draft| {
+                let hold = draft.hold().at("hold a cache in", store.path());
+                let tree = draft.root().mount().at("mount", store.path());
                 drafts.push(draft);
-                let tree = drafts.last().expect("just pushed").root().mount().at("mount", store.path())?;
                 let target = path(&crate::plan::join(&self.context.workdir, &cache.target));
-                process.mounts.push(Mount { target, source: Source::Tree(Arc::new(tree)) });
-                process.held.push(Arc::new(hold.at("hold a cache in", store.path())?));
-            }
-            Ok(())
-        };
-        match begin() {
-            Ok(()) => Ok(drafts),
-            Err(error) => {
+                process.mounts.push(Mount { target, source: Source::Tree(Arc::new(tree?)) });
+                process.held.push(Arc::new(hold?));
+                Ok(())
+            });
+            if let Err(error) = mounted {
                 process.mounts.clear();
                 for draft in drafts {
                     if let Err(error) = store.discard_cache(draft) {
                         tracing::warn!(%error, "cannot discard a copy of a cache");
                     }
                 }
-                Err(error)
+                return Err(error);
             }
         }
+        Ok(drafts)
     }
 }
 

@@ -22,13 +22,13 @@ use super::print;
 use crate::args::{self, Progress};
 use crate::exit::Failure;
 use crate::render::{self, Json, Plain, Quiet, Tty};
-use crate::settings::{default_jobs, open_store};
+use crate::settings::{DEFAULT_SPEC, default_jobs, open_store};
 
 /// Larger ones are no secrets but data.
 const MAX_SECRET_BYTES: u64 = 256 << 10;
 
 pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> {
-    let file = arguments.file.clone().unwrap_or_else(|| arguments.dir.join("kiln.spec"));
+    let file = arguments.file.clone().unwrap_or_else(|| arguments.dir.join(DEFAULT_SPEC));
     let (_, spec) = super::spec::read(&file)?;
     let request = Request {
         spec,
@@ -43,10 +43,9 @@ pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> 
     let is_terminal = console::user_attended_stderr();
     let (events, shows_logs): (Arc<dyn Events>, bool) = match arguments.progress {
         _ if arguments.quiet => (Arc::new(Quiet), false),
-        Progress::Json => (Arc::new(Json), true),
-        Progress::Tty => (Arc::new(Tty::new(verbose)), false),
-        Progress::Auto if is_terminal => (Arc::new(Tty::new(verbose)), false),
-        Progress::Auto | Progress::Plain => (Arc::new(Plain::default()), true),
+        Progress::Json => (Arc::new(Json::default()), true),
+        Progress::Tty | Progress::Auto if is_terminal => (Arc::new(Tty::new(verbose)), false),
+        Progress::Tty | Progress::Auto | Progress::Plain => (Arc::new(Plain::default()), true),
     };
     let sandbox = Arc::new(NativeSandbox::new("/proc/self/exe")?);
     let settings = Settings { jobs: arguments.jobs.map_or_else(default_jobs, usize::from), fast_sync: true };
@@ -54,12 +53,12 @@ pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> 
     // Two threads carry the events and the logs; what blocks has threads of its own.
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(Failure::Runtime)?;
+    let cancel = cancel_on_signals().map_err(Failure::Runtime)?;
     let built = runtime.block_on(async {
-        let cancel = cancel_on_signals().map_err(Failure::Runtime)?;
         let built = engine.build(request, Arc::clone(&events), &cancel).await.map_err(Failure::from);
         engine.idle().await;
-        Ok::<_, Failure>(built)
-    })?;
+        built
+    });
     // Takes its last lines off the terminal before anything else is printed.
     drop(events);
     start_marking(&store);
@@ -77,22 +76,29 @@ pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> 
 /// Returns a token that fires at the first Ctrl-C or `SIGTERM`. The second ends the program at once; its sandboxes
 /// go with it.
 fn cancel_on_signals() -> std::io::Result<CancellationToken> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    // Its own thread: all those of the build may be waiting for a terminal that has stopped to read.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut interrupt, mut terminate) = {
+        let _in_runtime = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
     let cancel = CancellationToken::new();
     let fired = cancel.clone();
-    // Ends with the runtime.
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
+    // Ends with the program.
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        runtime.block_on(async {
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+                if fired.is_cancelled() {
+                    std::process::exit(130);
+                }
+                fired.cancel();
             }
-            if fired.is_cancelled() {
-                std::process::exit(130);
-            }
-            fired.cancel();
-        }
-    });
+        })
+    })?;
     Ok(cancel)
 }
 
@@ -103,9 +109,9 @@ fn start_marking(store: &Store) {
     }
     let started = Command::new("/proc/self/exe")
         .arg0("kiln")
-        .args([OsStr::new("mark-durable"), OsStr::new("--store")])
-        .arg(format!("auto:{}", store.path().display()))
-        .current_dir("/")
+        // By its directory, not its name: if it is deleted meanwhile, there is no store to make there.
+        .args(["mark-durable", "--store", "auto:."])
+        .current_dir(store.path())
         .process_group(0)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -120,10 +126,12 @@ fn start_marking(store: &Store) {
 fn secrets(given: &[std::ffi::OsString]) -> Result<HashMap<BString, SecretBytes>, Failure> {
     let mut secrets = HashMap::new();
     for text in given {
-        let bad = |reason: &str| Failure::Secret { text: text.display().to_string(), reason: reason.to_owned() };
         let bytes = text.as_bytes();
         // An id may hold neither sign, so the first of them says which form it is.
-        let at = bytes.find_byteset(b":=").ok_or_else(|| bad("expected ID:FILE or ID=env:VAR"))?;
+        let at = bytes.find_byteset(b":=");
+        let id = bytes[..at.unwrap_or(0)].to_str_lossy().into_owned();
+        let bad = |reason: &str| Failure::Secret { id: id.clone(), reason: reason.to_owned() };
+        let at = at.filter(|at| *at > 0).ok_or_else(|| bad("expected ID:FILE or ID=env:VAR"))?;
         let (id, rest) = (&bytes[..at], &bytes[at + 1..]);
         let value = if bytes[at] == b':' {
             let path = PathBuf::from(OsStr::from_bytes(rest));

@@ -1,10 +1,10 @@
 //! `kiln log`: the log of a result, of a failed step, or of one that runs.
 
 use std::fs::File;
-use std::io;
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 
-use kiln_store::{Id, State, Store};
+use kiln_store::{Id, State, Store, StoreError};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::print;
@@ -14,49 +14,60 @@ use crate::settings::open_store;
 
 pub(super) fn run(arguments: &args::Log) -> Result<(), Failure> {
     let store = open_store(&arguments.store.store)?;
-    let found = store.find(&arguments.id)?;
-    match found.state {
-        State::Result => match store.lookup(&found.id)? {
-            Some(snapshot) => copy(snapshot.log()?),
-            None => Err(kiln_store::StoreError::NoSuchResult(arguments.id.clone()).into()),
-        },
-        State::Failed => match store.failure(&found.id)? {
-            Some((_, log)) => copy(log),
-            None => Err(kiln_store::StoreError::NoSuchResult(arguments.id.clone()).into()),
-        },
-        State::Running => follow(&store, &found.id),
+    let none = || StoreError::NoSuchResult(arguments.id.clone());
+    let mut is_first = true;
+    loop {
+        let found = store.find(&arguments.id)?;
+        let log = match found.state {
+            State::Result => store.lookup(&found.id)?.map(|snapshot| snapshot.log()).transpose()?,
+            State::Failed => store.failure(&found.id)?.map(|(_, log)| log),
+            State::Running if follow(&store, &found.id)? => return Ok(()),
+            // It has ended since it was found: its log is elsewhere now, or was never begun.
+            State::Running if std::mem::take(&mut is_first) => continue,
+            State::Running => None,
+        };
+        return copy(log.ok_or_else(none)?);
     }
 }
 
 fn copy(mut log: File) -> Result<(), Failure> {
-    io::copy(&mut log, &mut io::stdout().lock()).map(|_| ()).map_err(Failure::Stdout)
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match log.read(&mut buffer).map_err(|source| StoreError::disk("read", "the log", source))? {
+            0 => return Ok(()),
+            length => print(&buffer[..length])?,
+        }
+    }
 }
 
-/// Prints a log as it grows, until its step has ended.
-fn follow(store: &Store, id: &Id) -> Result<(), Failure> {
+/// Prints a log as it grows, until its step has ended. Returns false if there was none to print.
+fn follow(store: &Store, id: &Id) -> Result<bool, Failure> {
     let mut follower = store.follow(id)?;
-    let mut offset = 0;
+    let mut buffer = vec![0; 64 << 10];
+    let mut offset = None;
     loop {
-        // Looked at before the log, so that all that was written before the end is seen.
-        let has_ended = store.holder(id).is_none();
+        // Looked at before the log, so that all that was written before the end is seen. Who can have the lease knows that
+        // nobody builds, even if the builder was killed.
+        let has_ended = store.lease(id)?.is_some();
         if let Some((log, length)) = follower.look()? {
-            let mut buffer = vec![0; 64 << 10];
-            while offset < length {
-                let read = log.read_at(&mut buffer, offset).map_err(Failure::Stdout)?;
+            let offset = offset.get_or_insert(0);
+            while *offset < length {
+                let read =
+                    log.read_at(&mut buffer, *offset).map_err(|source| StoreError::disk("read", "the log", source))?;
                 if read == 0 {
                     break;
                 }
                 print(&buffer[..read])?;
-                offset += read as u64;
+                *offset += read as u64;
             }
         }
         if has_ended {
-            return Ok(());
+            return Ok(offset.is_some());
         }
         // Woken when the log grows, and when the step's builder ends or dies.
         match poll(&mut [PollFd::new(&follower, PollFlags::IN)], None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(Failure::Runtime(error.into())),
+            Err(error) => return Err(StoreError::disk("watch", store.path(), error.into()).into()),
         }
     }
 }

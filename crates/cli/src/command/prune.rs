@@ -7,6 +7,7 @@ use kiln_store::Limits;
 use super::size;
 use crate::args::{self, Free};
 use crate::exit::Failure;
+use crate::render::{one_line, tell};
 use crate::settings::open_store;
 
 pub(super) fn run(arguments: &args::Prune) -> Result<(), Failure> {
@@ -25,17 +26,13 @@ pub(super) fn run(arguments: &args::Prune) -> Result<(), Failure> {
     };
     let pruned = store.prune(&limits, SystemTime::now(), arguments.dry_run)?;
     for result in pruned.removed.iter().filter(|_| arguments.dry_run) {
-        eprintln!(
-            "would remove {} ({}) {}",
-            result.id.short(),
-            size(result.size_bytes),
-            crate::render::one_line(&result.summary)
-        );
+        let (id, size, step) = (result.id.short(), size(result.size_bytes), one_line(&result.summary));
+        tell(format_args!("would remove {id} ({size}) {step}"));
     }
     let did = if arguments.dry_run { "would free" } else { "freed" };
-    eprintln!("{did} {} of {} results", size(pruned.freed_bytes), pruned.removed.len());
+    tell(format_args!("{did} {} of {} results", size(pruned.freed_bytes), pruned.removed.len()));
     if pruned.in_use > 0 {
-        eprintln!("{} more are in use by builds", pruned.in_use);
+        tell(format_args!("{} more are in use by builds", pruned.in_use));
     }
     Ok(())
 }

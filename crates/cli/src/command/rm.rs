@@ -5,6 +5,7 @@ use kiln_store::State;
 use super::size;
 use crate::args;
 use crate::exit::Failure;
+use crate::render::tell;
 use crate::settings::open_store;
 
 pub(super) fn run(arguments: &args::Rm) -> Result<(), Failure> {
@@ -16,7 +17,7 @@ pub(super) fn run(arguments: &args::Rm) -> Result<(), Failure> {
             State::Failed => store.forget_failure(&found.id)?,
             State::Result => {
                 let pruned = store.remove(&found.id, arguments.recursive)?;
-                eprintln!("removed {} ({})", found.id.short(), size(pruned.freed_bytes));
+                tell(format_args!("removed {} ({})", found.id.short(), size(pruned.freed_bytes)));
             }
         }
     }

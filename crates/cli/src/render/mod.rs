@@ -4,7 +4,8 @@ mod json;
 mod plain;
 mod tty;
 
-use std::io::{self, Write};
+use std::fmt::Display;
+use std::io::{self, Read, Write};
 
 use kiln_engine::{BuildError, Event, Events};
 use kiln_store::Store;
@@ -21,19 +22,47 @@ impl Events for Quiet {
     fn event(&self, _event: Event) {}
 }
 
+/// Writes a line to stderr. If that is closed, nobody is left to tell.
+pub(crate) fn tell(line: impl Display) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
 /// Writes the whole log of the step that failed, for a way to show the build that did not show it.
 pub(crate) fn failed_log(store: &Store, error: &BuildError) {
     let BuildError::StepFailed { step, id, .. } = error else { return };
     let mut stderr = io::stderr().lock();
     let written = match store.failure(id) {
         Ok(Some((_, mut log))) => {
-            writeln!(stderr, "{}", one_line(&step.text)).and_then(|()| io::copy(&mut log, &mut stderr).map(|_| ()))
+            let head = writeln!(stderr, "{}", one_line(&step.text));
+            head.and_then(|()| match console::user_attended_stderr() {
+                true => copy_harmless(&mut log, &mut stderr),
+                false => io::copy(&mut log, &mut stderr).map(|_| ()),
+            })
         }
         Ok(None) => Ok(()),
         Err(error) => writeln!(stderr, "the log cannot be shown: {error}"),
     };
     // Nobody is left to tell.
     drop(written);
+}
+
+/// Copies a log to a terminal.
+fn copy_harmless(log: &mut impl Read, out: &mut impl Write) -> io::Result<()> {
+    let mut lines = Lines::default();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let length = log.read(&mut buffer)?;
+        let mut written = Ok(());
+        lines.add(&buffer[..length], |line| {
+            if written.is_ok() {
+                written = writeln!(out, "{}", harmless(line));
+            }
+        });
+        written?;
+        if length == 0 {
+            return lines.finish().map_or(Ok(()), |line| writeln!(out, "{}", harmless(&line)));
+        }
+    }
 }
 
 /// Returns the text of a step as one line that cannot disturb a terminal.
@@ -93,6 +122,9 @@ mod tests {
         assert_eq!(harmless(b"\x1b[2J\x1b]0;title\x07red\x1b[31m\x08!"), "red!");
         assert_eq!(harmless(b"10%\r50%\r100%\r"), "100%");
         assert_eq!(one_line("a\n   b\x1b[2J"), "a b\u{fffd}[2J");
+        let mut shown = Vec::new();
+        copy_harmless(&mut &b"one\x1b[2J\ntwo"[..], &mut shown).unwrap();
+        assert_eq!(shown, b"one\ntwo\n");
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub(crate) struct Plain {
 #[derive(Debug, Default)]
 struct State {
     has_stages: bool,
+    /// With one stage: the output so far does not end in a newline.
+    is_in_line: bool,
     lines: HashMap<usize, Lines>,
     bytes_told: HashMap<usize, u64>,
 }
@@ -51,7 +53,10 @@ impl State {
                 self.lines.insert(step.number, lines);
                 written
             }
-            Event::Output(_, bytes) => out.write_all(&bytes),
+            Event::Output(_, bytes) => {
+                self.is_in_line = !bytes.ends_with(b"\n");
+                out.write_all(&bytes)
+            }
             Event::Progress(step, done, total) => {
                 // A line for each tenth: this is read later, or by a program.
                 let tenth = done.saturating_mul(10) / total.max(1);
@@ -68,8 +73,12 @@ impl State {
         }
     }
 
-    fn line(&self, step: &StepInfo, text: &str, out: &mut impl Write) -> io::Result<()> {
+    fn line(&mut self, step: &StepInfo, text: &str, out: &mut impl Write) -> io::Result<()> {
         if !self.has_stages {
+            // Programs read these lines.
+            if std::mem::take(&mut self.is_in_line) {
+                out.write_all(b"\n")?;
+            }
             return writeln!(out, "{text}");
         }
         text.lines().try_for_each(|line| out.write_all(&prefixed(step, line.as_bytes())))
@@ -120,9 +129,12 @@ mod tests {
             Event::Started(Arc::clone(&run)),
             Event::Output(Arc::clone(&run), b"50%\r100%".to_vec()),
             Event::Output(Arc::clone(&run), b"\n".to_vec()),
+            Event::Saved(Arc::clone(&run), id, Duration::ZERO),
+            Event::Output(Arc::clone(&run), b"no end".to_vec()),
             Event::Saved(run, id, Duration::ZERO),
         ];
-        assert_eq!(shown(1, events), format!("/: (run (shell x))\n50%\r100%\n---> saved as \"{id}\"\n"));
+        let saved = format!("---> saved as \"{id}\"\n");
+        assert_eq!(shown(1, events), format!("/: (run (shell x))\n50%\r100%\n{saved}no end\n{saved}"));
     }
 
     #[test]

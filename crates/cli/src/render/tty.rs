@@ -32,6 +32,7 @@ struct State {
 #[derive(Debug)]
 struct Running {
     bar: ProgressBar,
+    label: String,
     lines: Lines,
     tail: VecDeque<String>,
     note: String,
@@ -44,11 +45,11 @@ impl Tty {
 
     fn start(&self, state: &mut State, step: &StepInfo) {
         let bar = self.bars.add(ProgressBar::new_spinner());
-        let style = ProgressStyle::with_template("{spinner} {prefix:.bold} {elapsed:.dim} {wide_msg}");
+        let style = ProgressStyle::with_template("{spinner} {elapsed:>4.dim} {msg}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
-        bar.set_prefix(clip(&label(step), 20));
         bar.enable_steady_tick(Duration::from_millis(100));
-        let running = Running { bar, lines: Lines::default(), tail: VecDeque::new(), note: String::new() };
+        let (label, note) = (label(step), String::new());
+        let running = Running { bar, label, lines: Lines::default(), tail: VecDeque::new(), note };
         running.draw();
         state.running.insert(step.number, running);
     }
@@ -59,7 +60,8 @@ impl Tty {
         running.bar.finish_and_clear();
         self.bars.remove(&running.bar);
         let counted = format!("[{}/{}]", state.done, state.steps);
-        self.say(&format!("{mark} {counted} {} {}", one_line(&label(step)), Style::new().dim().apply_to(how)));
+        let room = width().saturating_sub(counted.len() + how.len() + 4);
+        self.say(&format!("{mark} {counted} {} {}", clip(&label(step), room), Style::new().dim().apply_to(how)));
     }
 
     fn say(&self, line: &str) {
@@ -70,13 +72,22 @@ impl Tty {
 
 impl Running {
     fn draw(&self) {
-        let mut message = self.note.clone();
+        let width = width();
+        let mut message = match &*self.note {
+            "" => clip(&self.label, width.saturating_sub(8)),
+            note => format!("{} {note}", clip(&self.label, width.saturating_sub(9 + note.len()))),
+        };
         for line in &self.tail {
-            message.push_str("\n    ");
-            message.push_str(line);
+            message.push_str("\n       ");
+            message.push_str(&clip(line, width.saturating_sub(8)));
         }
         self.bar.set_message(message);
     }
+}
+
+/// The terminal's columns.
+fn width() -> usize {
+    usize::from(console::Term::stderr().size().1)
 }
 
 impl Events for Tty {
@@ -94,14 +105,13 @@ impl Events for Tty {
             }
             Event::Output(step, bytes) => {
                 let Some(running) = state.running.get_mut(&step.number) else { return };
-                let width = usize::from(console::Term::stderr().size().1).saturating_sub(6);
                 let Running { lines, tail, .. } = running;
                 lines.add(&bytes, |line| {
                     let line = harmless(line);
                     if self.shows_logs {
                         let _ = self.bars.println(&line);
                     } else {
-                        tail.push_back(clip(&line, width));
+                        tail.push_back(line);
                     }
                 });
                 while running.tail.len() > TAIL {

@@ -1,2 +1,15 @@
-//! To be written.
-fn main() {}
+//! The `kiln` program as a user sees it: real builds of real specs, in stores of their own.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the failure")]
+
+mod cache;
+mod copy;
+mod env;
+mod exit_codes;
+mod hostile;
+mod operations;
+mod output;
+mod processes;
+mod spec;
+mod stages;
+mod store;

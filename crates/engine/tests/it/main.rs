@@ -1,2 +1,4 @@
-//! To be written.
-fn main() {}
+//! The engine alone: steps shared by builds of one process, told by a sandbox that does what the test says.
+
+mod fake;
+mod sharing;

@@ -1,0 +1,153 @@
+//! The engine: what all builds share, and how one is started.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use bstr::BString;
+use kiln_image::Fetcher;
+use kiln_sandbox::{Sandbox, SecretBytes};
+use kiln_spec::Spec;
+use kiln_store::{Snapshot, Store};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::build::Build;
+use crate::error::BuildError;
+use crate::events::{Event, Events};
+use crate::flight::Flights;
+use crate::manifest::Tree;
+use crate::plan::Plan;
+
+/// What an engine works with, for all its builds.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// How many steps run at once, over all builds. At least 1.
+    pub jobs: usize,
+    /// Whether `fsync(2)` and its like do nothing in steps. A result is only offered again after a crash of the machine
+    /// when it is known to be on the disk, so steps need not wait for the disk.
+    pub fast_sync: bool,
+}
+
+/// Runs builds on one store. Cheap to share; builds that want the same step share it.
+#[derive(Debug)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+/// What all builds of an engine share.
+pub(crate) struct Shared {
+    pub(crate) store: Arc<Store>,
+    pub(crate) sandbox: Arc<dyn Sandbox>,
+    pub(crate) fetcher: Arc<dyn Fetcher>,
+    pub(crate) settings: Settings,
+    pub(crate) flights: Flights,
+    pub(crate) jobs: Semaphore,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("store", &self.store).field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+/// What to build.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The spec.
+    pub spec: Spec,
+    /// References to files in the spec are relative to this directory.
+    pub spec_dir: PathBuf,
+    /// The source directory, for copies.
+    pub source: PathBuf,
+    /// Values of secrets by name.
+    pub secrets: HashMap<BString, SecretBytes>,
+    /// Makes every step anew and replaces what was stored; bases stay.
+    pub no_cache: bool,
+    /// Asks again what references without a digest stand for.
+    pub pull: bool,
+    /// Builds this stage instead of the last one.
+    pub target: Option<BString>,
+}
+
+/// What a build came to.
+#[derive(Debug)]
+pub struct Built {
+    /// The result.
+    pub snapshot: Arc<Snapshot>,
+}
+
+impl Engine {
+    /// Makes an engine. Store, sandbox and fetcher must fit together.
+    pub fn new(store: Arc<Store>, sandbox: Arc<dyn Sandbox>, fetcher: Arc<dyn Fetcher>, settings: Settings) -> Self {
+        let jobs = Semaphore::new(settings.jobs.max(1));
+        Self { shared: Arc::new(Shared { store, sandbox, fetcher, settings, flights: Flights::default(), jobs }) }
+    }
+
+    /// Builds `request`. What happens is told to `events`.
+    ///
+    /// When `cancel` fires, this returns soon; steps that no other build wants are killed in the background, see
+    /// [`Engine::idle`].
+    ///
+    /// # Errors
+    ///
+    /// The first failure; the other stages are cancelled then.
+    pub async fn build(
+        &self,
+        request: Request,
+        events: Arc<dyn Events>,
+        cancel: &CancellationToken,
+    ) -> Result<Built, Arc<BuildError>> {
+        let plan = Plan::new(&request.spec, request.target.as_ref()).map_err(BuildError::from)?;
+        plan.check(|secret| request.secrets.contains_key(secret)).map_err(BuildError::from)?;
+        events.event(Event::Planned { steps: plan.steps(), stages: plan.stages.len() });
+        let source = Tree::open_source(&request.source)?;
+        // Steps are numbered in the order of the spec, a stage's import first.
+        let mut number = 0;
+        let mut firsts = Vec::new();
+        for stage in &plan.stages {
+            firsts.push(number);
+            number += 1 + stage.items.len();
+        }
+        let (ends, watches): (Vec<_>, Vec<_>) = plan.stages.iter().map(|_| watch::channel(None)).unzip();
+        let build = Arc::new(Build {
+            shared: Arc::clone(&self.shared),
+            source,
+            request,
+            events,
+            cancel: cancel.child_token(),
+            ends: watches,
+            renewed: Mutex::default(),
+        });
+        let mut stages = JoinSet::new();
+        for ((stage, end), first) in plan.stages.into_iter().zip(ends).zip(firsts) {
+            let build = Arc::clone(&build);
+            stages.spawn(async move {
+                let snapshot = build.stage(stage, first).await?;
+                end.send_replace(Some(snapshot));
+                Ok::<_, Arc<BuildError>>(())
+            });
+        }
+        let mut failure = None;
+        while let Some(ended) = stages.join_next().await {
+            let ended = ended.unwrap_or_else(|panic| Err(Arc::new(BuildError::Bug(panic.to_string()))));
+            if let Err(error) = ended {
+                // What follows the first failure is its consequence.
+                failure.get_or_insert(error);
+                build.cancel.cancel();
+            }
+        }
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        let last = build.ends.last().and_then(|end| end.borrow().clone());
+        last.map(|snapshot| Built { snapshot }).ok_or_else(|| Arc::new(BuildError::Bug("no stage ended".to_owned())))
+    }
+
+    /// Waits until nothing runs any more, not even what was cancelled. No build may be started meanwhile.
+    pub async fn idle(&self) {
+        self.shared.flights.tasks.close();
+        self.shared.flights.tasks.wait().await;
+    }
+}
