@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use crate::fixture::{begin, commit, id, open, write};
 
@@ -21,6 +22,19 @@ fn child() {
             wait();
             store.discard_cache(cache).expect("it is ours");
             store.discard(draft).expect("it is ours");
+        }
+        // Leaves the lease to a process that outlives this one, as a sandbox does for a moment.
+        "bequeath" => {
+            let lease = store.lease(&id(1)).expect("a lease").expect("it is free");
+            let mut heir = Command::new("sleep")
+                .arg("60")
+                .stdin(lease.hold().expect("a duplicate"))
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("it starts");
+            say(&heir.id().to_string());
+            heir.wait().expect("it is ours");
         }
         "use" => {
             let snapshot = store.lookup(&id(1)).expect("readable").expect("it is there");

@@ -7,6 +7,7 @@ use std::thread;
 use kiln_store::{LogFollower, Store};
 use kiln_testkit::{Need, need};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, Signal};
 
 use crate::fixture::{Helper, TempStore, begin, commit, description, id, open};
 
@@ -41,14 +42,16 @@ fn the_death_of_its_holder_frees_a_lease_and_wakes_followers() {
 fn a_duplicate_keeps_a_dead_holders_lease() {
     need!(Need::Root);
     let store = TempStore::new();
-    let lease = store.lease(&id(1)).expect("a lease").expect("it is free");
-    let sandbox = lease.hold().expect("a duplicate");
-    // What a killed process does: nothing is removed, only its descriptors are closed.
-    std::mem::forget(lease);
+    let mut helper = Helper::start("bequeath", store.path());
+    let heir: i32 = helper.hear().expect("it has one").parse().expect("a pid");
+    let heir = Pid::from_raw(heir).expect("a pid");
+    helper.kill();
     assert!(store.lease(&id(1)).expect("a lease").is_none());
-    drop(sandbox);
-    // The forgotten one is still open in this process: only a real death frees it.
-    assert!(store.lease(&id(1)).expect("a lease").is_none());
+    let follower = store.follow(&id(1)).expect("it can be followed");
+    rustix::process::kill_process(heir, Signal::KILL).expect("it lives");
+    while store.lease(&id(1)).expect("a lease").is_none() {
+        wait(&follower);
+    }
 }
 
 #[test]
