@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use kiln_store::{Id, Lease, Snapshot, Store};
+use kiln_store::{Id, Lease, LogFollower, Snapshot, Store};
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -214,6 +214,7 @@ pub(crate) async fn claim(
         tokio::select! {
             () = cancel.cancelled() => return Err(BuildError::Cancelled),
             ready = wake.readable() => ready.at("watch", store.path())?,
+            () = tokio::time::sleep(LogFollower::PATIENCE) => {}
         }
         while matches!(wake.try_read(&mut [0; 4096]), Ok(1..)) {}
     }

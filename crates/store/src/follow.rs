@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::At;
 use crate::layout::{Layout, log_in};
@@ -22,6 +23,11 @@ pub struct LogFollower {
 }
 
 impl LogFollower {
+    /// Look again after so long even if nothing woke you. When a builder is killed, the kernel tells of its last close a
+    /// moment *before* it frees the lock (`__fput()` in fs/file_table.c), so whoever looks at once can still find
+    /// the lease taken, and is not woken again.
+    pub const PATIENCE: Duration = Duration::from_secs(1);
+
     pub(crate) fn start(layout: &Layout, id: &Id) -> Result<Self, StoreError> {
         let watch = Watch::start(layout)?;
         Ok(Self { layout: layout.clone(), id: *id, watch, log: None })

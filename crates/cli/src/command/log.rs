@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 
-use kiln_store::{Id, State, Store, StoreError};
+use kiln_store::{Id, LogFollower, State, Store, StoreError};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::print;
@@ -45,7 +45,9 @@ fn follow(store: &Store, id: &Id) -> Result<bool, Failure> {
     let mut follower = store.follow(id)?;
     let mut buffer = vec![0; 64 << 10];
     let mut offset = None;
+    let patience = LogFollower::PATIENCE.try_into().expect("a second is a time");
     loop {
+        follower.drain();
         // Looked at before the log, so that all that was written before the end is seen. Who can have the lease knows that
         // nobody builds, even if the builder was killed.
         let has_ended = store.lease(id)?.is_some();
@@ -65,7 +67,7 @@ fn follow(store: &Store, id: &Id) -> Result<bool, Failure> {
             return Ok(offset.is_some());
         }
         // Woken when the log grows, and when the step's builder ends or dies.
-        match poll(&mut [PollFd::new(&follower, PollFlags::IN)], None) {
+        match poll(&mut [PollFd::new(&follower, PollFlags::IN)], Some(&patience)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(StoreError::disk("watch", store.path(), error.into()).into()),
         }
