@@ -6,8 +6,9 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 
-use kiln_store::{Description, Draft, Id, Kind, Location, Snapshot, Store};
+use kiln_store::{Description, Draft, Id, Kind, Lease, Location, LogFollower, Snapshot, Store};
 use kiln_testkit::Tree;
+use rustix::event::{PollFd, PollFlags, poll};
 
 pub(crate) fn location(path: &Path) -> Location {
     Location { kind: Kind::Overlayfs, path: path.to_owned() }
@@ -48,8 +49,23 @@ pub(crate) fn description(summary: &str) -> Description {
 }
 
 pub(crate) fn begin(store: &Store, number: u64, parent: Option<&Arc<Snapshot>>) -> Draft {
-    let lease = store.lease(&id(number)).expect("a lease").expect("the lease is free");
+    let lease = take_lease(store, number);
     store.begin(lease, parent.cloned()).expect("a draft")
+}
+
+/// Takes the lease of a number that nobody builds. Whoever opens the store looks for dead holders, and holds what it
+/// looks at for a moment: so this waits, as a builder does.
+fn take_lease(store: &Store, number: u64) -> Lease {
+    let follower = store.follow(&id(number)).expect("a follower");
+    let patience = LogFollower::PATIENCE.try_into().expect("a time");
+    for _ in 0..30 {
+        follower.drain();
+        if let Some(lease) = store.lease(&id(number)).expect("a lease") {
+            return lease;
+        }
+        poll(&mut [PollFd::new(&follower, PollFlags::IN)], Some(&patience)).expect("it can be waited for");
+    }
+    panic!("someone builds {number}");
 }
 
 pub(crate) fn commit(store: &Store, draft: Draft) -> Arc<Snapshot> {

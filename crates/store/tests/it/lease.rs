@@ -11,9 +11,10 @@ use rustix::process::{Pid, Signal};
 
 use crate::fixture::{Helper, TempStore, begin, commit, description, id, open};
 
-/// Waits, for ever if need be, until the follower says that there may be news.
+/// Waits until the follower says that there may be news, or for as long as one should.
 fn wait(follower: &LogFollower) {
-    poll(&mut [PollFd::new(follower, PollFlags::IN)], None).expect("it can be waited for");
+    let patience = LogFollower::PATIENCE.try_into().expect("a time");
+    poll(&mut [PollFd::new(follower, PollFlags::IN)], Some(&patience)).expect("it can be waited for");
     follower.drain();
 }
 
