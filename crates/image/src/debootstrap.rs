@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::process::Stdio;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
@@ -87,14 +87,13 @@ pub(crate) async fn fetch(suite: &str, fetch: &Fetch) -> Result<ImageConfig, Ima
 /// Kills the program and what it started, after giving it time to clean up. It is not reaped meanwhile, so the
 /// group's number cannot become another's.
 async fn stop(group: Pid) {
-    let flags = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
-    let runs = || matches!(rustix::process::waitid(WaitId::Pid(group), flags), Ok(None));
     // Fails only for a group that is gone.
     let _ = rustix::process::kill_process_group(group, Signal::TERM);
-    let deadline = Instant::now() + GRACE;
-    while runs() && Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let ended = tokio::task::spawn_blocking(move || {
+        rustix::process::waitid(WaitId::Pid(group), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)
+    });
+    // If the grace is over first, the thread ends with the kill.
+    let _ = tokio::time::timeout(GRACE, ended).await;
     let _ = rustix::process::kill_process_group(group, Signal::KILL);
 }
 
