@@ -21,14 +21,22 @@ pub(crate) fn open(path: &Path) -> Store {
 /// A store in a temporary directory.
 pub(crate) struct TempStore {
     pub(crate) store: Store,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
+}
+
+impl Drop for TempStore {
+    fn drop(&mut self) {
+        // The standard library holds a descriptor for each level that it deletes, and some tests make more levels than
+        // there are descriptors.
+        let _ = Command::new("rm").arg("-rf").arg(self.dir.path()).status();
+    }
 }
 
 impl TempStore {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let store = open(&dir.path().join("store"));
-        Self { store, _dir: dir }
+        Self { store, dir }
     }
 }
 
