@@ -160,17 +160,22 @@ impl Container {
 
     /// Parses the document `name`, whose content is `bytes`.
     pub(crate) fn parse<T: DeserializeOwned>(&self, name: &str, bytes: &[u8]) -> Result<T, ImageError> {
-        serde_json::from_slice(bytes).map_err(|source| ImageError::BadDocument {
-            path: self.path.clone(),
-            name: name.to_owned(),
-            source,
-        })
+        parse(&self.path, name, bytes)
     }
+}
 
-    /// Parses a digest that stands in the document `name`.
-    pub(crate) fn digest(&self, name: &str, text: &str) -> Result<Digest, ImageError> {
-        text.parse().map_err(|source| ImageError::BadDigest { path: self.path.clone(), name: name.to_owned(), source })
-    }
+/// Parses the document `name` of the image at `path`.
+pub(crate) fn parse<T: DeserializeOwned>(path: &Path, name: &str, bytes: &[u8]) -> Result<T, ImageError> {
+    serde_json::from_slice(bytes).map_err(|source| ImageError::BadDocument {
+        path: path.to_owned(),
+        name: name.to_owned(),
+        source,
+    })
+}
+
+/// Parses a digest that stands in the document `name` of the image at `path`.
+pub(crate) fn digest(path: &Path, name: &str, text: &str) -> Result<Digest, ImageError> {
+    text.parse().map_err(|source| ImageError::BadDigest { path: path.to_owned(), name: name.to_owned(), source })
 }
 
 /// Returns where an image layout keeps the blob `digest`.

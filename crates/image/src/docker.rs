@@ -5,21 +5,19 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use crate::container::Container;
-use crate::digest::Hash;
-use crate::fetch::{Fetch, Plan as AnyPlan};
-use crate::oci::{Config, Layer, unpack_layers};
-use crate::stream::Expected;
-use crate::{Digest, ImageConfig, ImageError, Limits, Resolved};
+use crate::fetch::Plan as AnyPlan;
+use crate::layers::{Part, chain};
+use crate::oci::{Config, Wanted};
+use crate::{Digest, ImageError, Layer, Limits, Resolved};
 
 const MANIFEST: &str = "manifest.json";
 const WANTED: &str = "an archive of `docker save`";
 
-/// One image of an archive.
+/// The layers of one image of an archive, by their names in it.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     file: PathBuf,
-    config: Digest,
-    image: Image,
+    names: Vec<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -31,8 +29,8 @@ struct Image {
 }
 
 /// Finds the image that is meant.
-pub(crate) fn resolve(file: PathBuf, tag: Option<&str>, limits: &Limits) -> Result<Resolved, ImageError> {
-    let container = Container::archive(&file, WANTED, limits)?;
+pub(crate) fn resolve(file: PathBuf, tag: Option<&str>, wanted: Wanted<'_>) -> Result<Resolved, ImageError> {
+    let container = Container::archive(&file, WANTED, wanted.limits)?;
     if !container.has(MANIFEST) {
         let found = match container.has("index.json") {
             true => format!("it has no {MANIFEST}; it looks like one for `oci-archive:`"),
@@ -40,38 +38,35 @@ pub(crate) fn resolve(file: PathBuf, tag: Option<&str>, limits: &Limits) -> Resu
         };
         return Err(ImageError::NotA { path: file, wanted: WANTED, found });
     }
-    let images: Vec<Image> = container.parse(MANIFEST, &container.document(MANIFEST, limits)?)?;
+    let images: Vec<Image> = container.parse(MANIFEST, &container.document(MANIFEST, wanted.limits)?)?;
     let image = choose(&container, images, tag)?;
-    let config = Digest::of(&container.document(&image.config, limits)?);
+    let bytes = container.document(&image.config, wanted.limits)?;
+    let digest = Digest::of(&bytes);
     // The name says the digest, in one of two ways.
     let stem = image.config.trim_end_matches(".json").rsplit('/').next().unwrap_or_default();
     if let Ok(named) = format!("sha256:{stem}").parse::<Digest>()
-        && named != config
+        && named != digest
     {
-        return Err(ImageError::WrongDigest { path: file, name: image.config, found: config.to_string() });
+        return Err(ImageError::WrongDigest { path: file, name: image.config, found: digest.to_string() });
     }
-    let identity = format!("docker {config}");
-    Ok(Resolved { identity, pinned: true, plan: AnyPlan::Docker(Plan { file, config, image }) })
+    let names = image.layers.unwrap_or_default();
+    let (config, diffs) = Config::read(&file, &image.config, &bytes, names.len(), wanted)?;
+    let mut layers: Vec<Layer> = Vec::new();
+    for (name, diff) in names.iter().zip(diffs) {
+        let below = layers.last().map(|layer| layer.chain);
+        // The layer's own digest is not written down, but what it unpacks to is.
+        let bytes = container.section(name)?.len();
+        layers.push(Layer { chain: chain(below, diff), diff, stored: None, bytes });
+    }
+    let plan = if layers.is_empty() { AnyPlan::Scratch } else { AnyPlan::Docker(Plan { file, names }) };
+    Ok(Resolved { identity: format!("docker {digest}"), config, layers, plan })
 }
 
-/// Unpacks all layers.
-pub(crate) fn fetch(plan: &Plan, fetch: &Fetch) -> Result<ImageConfig, ImageError> {
-    let container = Container::archive(&plan.file, WANTED, &fetch.limits)?;
-    let bytes = container.document(&plan.image.config, &fetch.limits)?;
-    if Digest::of(&bytes) != plan.config {
-        return Err(ImageError::Changed { path: plan.file.clone() });
-    }
-    let config: Config = container.parse(&plan.image.config, &bytes)?;
-    let names = plan.image.layers.as_deref().unwrap_or_default();
-    let diff_ids = config.diff_ids(&container, &plan.image.config, names.len())?;
-    let mut layers = Vec::new();
-    for (name, diff_id) in names.iter().zip(diff_ids) {
-        // The layer's own digest is not written down, but what it unpacks to is.
-        let expected = Expected { stored: Hash::None, unpacked: Hash::Sha256(diff_id) };
-        layers.push(Layer { name: format!("layer {name}"), section: container.section(name)?, expected });
-    }
-    unpack_layers(layers, fetch)?;
-    Ok(config.into_image_config())
+/// Finds the layers from number `from` on.
+pub(crate) fn parts(plan: &Plan, layers: &[Layer], from: usize, limits: &Limits) -> Result<Vec<Part>, ImageError> {
+    let container = Container::archive(&plan.file, WANTED, limits)?;
+    let part = |(layer, name): (_, &String)| Ok(Part::new(layer, container.section(name)?));
+    layers.iter().zip(&plan.names).skip(from).map(part).collect()
 }
 
 fn choose(container: &Container, mut images: Vec<Image>, tag: Option<&str>) -> Result<Image, ImageError> {

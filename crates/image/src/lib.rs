@@ -1,13 +1,14 @@
 //! Base images in: from what stands after `from` to a tree on disk.
 //!
 //! ```text
-//! text ──Reference::parse──► Reference ──Fetcher::resolve──► Resolved ──Fetcher::fetch──► tree + ImageConfig
-//!                                        (identity: cheap)              (unpacked and checked)
+//! text ──Reference::parse──► Reference ──Fetcher::resolve──► Resolved ──Fetcher::fetch──► Layers ──next──► tree
+//!                                        (identity, configuration,      (on their way)    (unpacked, checked)
+//!                                         layers: cheap)
 //! ```
 //!
 //! * [`Reference`]: the transports, and how a misspelt one is told from the name of an image.
-//! * [`Fetcher`]: the seam; [`LocalImages`] is it for all but registries. [`Resolved`] identifies a tree
-//!   before it is made.
+//! * [`Fetcher`]: the seam; [`Images`] is it for all transports. [`Resolved`] identifies a tree before it is made.
+//!   [`Layers`] makes it: layer by layer, so that the caller can keep each once and share it among images.
 //! * `rootfs`, `dir`, `oci`, `docker`, `debootstrap`: one module for each transport. `container` reads the files of an
 //!   image from a directory, or in place from an archive.
 //! * `stream`: decompresses on a thread of its own and takes digests. `tar`: reads archives. `tree`: writes into
@@ -28,8 +29,10 @@ mod dir;
 mod docker;
 mod error;
 mod fetch;
+mod layers;
 mod limits;
 mod oci;
+mod platform;
 mod reference;
 mod rootfs;
 mod stream;
@@ -39,8 +42,12 @@ mod unpack;
 
 pub use digest::{Digest, DigestError};
 pub use error::ImageError;
-pub use fetch::{Fetcher, FileDigests, ForgetfulDigests, ImageConfig, LocalImages, Progress, Quiet, Resolved};
+pub use fetch::{
+    Fetcher, FileDigests, ForgetfulDigests, ImageConfig, Images, ImagesSettings, Progress, Quiet, Resolved,
+};
+pub use layers::{Layer, Layers};
 pub use limits::Limits;
+pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError};
 pub use tar::TarError;
 pub use unpack::UnpackError;

@@ -226,20 +226,23 @@ fn produce(
     let mut start = [0; 8];
     let have = section.peek(&mut start).map_err(UnpackError::Read)?;
     let compression = Compression::of(&start[..have]);
+    let length = section.len();
     let mut input = Input::new(section, hasher, watch);
     let sent = match compression {
-        Compression::None => send(&mut input, watch, filled, empty),
-        Compression::Gzip => send(flate2::bufread::MultiGzDecoder::new(&mut input), watch, filled, empty),
+        Compression::None => send(&mut input, length, watch, filled, empty),
+        Compression::Gzip => send(flate2::bufread::MultiGzDecoder::new(&mut input), length, watch, filled, empty),
         Compression::Zstd => zstd::stream::read::Decoder::with_buffer(&mut input)
             .and_then(|mut decoder| {
                 decoder.window_log_max(watch.limits.decompressor_bytes.max(1).ilog2())?;
                 Ok(decoder)
             })
-            .map_or_else(|error| Ok(Some(error)), |decoder| send(decoder, watch, filled, empty)),
+            .map_or_else(|error| Ok(Some(error)), |decoder| send(decoder, length, watch, filled, empty)),
         Compression::Xz => {
             let flags = liblzma::stream::CONCATENATED;
             match liblzma::stream::Stream::new_stream_decoder(watch.limits.decompressor_bytes, flags) {
-                Ok(stream) => send(liblzma::bufread::XzDecoder::new_stream(&mut input, stream), watch, filled, empty),
+                Ok(stream) => {
+                    send(liblzma::bufread::XzDecoder::new_stream(&mut input, stream), length, watch, filled, empty)
+                }
                 Err(error) => Ok(Some(error.into())),
             }
         }
@@ -259,6 +262,7 @@ fn produce(
 /// Sends what `from` gives, buffer by buffer. Returns the error that reading gave.
 fn send(
     mut from: impl Read,
+    stored: u64,
     watch: &Watch<'_>,
     filled: &SyncSender<Vec<u8>>,
     empty: &Receiver<Vec<u8>>,
@@ -287,6 +291,10 @@ fn send(
         unpacked += have as u64;
         if unpacked > watch.limits.unpacked_bytes {
             return Err(UnpackError::TooLarge(watch.limits.unpacked_bytes));
+        }
+        let Limits { dense_bytes, ratio, .. } = *watch.limits;
+        if unpacked > dense_bytes && unpacked / ratio.max(1) > stored {
+            return Err(UnpackError::TooDense { unpacked, stored, ratio });
         }
         if filled.send(buffer).is_err() {
             return Ok(None);

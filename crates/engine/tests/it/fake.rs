@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use kiln_engine::{Engine, Event, Events, Request, Settings};
-use kiln_image::LocalImages;
+use kiln_image::Images;
 use kiln_sandbox::{ExitStatus, Process, Root, Sandbox, SandboxError};
 use kiln_store::{Location, Store};
 use tokio::sync::{mpsc, oneshot};
@@ -108,7 +108,7 @@ impl World {
         let sandbox = Arc::new(FakeSandbox { started });
         let settings = Settings { jobs, fast_sync: true };
         let store = Arc::new(store.expect("root can have a store"));
-        let engine = Engine::new(store, sandbox, Arc::new(LocalImages::default()), settings);
+        let engine = Engine::new(store, sandbox, Arc::new(Images::default()), settings);
         Self { engine: Arc::new(engine), commands, dir }
     }
 

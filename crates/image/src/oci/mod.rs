@@ -1,20 +1,17 @@
-//! Images in the OCI layout: `index.json` and blobs named by their digests.
+//! Images in the OCI layout: `index.json` and blobs named by their digests. Docker's documents are the same.
 
 mod document;
 mod select;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub(crate) use self::document::Config;
-use self::document::{Descriptor, Index, Kind, Manifest};
+use self::document::{Index, Kind, Manifest};
 use self::select::{by_platform, by_tag};
-use crate::container::{Container, blob_name};
-use crate::digest::Hash;
-use crate::error::At;
-use crate::fetch::{Fetch, Plan as AnyPlan};
-use crate::stream::{Expected, Section, Watch};
-use crate::tree::{Tree, Whiteouts};
-use crate::{Digest, ImageConfig, ImageError, Limits, Resolved, unpack};
+use crate::container::{self, Container, blob_name};
+use crate::fetch::Plan;
+use crate::layers::{Part, chain};
+use crate::{Digest, ImageConfig, ImageError, Layer, Limits, Platform, Resolved};
 
 const INDEX: &str = "index.json";
 
@@ -25,19 +22,11 @@ pub(crate) enum Place {
     Archive(PathBuf),
 }
 
-/// One image of a layout.
-#[derive(Clone, Debug)]
-pub(crate) struct Plan {
-    place: Place,
-    name: String,
-    manifest: Manifest,
-}
-
-/// One layer to unpack, of whatever kind of image.
-pub(crate) struct Layer {
-    pub(crate) name: String,
-    pub(crate) section: Section,
-    pub(crate) expected: Expected,
+/// Which documents are wanted, and how long they may be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) platform: &'a Platform,
+    pub(crate) limits: &'a Limits,
 }
 
 fn open(place: &Place, limits: &Limits) -> Result<Container, ImageError> {
@@ -56,94 +45,137 @@ fn open(place: &Place, limits: &Limits) -> Result<Container, ImageError> {
     Ok(container)
 }
 
-/// Finds the manifest that is meant.
-pub(crate) fn resolve(place: Place, tag: Option<&str>, limits: &Limits) -> Result<Resolved, ImageError> {
-    let container = open(&place, limits)?;
+/// Finds the image that is meant.
+pub(crate) fn resolve(place: Place, tag: Option<&str>, wanted: Wanted<'_>) -> Result<Resolved, ImageError> {
+    let container = open(&place, wanted.limits)?;
+    let (digest, config, layers) = find(&container, tag, wanted)?;
+    let plan = if layers.is_empty() { Plan::Scratch } else { Plan::Oci(place) };
+    Ok(Resolved { identity: format!("oci {digest}"), config, layers, plan })
+}
+
+/// Finds the image that is meant in a layout. Returns the digest of its manifest along.
+fn find(
+    container: &Container,
+    tag: Option<&str>,
+    wanted: Wanted<'_>,
+) -> Result<(Digest, ImageConfig, Vec<Layer>), ImageError> {
+    let Wanted { platform, limits } = wanted;
+    let path = container.path();
     let index: Index = container.parse(INDEX, &container.document(INDEX, limits)?)?;
-    let mut chosen = by_tag(container.path(), index.manifests.unwrap_or_default(), tag)?;
+    let mut chosen = by_tag(path, index.manifests.unwrap_or_default(), tag, platform)?;
     for _ in 0..=limits.index_depth {
-        let digest = container.digest(INDEX, &chosen.digest)?;
+        let digest = container::digest(path, INDEX, &chosen.digest)?;
         let name = blob_name(digest);
         let bytes = container.blob_document(digest, chosen.size, limits)?;
         match chosen.kind() {
             Kind::Index => {
                 let index: Index = container.parse(&name, &bytes)?;
-                chosen = by_platform(container.path(), index.manifests.unwrap_or_default())?;
+                chosen = by_platform(path, index.manifests.unwrap_or_default(), platform)?;
             }
             Kind::Manifest => {
-                let manifest: Manifest = container.parse(&name, &bytes)?;
-                if !manifest.config.is_image_config() {
-                    return Err(unsupported(&container, &name, &manifest.config.media_type));
-                }
-                let plan = AnyPlan::Oci(Plan { place, name, manifest });
-                return Ok(Resolved { identity: format!("oci {digest}"), pinned: true, plan });
+                let manifest = Manifest::read(path, &name, &bytes)?;
+                let config = container::digest(path, &name, &manifest.config.digest)?;
+                let bytes = container.blob_document(config, manifest.config.size, limits)?;
+                let (config, layers) = manifest.image(path, &name, (&blob_name(config), &bytes), wanted)?;
+                return Ok((digest, config, layers));
             }
-            Kind::Other => return Err(unsupported(&container, &name, &chosen.media_type)),
+            Kind::Other => return Err(unsupported(path, &name, &chosen.media_type)),
         }
     }
-    let path = container.path().to_owned();
     let reason = format!("indexes lie in each other more than {} deep", limits.index_depth);
-    Err(ImageError::Inconsistent { path, name: INDEX.to_owned(), reason })
+    Err(ImageError::Inconsistent { path: path.to_owned(), name: INDEX.to_owned(), reason })
 }
 
-/// Unpacks all layers.
-pub(crate) fn fetch(plan: &Plan, fetch: &Fetch) -> Result<ImageConfig, ImageError> {
-    let container = open(&plan.place, &fetch.limits)?;
-    let Descriptor { digest, size, .. } = &plan.manifest.config;
-    let digest = container.digest(&plan.name, digest)?;
-    let config: Config =
-        container.parse(&blob_name(digest), &container.blob_document(digest, *size, &fetch.limits)?)?;
-    let descriptors = plan.manifest.layers.as_deref().unwrap_or_default();
-    let diff_ids = config.diff_ids(&container, &blob_name(digest), descriptors.len())?;
-    let mut layers = Vec::new();
-    for (descriptor, diff_id) in descriptors.iter().zip(diff_ids) {
-        let digest = container.digest(&plan.name, &descriptor.digest)?;
-        if !descriptor.is_layer() {
-            return Err(unsupported(&container, &blob_name(digest), &descriptor.media_type));
+/// Finds the blobs of `layers`.
+pub(crate) fn parts(place: &Place, layers: &[Layer], limits: &Limits) -> Result<Vec<Part>, ImageError> {
+    let container = open(place, limits)?;
+    let part = |layer: &Layer| {
+        let stored = layer.stored.expect("layers of a layout are known by it");
+        Ok(Part::new(layer, container.blob(stored, layer.bytes)?))
+    };
+    layers.iter().map(part).collect()
+}
+
+fn unsupported(path: &Path, name: &str, media_type: &str) -> ImageError {
+    ImageError::UnsupportedKind { path: path.to_owned(), name: name.to_owned(), media_type: media_type.to_owned() }
+}
+
+fn inconsistent(path: &Path, name: &str, reason: impl Into<String>) -> ImageError {
+    ImageError::Inconsistent { path: path.to_owned(), name: name.to_owned(), reason: reason.into() }
+}
+
+impl Manifest {
+    /// Reads the manifest `name` of the image at `path`.
+    fn read(path: &Path, name: &str, bytes: &[u8]) -> Result<Self, ImageError> {
+        let manifest: Self = container::parse(path, name, bytes)?;
+        if manifest.config.is_image_config() {
+            Ok(manifest)
+        } else {
+            Err(unsupported(path, name, &manifest.config.media_type))
         }
-        let section = container.blob(digest, descriptor.size)?;
-        // The same for an uncompressed layer: no need to take it twice.
-        let stored = if digest == diff_id { Hash::None } else { Hash::Sha256(digest) };
-        let expected = Expected { stored, unpacked: Hash::Sha256(diff_id) };
-        layers.push(Layer { name: format!("layer {digest}"), section, expected });
     }
-    unpack_layers(layers, fetch)?;
-    Ok(config.into_image_config())
-}
 
-/// Unpacks `layers`, the lowest first.
-pub(crate) fn unpack_layers(layers: Vec<Layer>, fetch: &Fetch) -> Result<(), ImageError> {
-    let mut tree = Tree::new(&fetch.into, &fetch.limits).at_write(&fetch.into)?;
-    let total = layers.iter().map(|layer| layer.section.len()).sum();
-    let mut done = 0;
-    for Layer { name, section, expected } in layers {
-        let Fetch { limits, cancel, progress, .. } = fetch;
-        let watch = Watch { limits, cancel, progress: &**progress, done, total };
-        done += section.len();
-        unpack::layer(section, expected, Whiteouts::Apply, &mut tree, &watch)
-            .map_err(|error| ImageError::unpacking(name, error))?;
-    }
-    tree.finish(&*fetch.progress);
-    Ok(())
-}
-
-fn unsupported(container: &Container, name: &str, media_type: &str) -> ImageError {
-    ImageError::UnsupportedKind {
-        path: container.path().to_owned(),
-        name: name.to_owned(),
-        media_type: media_type.to_owned(),
+    /// Puts the image together from its manifest, called `name`, and its configuration: name and content.
+    fn image(
+        self,
+        path: &Path,
+        name: &str,
+        (config_name, config): (&str, &[u8]),
+        wanted: Wanted<'_>,
+    ) -> Result<(ImageConfig, Vec<Layer>), ImageError> {
+        let descriptors = self.layers.unwrap_or_default();
+        let (config, diffs) = Config::read(path, config_name, config, descriptors.len(), wanted)?;
+        let mut layers: Vec<Layer> = Vec::new();
+        let mut total = 0_u64;
+        for (descriptor, diff) in descriptors.iter().zip(diffs) {
+            let stored = container::digest(path, name, &descriptor.digest)?;
+            if descriptor.is_foreign() {
+                let (path, name) = (path.to_owned(), blob_name(stored));
+                return Err(ImageError::ForeignLayer { path, name });
+            }
+            if !descriptor.is_layer() {
+                return Err(unsupported(path, &blob_name(stored), &descriptor.media_type));
+            }
+            // As much as a file's offset can say.
+            total = total
+                .checked_add(descriptor.size)
+                .filter(|total| i64::try_from(*total).is_ok())
+                .ok_or_else(|| inconsistent(path, name, "its layers are longer than any disk"))?;
+            let below = layers.last().map(|layer| layer.chain);
+            layers.push(Layer { chain: chain(below, diff), diff, stored: Some(stored), bytes: descriptor.size });
+        }
+        Ok((config, layers))
     }
 }
 
 impl Config {
-    /// Returns the digests of the unpacked layers, of which there must be `count`.
-    pub(crate) fn diff_ids(&self, container: &Container, name: &str, count: usize) -> Result<Vec<Digest>, ImageError> {
-        let texts = self.rootfs.diff_ids.as_deref().unwrap_or_default();
+    /// Reads the configuration `name` of the image at `path`. Returns with it the digests of the unpacked layers, of
+    /// which there must be `count`.
+    pub(crate) fn read(
+        path: &Path,
+        name: &str,
+        bytes: &[u8],
+        count: usize,
+        wanted: Wanted<'_>,
+    ) -> Result<(ImageConfig, Vec<Digest>), ImageError> {
+        let config: Self = container::parse(path, name, bytes)?;
+        let texts = config.rootfs.diff_ids.as_deref().unwrap_or_default();
         if texts.len() != count {
             let reason = format!("it lists {} layers, the manifest {count}", texts.len());
-            let path = container.path().to_owned();
-            return Err(ImageError::Inconsistent { path, name: name.to_owned(), reason });
+            return Err(inconsistent(path, name, reason));
         }
-        texts.iter().map(|text| container.digest(name, text)).collect()
+        if count > wanted.limits.layers {
+            let reason = format!("it has {count} layers; at most {} are unpacked", wanted.limits.layers);
+            return Err(inconsistent(path, name, reason));
+        }
+        let diffs = texts.iter().map(|text| container::digest(path, name, text)).collect::<Result<_, _>>()?;
+        if let Some(made_for) = config.platform()
+            && made_for.fitness(wanted.platform).is_none()
+        {
+            let (path, wanted, known) = (path.to_owned(), wanted.platform.to_string(), vec![made_for.to_string()]);
+            return Err(ImageError::WrongPlatform { path, wanted, known });
+        }
+        let config = config.into_image_config().map_err(|reason| inconsistent(path, name, reason))?;
+        Ok((config, diffs))
     }
 }

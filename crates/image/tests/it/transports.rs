@@ -3,13 +3,13 @@
 use std::fs;
 use std::path::Path;
 
-use kiln_image::{Fetcher, LocalImages, Progress, Reference};
+use kiln_image::{Images, Progress, Reference};
 use kiln_testkit::{Need, need};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::Archive;
-use crate::{blob, block_on, causes, fetch, fetch_resolved, image, index, resolve, sh};
+use crate::{architecture, blob, block_on, causes, fetch, fetch_resolved, fetch_with, image, index, resolve, sh};
 
 fn layer(content: &str) -> Vec<u8> {
     Archive::new().file("f", content).end()
@@ -64,11 +64,7 @@ fn indexes_choose_by_platform() {
         manifest["platform"] = json!({"os": os, "architecture": architecture});
         manifest
     };
-    let here = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
+    let here = &architecture();
     let all = [on("s390", "linux", "s390x"), on("here", "linux", here), on("?", "unknown", "unknown")];
     let nest = |manifests: &[serde_json::Value]| {
         let nested = json!({"schemaVersion": 2, "manifests": manifests}).to_string();
@@ -82,7 +78,7 @@ fn indexes_choose_by_platform() {
     }
     index(dir.path(), &[nest(&all[..1])]);
     let wrong = told(&oci, dir.path());
-    assert!(wrong.ends_with("it has linux/s390x"), "{wrong}");
+    assert!(wrong.ends_with("it has linux/s390x; choose with `--platform`"), "{wrong}");
     let deep = (0..8).fold(nest(&all), |inner, _| nest(&[inner]));
     index(dir.path(), &[deep]);
     assert!(told(&oci, dir.path()).contains("indexes lie in each other"));
@@ -178,7 +174,7 @@ fn a_docker_archive_may_share_layers_by_links() {
     let dir = tempfile::tempdir().expect("a directory");
     let layer = layer("1");
     let digest = kiln_image::Digest::of(&layer).to_string();
-    let config = json!({"architecture": "amd64", "os": "linux", "config": {"Env": null},
+    let config = json!({"architecture": architecture(), "os": "linux", "config": {"Env": null},
         "rootfs": {"type": "layers", "diff_ids": [digest, digest]}})
     .to_string();
     let name = kiln_image::Digest::of(config.as_bytes()).hex() + ".json";
@@ -197,7 +193,7 @@ fn a_docker_archive_may_share_layers_by_links() {
     let reference = format!("docker-archive:{}", file.display());
     let (tree, config_read) = fetch(&format!("{reference}:debian:12")).expect("fetched");
     assert_eq!(fs::read_to_string(tree.path().join("f")).expect("a file"), "1");
-    assert_eq!((config_read.env.len(), config_read.architecture.as_deref()), (0, Some("amd64")));
+    assert_eq!((config_read.env.len(), config_read.architecture.as_deref()), (0, Some(&*architecture())));
     assert_eq!(told(&reference, dir.path()), "DIR/a.tar holds several images; choose one by its tag: debian:12");
     assert!(told(&format!("{reference}:debian"), dir.path()).contains("it has debian:12"));
     assert!(told(&format!("oci-archive:{}", file.display()), dir.path()).contains("for `docker-archive:`"));
@@ -260,12 +256,10 @@ impl Progress for CancelAtFirstLine {
 fn the_installation_of_a_suite_can_be_cancelled() {
     need!(Need::Root, Need::Tool("mmdebstrap", "mmdebstrap"));
     let resolved = resolve("debootstrap:bookworm").expect("resolved");
-    assert!(!resolved.pinned);
     let into = tempfile::tempdir().expect("a directory");
     let cancel = CancellationToken::new();
     let progress = std::sync::Arc::new(CancelAtFirstLine(cancel.clone()));
-    let images = LocalImages::default();
-    let cancelled = block_on(images.fetch(&resolved, into.path(), progress, &cancel));
+    let cancelled = block_on(fetch_with(&Images::default(), &resolved, into.path(), progress, &cancel));
     assert!(cancelled.expect_err("cancelled").is_cancelled());
     let mounts = fs::read_to_string("/proc/self/mounts").expect("readable");
     assert!(!mounts.contains(&into.path().display().to_string()));
