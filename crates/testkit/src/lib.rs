@@ -1,4 +1,4 @@
-//! Real fixtures for tests: base images, loop filesystems, bad networks and servers, and the rule for what a test
+//! Real fixtures for tests: base images, loop filesystems, registries and bad networks, and the rule for what a test
 //! lacks.
 //!
 //! A test that needs a privilege or a tool starts with [`need!`]. Missing, it prints
@@ -10,6 +10,7 @@ mod change;
 mod link;
 mod loopfs;
 mod net;
+mod registry;
 mod script;
 pub mod store;
 mod tree;
@@ -18,6 +19,7 @@ pub use base::{busybox_root, busybox_tar};
 pub use change::{Changes, Random};
 pub use link::Link;
 pub use loopfs::LoopFs;
+pub use registry::{Access, Registry, oci_image};
 pub use script::{Body, Request, Response, Script};
 pub use tree::{Tree, describe};
 
