@@ -141,7 +141,9 @@ impl Fetcher for LocalImages {
             Reference::OciArchive { file, tag } => oci::resolve(oci::Place::Archive(file), tag.as_deref(), &limits),
             Reference::DockerArchive { file, tag } => docker::resolve(file, tag.as_deref(), &limits),
             Reference::Debootstrap { suite } => debootstrap::resolve(suite),
-            Reference::Registry(reference) => Err(ImageError::RegistryUnsupported { reference }),
+            Reference::DockerDaemon { .. } | Reference::ContainersStorage { .. } | Reference::Registry(_) => {
+                Err(ImageError::RegistryUnsupported { reference: reference.to_string() })
+            }
         })
         .await
     }

@@ -5,7 +5,8 @@
 //!                                        (identity: cheap)              (unpacked and checked)
 //! ```
 //!
-//! * [`Reference`]: the transports, and how a misspelt one is told from the name of an image.
+//! * [`Reference`]: the transports, and how a misspelt one is told from the name of an image. [`ImageName`]: names in
+//!   registries.
 //! * [`Fetcher`]: the seam; [`LocalImages`] is it for all but registries. [`Resolved`] identifies a tree
 //!   before it is made.
 //! * `rootfs`, `dir`, `oci`, `docker`, `debootstrap`: one module for each transport. `container` reads the files of an
@@ -29,6 +30,7 @@ mod docker;
 mod error;
 mod fetch;
 mod limits;
+mod name;
 mod oci;
 mod reference;
 mod rootfs;
@@ -41,6 +43,7 @@ pub use digest::{Digest, DigestError};
 pub use error::ImageError;
 pub use fetch::{Fetcher, FileDigests, ForgetfulDigests, ImageConfig, LocalImages, Progress, Quiet, Resolved};
 pub use limits::Limits;
+pub use name::{ImageName, NameError, Which};
 pub use reference::{Reference, ReferenceError};
 pub use tar::TarError;
 pub use unpack::UnpackError;
