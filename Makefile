@@ -4,7 +4,8 @@
 BUILD_PACKAGES = gcc libc6-dev make
 DEMO_PACKAGES = $(BUILD_PACKAGES) mmdebstrap ca-certificates
 # busybox: base images of tests. mkfs: stores on real filesystems. skopeo, umoci: images made and unpacked by others.
-TEST_PACKAGES = $(BUILD_PACKAGES) busybox-static mmdebstrap ca-certificates e2fsprogs xfsprogs \
+# docker-registry: a registry, also with certificates, made by openssl.
+TEST_PACKAGES = $(BUILD_PACKAGES) busybox-static mmdebstrap ca-certificates docker-registry e2fsprogs openssl xfsprogs \
 	mount procps skopeo umoci util-linux xz-utils zstd
 BENCH_PACKAGES = $(DEMO_PACKAGES) buildah docker.io runc python3 time
 
