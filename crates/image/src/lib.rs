@@ -28,6 +28,7 @@ mod digest;
 mod dir;
 mod docker;
 mod error;
+pub mod export;
 mod fetch;
 mod limits;
 mod name;
