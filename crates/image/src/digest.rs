@@ -63,6 +63,12 @@ impl fmt::Debug for Digest {
     }
 }
 
+impl From<Sha256> for Digest {
+    fn from(hasher: Sha256) -> Self {
+        Self(hasher.finalize().into())
+    }
+}
+
 /// Which digest to take of a stream.
 pub(crate) enum Hasher {
     /// For blobs and layers.

@@ -182,7 +182,9 @@ impl Fetcher for Images {
                 Reference::OciArchive { file, tag } => oci::resolve(oci::Place::Archive(file), tag.as_deref(), wanted),
                 Reference::DockerArchive { file, tag } => docker::resolve(file, tag.as_deref(), wanted),
                 Reference::Debootstrap { suite } => debootstrap::resolve(suite),
-                Reference::Registry(reference) => Err(ImageError::RegistryUnsupported { reference }),
+                Reference::DockerDaemon { .. } | Reference::ContainersStorage { .. } | Reference::Registry(_) => {
+                    Err(ImageError::RegistryUnsupported { reference: reference.to_string() })
+                }
             }
         })
         .await
@@ -215,7 +217,7 @@ impl Fetcher for Images {
 impl Reference {
     /// Returns true if it stands for the same for ever: it says the digest.
     pub fn is_fixed(&self) -> bool {
-        matches!(self, Self::Registry(name) if name.contains('@'))
+        matches!(self, Self::Registry(name) if name.digest().is_some())
     }
 }
 

@@ -6,7 +6,8 @@
 //!                                         layers: cheap)
 //! ```
 //!
-//! * [`Reference`]: the transports, and how a misspelt one is told from the name of an image.
+//! * [`Reference`]: the transports, and how a misspelt one is told from the name of an image. [`ImageName`]: names in
+//!   registries.
 //! * [`Fetcher`]: the seam; [`Images`] is it for all transports. [`Resolved`] identifies a tree before it is made.
 //!   [`Layers`] makes it: layer by layer, so that the caller can keep each once and share it among images.
 //! * `rootfs`, `dir`, `oci`, `docker`, `debootstrap`: one module for each transport. `container` reads the files of an
@@ -28,9 +29,11 @@ mod digest;
 mod dir;
 mod docker;
 mod error;
+pub mod export;
 mod fetch;
 mod layers;
 mod limits;
+mod name;
 mod oci;
 mod platform;
 mod reference;
@@ -47,6 +50,7 @@ pub use fetch::{
 };
 pub use layers::{Layer, Layers};
 pub use limits::Limits;
+pub use name::{ImageName, NameError, Which};
 pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError};
 pub use tar::TarError;

@@ -59,6 +59,16 @@ pub trait Backend: Send + Sync + Debug {
     /// The tree is damaged.
     fn needs(&self, name: &Name) -> Result<Vec<Name>, StoreError>;
 
+    /// Returns a directory that names all that may differ between a sealed tree and the one that it was cloned
+    /// from; see [`Changes::own`](crate::Changes::own). `None` where whole trees are kept.
+    ///
+    /// # Errors
+    ///
+    /// The tree is damaged.
+    fn own(&self, _name: &Name) -> Result<Option<PathBuf>, StoreError> {
+        Ok(None)
+    }
+
     /// Makes a draft or sealed tree vanish at once, then frees its space. A tree that does not
     /// exist is success.
     ///

@@ -8,6 +8,7 @@
 //!   with generations, failures' logs, pruning, and what a crash calls for.
 //! * [`Backend`] is the seam below it: named trees on one kind of filesystem.
 //!   [`OverlayfsStore`] is the first.
+//! * [`Changes`] says how to see what a result changed.
 //! * [`Root`] says how to reach a tree, and mounts it.
 //!
 //! The layout on disk is drawn in `layout.rs`, beside the only functions that build its paths.
@@ -15,6 +16,7 @@
 mod backend;
 mod boot;
 mod cache;
+mod changes;
 mod error;
 mod follow;
 mod id;
@@ -35,6 +37,7 @@ mod walk;
 
 pub use backend::{Backend, Root, Space};
 pub use cache::CacheDraft;
+pub use changes::Changes;
 pub use error::StoreError;
 pub use follow::LogFollower;
 pub use id::{BadId, Id};

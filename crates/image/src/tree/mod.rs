@@ -266,7 +266,7 @@ fn clean(name: &[u8]) -> Result<Vec<u8>, UnpackError> {
 }
 
 /// Returns a name for an error message: not longer than a reader bears, and without control characters.
-fn shown(name: &[u8]) -> String {
+pub(crate) fn shown(name: &[u8]) -> String {
     let text = String::from_utf8_lossy(name);
     let text = text.strip_prefix("./").unwrap_or(&text);
     let short: String = text.chars().take(200).flat_map(char::escape_debug).collect();

@@ -182,6 +182,11 @@ impl Backend for OverlayfsStore {
         Ok(chain.trees().filter(|tree| tree != name).collect())
     }
 
+    fn own(&self, name: &Name) -> Result<Option<PathBuf>, StoreError> {
+        // Kept also where children stand on a merged layer: the chain of this tree may begin with that one.
+        Ok(Some(self.layer(name)))
+    }
+
     fn remove(&self, name: &Name) -> Result<(), StoreError> {
         remove::tree(&self.layout, &self.layout.tree(name))
     }

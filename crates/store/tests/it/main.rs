@@ -2,6 +2,7 @@
 
 mod boot;
 mod cache;
+mod changes;
 mod concurrency;
 mod conformance;
 mod damage;
