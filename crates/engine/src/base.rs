@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use kiln_image::{Fetcher, FileDigests, ImageConfig, ImageError, Reference, Resolved};
 use kiln_store::{FileVersion, Store};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use crate::error::{At, BuildError};
+use crate::error::BuildError;
 use crate::key::StepKey;
 use crate::manifest::version_of;
 
@@ -96,18 +98,39 @@ impl FileDigests for StoreDigests {
 }
 
 /// What is kept in a base's description, to be read back when it is used or exported.
-pub(crate) fn detail(base: &Base, config: &ImageConfig) -> serde_json::Value {
-    let ImageConfig { env, architecture, os, variant, raw, history } = config;
-    serde_json::json!({
-        "from": base.text,
-        "identity": base.identity,
-        "env": env,
-        "image": { "architecture": architecture, "os": os, "variant": variant, "config": raw, "history": history },
-    })
+#[derive(Deserialize, Serialize)]
+struct Detail<Text> {
+    from: Text,
+    identity: Text,
+    env: Vec<(String, String)>,
+    #[serde(default)]
+    image: ImageDetail,
 }
 
-/// Returns the environment that a base's description holds.
-pub(crate) fn env(detail: &serde_json::Value) -> Result<Vec<(String, String)>, BuildError> {
-    let env = detail.get("env").cloned().unwrap_or_default();
-    serde_json::from_value(env).map_err(std::io::Error::from).at("read", "the description of the base image")
+/// The rest of an image's configuration.
+#[derive(Default, Deserialize, Serialize)]
+struct ImageDetail {
+    architecture: Option<String>,
+    os: Option<String>,
+    variant: Option<String>,
+    config: Value,
+    history: Vec<Value>,
+}
+
+/// Returns the description of `base`.
+pub(crate) fn detail(base: &Base, config: &ImageConfig) -> Value {
+    let ImageConfig { env, architecture, os, variant, raw, history } = config.clone();
+    let image = ImageDetail { architecture, os, variant, config: raw, history };
+    let detail = Detail { from: &*base.text, identity: &*base.identity, env, image };
+    serde_json::to_value(detail).expect("it has string keys only")
+}
+
+/// Returns the configuration that a result's description holds; `None` if it is no base.
+pub(crate) fn config(detail: &Value) -> Result<Option<ImageConfig>, serde_json::Error> {
+    if detail.get("identity").is_none() {
+        return Ok(None);
+    }
+    let Detail { env, image, .. } = Detail::<String>::deserialize(detail)?;
+    let ImageDetail { architecture, os, variant, config, history } = image;
+    Ok(Some(ImageConfig { env, architecture, os, variant, raw: config, history }))
 }

@@ -40,7 +40,9 @@ impl Build {
         let steps: Vec<_> = stage.items.iter().enumerate().map(|(at, item)| info(1 + at, item.text.clone())).collect();
         let mut hashing = self.hash_ahead(&stage, &steps);
         let mut snapshot = self.import(&stage, import).await?;
-        let image_env = base::env(&snapshot.meta().detail)?;
+        let image = base::config(&snapshot.meta().detail);
+        let image_env = image.map_err(|source| BuildError::Description { id: *snapshot.id(), source })?;
+        let image_env = image_env.unwrap_or_default().env;
         for (at, (item, step)) in stage.items.iter().zip(steps).enumerate() {
             snapshot = match &item.action {
                 Action::Note => {

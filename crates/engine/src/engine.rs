@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::build::Build;
 use crate::error::BuildError;
 use crate::events::{Event, Events};
+use crate::export::RunsAs;
 use crate::flight::Flights;
 use crate::manifest::Tree;
 use crate::plan::Plan;
@@ -76,6 +77,8 @@ pub struct Request {
 pub struct Built {
     /// The result.
     pub snapshot: Arc<Snapshot>,
+    /// How the spec says that it is to be run.
+    pub runs_as: RunsAs,
 }
 
 impl Engine {
@@ -103,6 +106,7 @@ impl Engine {
         plan.check(|secret| request.secrets.contains_key(secret)).map_err(BuildError::from)?;
         events.event(Event::Planned { steps: plan.steps(), stages: plan.stages.len() });
         let source = Tree::open_source(&request.source)?;
+        let runs_as = plan.stages.last().map(|stage| RunsAs::new(&stage.end)).unwrap_or_default();
         // Steps are numbered in the order of the spec, a stage's import first.
         let mut number = 0;
         let mut firsts = Vec::new();
@@ -142,7 +146,10 @@ impl Engine {
             return Err(error);
         }
         let last = build.ends.last().and_then(|end| end.borrow().clone());
-        last.map(|snapshot| Built { snapshot }).ok_or_else(|| Arc::new(BuildError::Bug("no stage ended".to_owned())))
+        match last {
+            Some(snapshot) => Ok(Built { snapshot, runs_as }),
+            None => Err(Arc::new(BuildError::Bug("no stage ended".to_owned()))),
+        }
     }
 
     /// Waits until nothing runs any more, not even what was cancelled. No build may be started meanwhile.

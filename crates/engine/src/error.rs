@@ -81,6 +81,15 @@ pub enum BuildError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// What a result says of itself is not what this version writes.
+    #[error("the description of {} cannot be understood; remove it with `kiln rm`", id.short())]
+    Description {
+        /// The result.
+        id: Id,
+        /// What the parser said.
+        #[source]
+        source: serde_json::Error,
+    },
     /// A system call failed.
     #[error("cannot {action} {}", path.display())]
     Io {
@@ -220,7 +229,12 @@ impl BuildError {
             }
             Self::Base { source, .. } if source.is_cancelled() => Fault::Cancelled,
             Self::Base { source, .. } if source.is_users_fault() => Fault::Usage,
-            Self::Base { .. } | Self::Sandbox { .. } | Self::Store(_) | Self::Io { .. } | Self::Bug(_) => Fault::Host,
+            Self::Base { .. }
+            | Self::Sandbox { .. }
+            | Self::Store(_)
+            | Self::Description { .. }
+            | Self::Io { .. }
+            | Self::Bug(_) => Fault::Host,
         }
     }
 }

@@ -44,6 +44,9 @@ pub enum Event {
     Saved(Arc<StepInfo>, Id, Duration),
     /// The command of the step ended badly. Its log is kept under the id.
     Failed(Arc<StepInfo>, Id, ExitStatus, Duration),
+    /// The result was written somewhere else than into the store: what came of it, for people. Its number is none of a
+    /// step's.
+    Exported(Arc<StepInfo>, String, Duration),
 }
 
 /// Receives the events of a build.

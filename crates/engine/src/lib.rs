@@ -6,6 +6,7 @@
 //! The life of a build: `engine` starts it; `plan` flattens the spec into stages of steps (pure); `build` runs the stages,
 //! each step through `flight`, which finds it in the store, joins whoever is making it, or makes it. `steps` knows the three
 //! kinds of step, and `base`, `import`, `run` and `copy` how to make each. `key` says what a step's identity is made of.
+//! `export` says what image a result would be.
 #![forbid(unsafe_code)]
 
 mod base;
@@ -14,6 +15,7 @@ mod copy;
 mod engine;
 mod error;
 mod events;
+mod export;
 mod flight;
 mod import;
 mod key;
@@ -26,4 +28,5 @@ mod steps;
 pub use engine::{Built, Engine, Request, Settings};
 pub use error::{BuildError, Fault};
 pub use events::{Event, Events, StepInfo};
+pub use export::{RunsAs, image};
 pub use plan::PlanError;

@@ -53,6 +53,8 @@ pub(crate) struct Stage {
     pub(crate) name: Option<BString>,
     pub(crate) from: BString,
     pub(crate) items: Vec<Item>,
+    /// The state after the last operation.
+    pub(crate) end: Context,
     /// The stages defined inside: they are built even if nothing is copied from them.
     inner: Vec<usize>,
 }
@@ -90,6 +92,16 @@ pub(crate) struct Context {
     /// Absolute.
     pub(crate) workdir: BString,
     pub(crate) shell: Vec<BString>,
+    /// Which of these the spec says; the others are defaults.
+    pub(crate) said: Said,
+}
+
+/// What the spec says of the state that commands run in.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Said {
+    pub(crate) user: bool,
+    pub(crate) workdir: bool,
+    pub(crate) shell: bool,
 }
 
 impl Default for Context {
@@ -99,6 +111,7 @@ impl Default for Context {
             user: User::Unix { uid: 0, gid: 0 },
             workdir: "/".into(),
             shell: ["/usr/bin/env", "bash", "-c"].map(BString::from).to_vec(),
+            said: Said::default(),
         }
     }
 }
@@ -193,10 +206,12 @@ impl Flat {
                 Op::Workdir(dir) => {
                     let joined = join(&context.workdir, dir);
                     context.workdir = joined.strip_suffix(b"/").filter(|dir| !dir.is_empty()).unwrap_or(&joined).into();
+                    context.said.workdir = true;
                     Action::Note
                 }
                 Op::Shell(words) => {
                     context.shell.clone_from(words);
+                    context.said.shell = true;
                     Action::Note
                 }
                 Op::Env { name, value } => {
@@ -205,6 +220,7 @@ impl Flat {
                 }
                 Op::User(user) => {
                     context.user = user.clone();
+                    context.said.user = true;
                     Action::Note
                 }
                 Op::Run(run) => Action::Run { run: run.clone(), context: context.clone() },
@@ -222,7 +238,7 @@ impl Flat {
             items.push(Item { text, action });
         }
         self.scope.truncate(outside);
-        self.stages.push(Stage { name: name.cloned(), from: spec.from.clone(), items, inner });
+        self.stages.push(Stage { name: name.cloned(), from: spec.from.clone(), items, end: context, inner });
         Ok(self.stages.len() - 1)
     }
 }

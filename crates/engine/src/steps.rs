@@ -16,6 +16,7 @@ use crate::copy::{self, Target};
 use crate::engine::Shared;
 use crate::error::{At, BuildError, CopyError, Stopped, describe};
 use crate::events::{Event, StepInfo};
+use crate::export::StepDetail;
 use crate::import::Import;
 use crate::key::{Encoder, StepKey};
 use crate::manifest::{Manifest, Tree, Wanted};
@@ -100,7 +101,7 @@ impl Build {
                     Err(BuildError::StepFailed { step: command.step, id, status })
                 }
                 ended => {
-                    let description = ended.map(|_| Description { summary, detail: serde_json::Value::Null });
+                    let description = ended.map(|_| Description { summary, detail: StepDetail::new(&command.context) });
                     shared.finish(draft, description).await
                 }
             }
@@ -152,6 +153,7 @@ impl Build {
             StepKey::Copy { parent: parent.id(), user: &context.user, dst: &copying.dst, manifest: &manifest }.id();
         let build = Arc::clone(self);
         let user = context.user.clone();
+        let detail = StepDetail::new(context);
         let text = step.text.clone();
         self.step(step, id, true, move |shared, _, cancel, lease| async move {
             let draft = shared.begin(lease, Some(parent)).await?;
@@ -171,7 +173,7 @@ impl Build {
                 .await
             };
             let written = written.await;
-            let description = written.map(|()| Description { summary: text, detail: serde_json::Value::Null });
+            let description = written.map(|()| Description { summary: text, detail });
             shared.finish(draft, description).await
         })
         .await

@@ -57,6 +57,11 @@ impl Platform {
         Self { os, architecture: architecture.to_owned(), variant }
     }
 
+    /// Returns the operating system: `linux`.
+    pub fn os(&self) -> &str {
+        &self.os
+    }
+
     /// Returns the processor: `amd64`.
     pub fn architecture(&self) -> &str {
         &self.architecture
