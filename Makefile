@@ -7,7 +7,7 @@ DEMO_PACKAGES = $(BUILD_PACKAGES) mmdebstrap ca-certificates
 # docker-registry: a registry, also with certificates, made by openssl.
 TEST_PACKAGES = $(BUILD_PACKAGES) busybox-static mmdebstrap ca-certificates docker-registry e2fsprogs openssl xfsprogs \
 	mount procps skopeo umoci util-linux xz-utils zstd
-BENCH_PACKAGES = $(DEMO_PACKAGES) buildah docker.io runc python3 time
+BENCH_PACKAGES = $(DEMO_PACKAGES) buildah curl docker-registry docker.io runc python3 skopeo time umoci
 
 .PHONY: all demo test check bench
 all:

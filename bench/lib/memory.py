@@ -7,6 +7,8 @@ count a page that n processes share as 1/n of it for each, at the moment when it
 import pathlib
 import time
 
+from .host import run_at_once
+
 EVERY_S = 0.002
 
 
@@ -64,3 +66,16 @@ class Watch:
             total = sum(field(pid, "smaps_rollup", "Pss") for pid in family([*pids, *self.daemons]))
             self.total_kib = max(self.total_kib, total)
             time.sleep(EVERY_S)
+
+
+def peaks(commands, daemons):
+    """Runs commands at once; returns the MiB of the largest process, and of all together."""
+    reset_peaks(daemons)
+    reports = [log.with_suffix(".kib") for _, _, log in commands]
+    timed = [(["time", "-f", "%M", "-o", str(report), *map(str, argv)], env, log)
+             for report, (argv, env, log) in zip(reports, commands)]
+    watch = Watch(daemons)
+    run_at_once(timed, watch)
+    # What `time` tells is exact for the tool's own processes; daemons are only watched.
+    largest = max([int(report.read_text().split()[-1]) for report in reports] + [peak(pid) for pid in daemons])
+    return largest / 1024, watch.total_kib / 1024

@@ -1,5 +1,6 @@
 """What is measured. Each scenario returns a `Result`; none asserts anything about time."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -24,10 +25,12 @@ class Result:
     per: tuple = None
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Bench:
     tools: list
     scratch: pathlib.Path
+    # What ends the processes that scenarios start.
+    cleanup: contextlib.ExitStack
     runs: int
     quick: bool
 
@@ -241,20 +244,11 @@ def memory_peaks(bench):
         for tool in bench.sharing:
             tool.forget()
             todo = commands(tool)
-            memory.reset_peaks(tool.pids())
-            reports = [log.with_suffix(".kib") for _, _, log in todo]
-            timed = [(["time", "-f", "%M", "-o", str(report), *map(str, argv)], env, log)
-                     for report, (argv, env, log) in zip(reports, todo)]
-            watch = memory.Watch(tool.pids())
-            run_at_once(timed, watch)
-            # What `time` tells is exact for the tool's own processes; daemons are only watched.
-            one = max([int(report.read_text().split()[-1]) for report in reports] + [memory.peak(pid)
-                                                                                     for pid in tool.pids()])
-            result.notes.append(f"{tool.name}: {case}: largest process {one / 1024:.1f} MiB, "
-                                f"all together {watch.total_kib / 1024:.1f} MiB")
+            largest, together = memory.peaks(todo, tool.pids())
+            result.notes.append(f"{tool.name}: {case}: largest process {largest:.1f} MiB, all together {together:.1f} MiB")
             if tool is bench.kiln:
-                result.targets.append((f"{case}: largest process", one / 1024, 64, "MiB", False))
-                result.targets.append((f"{case}: all together", watch.total_kib / 1024, 64, "MiB", False))
+                result.targets.append((f"{case}: largest process", largest, 64, "MiB", False))
+                result.targets.append((f"{case}: all together", together, 64, "MiB", False))
     return result
 
 

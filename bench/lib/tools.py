@@ -24,8 +24,8 @@ def program(name, package, *places):
     raise Failure(f"{name} is missing: install the Debian package {package}")
 
 
-def dockerfile(plan):
-    lines = [f"FROM {BASE}"]
+def dockerfile(plan, base):
+    lines = [f"FROM {base}"]
     for kind, *rest in plan:
         # Commands run under `/bin/sh -c`, the default of Docker and buildah and what the spec says.
         lines.append(f"RUN {rest[0]}" if kind == "run" else f"COPY {rest[0]} {rest[1]}")
@@ -39,6 +39,8 @@ class Tool:
         self.home = home
         home.mkdir()
         self.base_tar = base_tar
+        # What builds start from.
+        self.base = BASE
         self.count = 0
         self.state = None
 
@@ -88,6 +90,7 @@ class Kiln(Tool):
         self.binary = binary
         # References are relative to the directory of the spec.
         os.link(base_tar, home / "base.tar")
+        self.base = "rootfs:base.tar"
         (home / "empty").mkdir()
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("KILN")}
 
@@ -100,7 +103,7 @@ class Kiln(Tool):
 
     def build(self, plan, context, progress="plain"):
         spec = self.new_file("spec")
-        lines = ["((from rootfs:base.tar)", " (shell /bin/sh -c)"]
+        lines = [f"((from {self.base})", " (shell /bin/sh -c)"]
         for kind, *rest in plan:
             lines.append(f' (run (shell "{rest[0]}"))' if kind == "run" else f" (copy (src {rest[0]}) (dst {rest[1]}))")
         spec.write_text("\n".join(lines) + ")\n")
@@ -132,6 +135,10 @@ class BuildKit(Tool):
         self.daemon = None
 
     def start(self):
+        self.start_daemon()
+        call([self.docker, "import", str(self.base_tar), BASE], self.env)
+
+    def start_daemon(self):
         home = self.state
         with open(home / "dockerd.log", "wb") as log:
             self.daemon = subprocess.Popen(
@@ -143,7 +150,6 @@ class BuildKit(Tool):
             if self.daemon.poll() is not None:
                 break
             if subprocess.run([self.docker, "version"], env=self.env, capture_output=True, check=False).returncode == 0:
-                call([self.docker, "import", str(self.base_tar), BASE], self.env)
                 return
             time.sleep(0.1)
         log = (home / "dockerd.log").read_text(errors="replace")
@@ -163,10 +169,10 @@ class BuildKit(Tool):
     def version(self):
         return f"BuildKit of Docker {call([self.docker, 'version', '-f', '{{.Server.Version}}'], self.env)}"
 
-    def build(self, plan, context):
+    def build(self, plan, context, *options):
         file = self.new_file("Dockerfile")
-        file.write_text(dockerfile(plan))
-        argv = [self.docker, "build", "--network", "none", "-f", str(file), str(context)]
+        file.write_text(dockerfile(plan, self.base))
+        argv = [self.docker, "build", "--network", "none", *options, "-f", str(file), str(context)]
         return argv, self.env, self.new_file("log")
 
     def pids(self):
@@ -212,10 +218,10 @@ class Buildah(Tool):
     def version(self):
         return f"Buildah {call([self.buildah, '--version']).split()[2]} with runc"
 
-    def build(self, plan, context):
+    def build(self, plan, context, *options):
         file = self.new_file("Dockerfile")
-        file.write_text(dockerfile(plan))
-        argv = self.command("bud", "--layers", "--pull-never", "--isolation", "oci", "--network", "none",
+        file.write_text(dockerfile(plan, self.base))
+        argv = self.command("bud", "--layers", "--pull-never", "--isolation", "oci", "--network", "none", *options,
                             "--signature-policy", str(self.home / "policy.json"), "-f", str(file), str(context))
         return argv, self.env, self.new_file("log")
 
