@@ -5,6 +5,7 @@ use std::fs;
 use kiln_testkit::{Need, need};
 
 use crate::archive::Archive;
+use crate::overlay::fetch_chained;
 use crate::{fetch, fetch_layers, listing, sh};
 
 fn names(layers: &[Vec<u8>]) -> Vec<String> {
@@ -118,5 +119,9 @@ fn an_image_of_umoci_unpacks_as_umoci_does() {
         let without_root = |lines: &[String]| lines[..lines.len() - 1].to_vec();
         assert_eq!(without_root(&ours), without_root(&theirs), "{reference}");
         assert!(config.env.contains(&("A".to_owned(), "1".to_owned())), "{config:?}");
+        assert_eq!(config.raw["Env"], serde_json::json!(["A=1", "PATH=/x"]));
+        let chained = fetch_chained(&reference).expect(&reference);
+        let described = |root: &std::path::Path| kiln_testkit::describe(root).expect("readable")[1..].to_vec();
+        assert_eq!(described(&chained.tree.path()), described(&dir.path().join("theirs/rootfs")), "{reference}");
     }
 }

@@ -3,6 +3,7 @@
 mod archive;
 mod hostile;
 mod layers;
+mod overlay;
 mod property;
 mod transports;
 
