@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use crate::{ImageName, NameError};
+
 /// The transports, as written before the colon, each with an example for error messages.
 const TRANSPORTS: &[(&str, &str)] = &[
     ("rootfs", "rootfs:base.tar.gz"),
@@ -18,13 +20,10 @@ const TRANSPORTS: &[(&str, &str)] = &[
     ("oci", "oci:layout:12"),
     ("oci-archive", "oci-archive:image.tar:12"),
     ("docker-archive", "docker-archive:image.tar:debian:12"),
+    ("docker-daemon", "docker-daemon:debian:12"),
+    ("containers-storage", "containers-storage:debian:12"),
     ("debootstrap", "debootstrap:bookworm"),
 ];
-
-/// The longest tag that registries accept.
-const TAG_LENGTH: usize = 128;
-/// The longest repository name that registries accept.
-const NAME_LENGTH: usize = 255;
 
 /// A parsed `(from REF)`.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
@@ -61,8 +60,18 @@ pub enum Reference {
         /// The suite's name: `bookworm`, `stable`.
         suite: String,
     },
+    /// An image that the Docker daemon of this machine keeps.
+    DockerDaemon {
+        /// Its name or id, as the daemon knows it.
+        name: String,
+    },
+    /// An image that Podman, Buildah or CRI-O keeps on this machine.
+    ContainersStorage {
+        /// Its name or id, as these programs know it.
+        name: String,
+    },
     /// A name in a registry.
-    Registry(String),
+    Registry(ImageName),
 }
 
 /// Why a text is not a reference. Always the user's mistake.
@@ -161,6 +170,8 @@ impl Reference {
             "oci" => tagged().map(|(dir, tag)| Self::OciLayout { dir, tag })?,
             "oci-archive" => tagged().map(|(file, tag)| Self::OciArchive { file, tag })?,
             "docker-archive" => tagged().map(|(file, tag)| Self::DockerArchive { file, tag })?,
+            "docker-daemon" => Self::DockerDaemon { name: foreign(&shown, argument)? },
+            "containers-storage" => Self::ContainersStorage { name: foreign(&shown, argument)? },
             _ => Self::Debootstrap { suite: suite(argument)? },
         })
     }
@@ -172,7 +183,14 @@ impl fmt::Display for Reference {
         let (transport, path, tag) = match self {
             Self::Scratch => return f.write_str("scratch"),
             Self::Debootstrap { suite } => return write!(f, "debootstrap:{suite}"),
-            Self::Registry(name) => return f.write_str(name),
+            Self::DockerDaemon { name } => return write!(f, "docker-daemon:{name}"),
+            Self::ContainersStorage { name } => return write!(f, "containers-storage:{name}"),
+            Self::Registry(name) => {
+                // A repository of Docker Hub can be called like a transport, or nearly.
+                let short = name.to_string();
+                let unmistakable = Self::parse(short.as_bytes(), Path::new("")).is_ok_and(|parsed| parsed == *self);
+                return f.write_str(&if unmistakable { short } else { name.in_full() });
+            }
             Self::Rootfs(file) => ("rootfs", file, &None),
             Self::Dir(dir) => ("dir", dir, &None),
             Self::OciLayout { dir, tag } => ("oci", dir, tag),
@@ -192,15 +210,12 @@ fn split(text: &[u8]) -> Option<(&[u8], &[u8])> {
 
 /// Fails if `prefix:argument` is more likely a misspelt transport than a name with a tag or port.
 fn misspelt(text: &str, prefix: &str, argument: &[u8]) -> Result<(), ReferenceError> {
-    if prefix.contains(['/', '.']) || prefix.is_empty() {
+    if prefix.contains(['/', '.', '[']) || prefix.is_empty() {
         return Ok(());
     }
     let hint = match prefix {
         "docker" | "docker-image" | "registry" if argument.starts_with(b"//") => {
             Some("an image of a registry is written by its plain name, as `debian:12`")
-        }
-        "docker-daemon" | "containers-storage" => {
-            Some("save the image to a file and use `docker-archive:` or `oci-archive:`")
         }
         _ => None,
     };
@@ -240,85 +255,26 @@ fn suite(text: &[u8]) -> Result<String, ReferenceError> {
     }
 }
 
-/// Checks `[DOMAIN[:PORT]/]PATH[:TAG][@DIGEST]` by the rules that registries share.
+/// Takes what is left: a name in a registry.
 fn registry(text: &[u8]) -> Result<Reference, ReferenceError> {
     let shown = String::from_utf8_lossy(text).into_owned();
-    match check_name(&shown) {
-        Ok(()) => Ok(Reference::Registry(shown)),
-        Err(reason) => Err(ReferenceError::BadName { text: shown, reason }),
+    match shown.parse() {
+        Ok(name) => Ok(Reference::Registry(name)),
+        Err(error) => Err(bad_name(shown, &error)),
     }
 }
 
-fn check_name(text: &str) -> Result<(), String> {
-    let (rest, digest) = text.split_once('@').map_or((text, None), |(rest, digest)| (rest, Some(digest)));
-    if let Some(digest) = digest {
-        digest.parse::<crate::Digest>().map_err(|error| error.to_string())?;
+/// Checks the name or id of an image that another program keeps. Any id also has the form of a name.
+fn foreign(whole: &str, text: &[u8]) -> Result<String, ReferenceError> {
+    let name = String::from_utf8_lossy(text).into_owned();
+    match name.parse::<ImageName>() {
+        Ok(_) => Ok(name),
+        Err(error) => Err(bad_name(whole.to_owned(), &error)),
     }
-    let slash = rest.rfind('/').map_or(0, |at| at + 1);
-    let (name, tag) = match rest[slash..].find(':') {
-        Some(colon) => (&rest[..slash + colon], Some(&rest[slash + colon + 1..])),
-        None => (rest, None),
-    };
-    if let Some(tag) = tag {
-        check_tag(tag)?;
-    }
-    let path = match name.split_once('/') {
-        Some((domain, path)) if domain.contains(['.', ':']) || domain == "localhost" => {
-            check_domain(domain)?;
-            path
-        }
-        _ => name,
-    };
-    if name.len() > NAME_LENGTH {
-        return Err(format!("a name has at most {NAME_LENGTH} characters"));
-    }
-    path.split('/').try_for_each(check_component)
 }
 
-fn check_tag(tag: &str) -> Result<(), String> {
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
-    if tag.is_empty() || tag.len() > TAG_LENGTH || !tag.chars().all(fits) || tag.starts_with(['.', '-']) {
-        return Err(format!(
-            "`{tag}` is not a tag: at most {TAG_LENGTH} letters, digits, `_`, `.` and `-`, not starting with `.` or `-`"
-        ));
-    }
-    Ok(())
-}
-
-fn check_domain(domain: &str) -> Result<(), String> {
-    let (host, port) = domain.split_once(':').map_or((domain, None), |(host, port)| (host, Some(port)));
-    if let Some(port) = port
-        && port.parse::<u16>().is_err()
-    {
-        return Err(format!("`{port}` is not a port"));
-    }
-    let fits = |label: &str| {
-        !label.is_empty()
-            && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    if host.split('.').all(fits) { Ok(()) } else { Err(format!("`{host}` is not the name of a host")) }
-}
-
-/// Checks one part of a path: lower-case letters and digits, joined by `.`, `_`, `__` or dashes.
-fn check_component(part: &str) -> Result<(), String> {
-    if part.is_empty() {
-        return Err("a part of the name is empty".to_owned());
-    }
-    if part.chars().any(|c| c.is_ascii_uppercase()) {
-        return Err(format!("`{part}` must be lower-case"));
-    }
-    let word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    if let Some(odd) = part.chars().find(|&c| !word(c) && !matches!(c, '.' | '_' | '-')) {
-        return Err(format!("{odd:?} cannot be in a name"));
-    }
-    let joined = part.split(word).filter(|joint| !joint.is_empty());
-    let fits = |joint: &str| matches!(joint, "." | "_" | "__") || joint.chars().all(|c| c == '-');
-    if !part.starts_with(word) || !part.ends_with(word) || !joined.into_iter().all(fits) {
-        return Err(format!("`{part}` must start and end with a letter or digit, with single joints between"));
-    }
-    Ok(())
+fn bad_name(text: String, error: &NameError) -> ReferenceError {
+    ReferenceError::BadName { text, reason: error.to_string() }
 }
 
 #[cfg(test)]
@@ -341,6 +297,17 @@ mod tests {
             parse("docker-archive:x.tar:debian:12"),
             Ok(Reference::DockerArchive { file: "/spec/x.tar".into(), tag: tag("debian:12") })
         );
+        assert_eq!(parse("docker-daemon:debian:12"), Ok(Reference::DockerDaemon { name: "debian:12".into() }));
+        assert_eq!(
+            parse("containers-storage:localhost/a@sha256:x").map_err(|error| error.to_string()),
+            Err("`containers-storage:localhost/a@sha256:x` is not an image reference: `sha256:x` is not a digest: \
+                 `sha256:` and 64 lower-case hex digits"
+                .to_owned())
+        );
+        assert_eq!(
+            parse("containers-storage:localhost/a"),
+            Ok(Reference::ContainersStorage { name: "localhost/a".into() })
+        );
         assert_eq!(parse("debootstrap:bookworm"), Ok(Reference::Debootstrap { suite: "bookworm".into() }));
     }
 
@@ -354,15 +321,29 @@ mod tests {
             "localhost:5000/z:1",
             "ghcr.io/x/y__z:tag",
             "docker:dind",
+            "[::1]:5000/z",
             &format!("ghcr.io/x/y:tag@{digest}"),
         ] {
-            assert_eq!(parse(text), Ok(Reference::Registry(text.to_owned())), "{text}");
+            assert_eq!(parse(text), Ok(Reference::Registry(text.parse().expect(text))), "{text}");
         }
     }
 
     #[test]
     fn what_is_displayed_parses_to_the_same() {
-        for text in ["scratch", "oci:/a:b", "docker-archive:/a:b:c", "rootfs:/a:b", "debootstrap:sid", "a.b/c:d"] {
+        for text in [
+            "scratch",
+            "oci:/a:b",
+            "docker-archive:/a:b:c",
+            "rootfs:/a:b",
+            "docker-daemon:a:1",
+            "containers-storage:a:1",
+            "debootstrap:sid",
+            "a.b/c:d",
+            "debian",
+            "docker.io/library/rootfs:1",
+            "docker.io/library/rootfx:1",
+            "docker.io/library/scratch",
+        ] {
             assert_eq!(parse(text).expect("valid").to_string(), text);
         }
     }
@@ -377,7 +358,10 @@ mod tests {
             "rotfs:./x.tar",
             "oic:./layout",
             "docker://debian",
-            "docker-daemon:debian:12",
+            "docker-daemn:debian:12",
+            "docker-daemon:",
+            "docker-daemon:-x",
+            "containers-storage:[overlay@/srv]debian",
             "rootfs:",
             "oci::12",
             "oci:dir:",

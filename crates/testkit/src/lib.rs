@@ -1,4 +1,5 @@
-//! Real fixtures for tests: base images, loop filesystems, and the rule for what a test lacks.
+//! Real fixtures for tests: base images, loop filesystems, registries and bad networks, and the rule for what a test
+//! lacks.
 //!
 //! A test that needs a privilege or a tool starts with [`need!`]. Missing, it prints
 //! `SKIPPED: reason` and passes; with `CI` set in the environment it fails, so that
@@ -6,13 +7,20 @@
 
 mod base;
 mod change;
+mod link;
 mod loopfs;
+mod net;
+mod registry;
+mod script;
 pub mod store;
 mod tree;
 
 pub use base::{busybox_root, busybox_tar};
 pub use change::{Changes, Random};
+pub use link::Link;
 pub use loopfs::LoopFs;
+pub use registry::{Access, Registry, oci_image};
+pub use script::{Body, Request, Response, Script};
 pub use tree::{Tree, describe};
 
 use std::path::Path;

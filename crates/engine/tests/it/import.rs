@@ -14,10 +14,10 @@ use crate::fake::World;
 
 /// An uncompressed layer with one file.
 fn layer(name: &str, content: &str) -> Vec<u8> {
-    let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join(name), content).unwrap();
+    let dir = tempfile::tempdir().expect("it works here");
+    fs::write(dir.path().join(name), content).expect("it works here");
     let options = ["--owner=0", "--group=0", "--mtime=@1", "-c", name];
-    let output = Command::new("tar").arg("-C").arg(dir.path()).args(options).output().unwrap();
+    let output = Command::new("tar").arg("-C").arg(dir.path()).args(options).output().expect("it works here");
     assert!(output.status.success());
     output.stdout
 }
@@ -25,8 +25,8 @@ fn layer(name: &str, content: &str) -> Vec<u8> {
 fn blob(layout: &Path, media_type: &str, bytes: &[u8]) -> Value {
     let digest = Digest::of(bytes);
     let blobs = layout.join("blobs/sha256");
-    fs::create_dir_all(&blobs).unwrap();
-    fs::write(blobs.join(digest.hex()), bytes).unwrap();
+    fs::create_dir_all(&blobs).expect("it works here");
+    fs::write(blobs.join(digest.hex()), bytes).expect("it works here");
     json!({"mediaType": media_type, "digest": digest.to_string(), "size": bytes.len()})
 }
 
@@ -44,18 +44,20 @@ fn image(dir: &Path, name: &str, layers: &[&[u8]]) -> PathBuf {
     let layers: Vec<Value> = layers.iter().map(|layer| blob(&layout, kind, layer)).collect();
     let manifest = json!({"schemaVersion": 2, "config": config, "layers": layers}).to_string();
     let manifest = blob(&layout, "application/vnd.oci.image.manifest.v1+json", manifest.as_bytes());
-    fs::write(layout.join("index.json"), json!({"schemaVersion": 2, "manifests": [manifest]}).to_string()).unwrap();
+    fs::write(layout.join("index.json"), json!({"schemaVersion": 2, "manifests": [manifest]}).to_string())
+        .expect("it works here");
     layout
 }
 
 fn request(world: &World, from: &Path) -> Request {
     let spec = format!("((from oci:{}))", from.display());
-    Request { spec: kiln_spec::parse(spec.as_bytes()).unwrap(), ..world.request("") }
+    Request { spec: kiln_spec::parse(spec.as_bytes()).expect("it works here"), ..world.request("") }
 }
 
 /// The steps of all results, sorted.
 fn steps(store: &Store) -> Vec<String> {
-    let mut steps: Vec<String> = store.list().unwrap().into_iter().map(|result| result.summary).collect();
+    let mut steps: Vec<String> =
+        store.list().expect("it works here").into_iter().map(|result| result.summary).collect();
     steps.sort();
     steps
 }

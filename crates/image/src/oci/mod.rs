@@ -124,7 +124,7 @@ impl Manifest {
         wanted: Wanted<'_>,
     ) -> Result<(ImageConfig, Vec<Layer>), ImageError> {
         let descriptors = self.layers.unwrap_or_default();
-        let (config, diffs) = Config::read(path, config_name, config, descriptors.len(), wanted)?;
+        let (config, diffs) = Config::read(path, config_name, config, Some(descriptors.len()), wanted)?;
         let mut layers: Vec<Layer> = Vec::new();
         let mut total = 0_u64;
         for (descriptor, diff) in descriptors.iter().zip(diffs) {
@@ -150,19 +150,19 @@ impl Manifest {
 
 impl Config {
     /// Reads the configuration `name` of the image at `path`. Returns with it the digests of the unpacked layers, of
-    /// which there must be `count`.
+    /// which there must be `count`, if the manifest says.
     pub(crate) fn read(
         path: &Path,
         name: &str,
         bytes: &[u8],
-        count: usize,
+        wanted_count: Option<usize>,
         wanted: Wanted<'_>,
     ) -> Result<(ImageConfig, Vec<Digest>), ImageError> {
         let config: Self = container::parse(path, name, bytes)?;
         let texts = config.rootfs.diff_ids.as_deref().unwrap_or_default();
-        if texts.len() != count {
-            let reason = format!("it lists {} layers, the manifest {count}", texts.len());
-            return Err(inconsistent(path, name, reason));
+        let count = texts.len();
+        if let Some(wanted) = wanted_count.filter(|wanted| *wanted != count) {
+            return Err(inconsistent(path, name, format!("it lists {count} layers, the manifest {wanted}")));
         }
         if count > wanted.limits.layers {
             let reason = format!("it has {count} layers; at most {} are unpacked", wanted.limits.layers);
