@@ -125,3 +125,23 @@ fn an_image_of_umoci_unpacks_as_umoci_does() {
         assert_eq!(described(&chained.tree.path()), described(&dir.path().join("theirs/rootfs")), "{reference}");
     }
 }
+
+/// The seeds of the fuzz target must get past the parser, or they are of no use.
+#[test]
+fn the_layers_that_fuzzing_starts_from_are_whole() {
+    need!(Need::Root);
+    let seeds = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds/layer_read");
+    let mut count = 0;
+    for seed in fs::read_dir(seeds).expect("seeds") {
+        let path = seed.expect("a seed").path();
+        let bytes = fs::read(&path).expect("readable");
+        let (lower, upper) = bytes.split_at(bytes.len() / 2);
+        let into = tempfile::tempdir().expect("a directory");
+        let limits = kiln_image::Limits::default();
+        kiln_image::unpack_in_memory(&[lower, upper], into.path(), &limits)
+            .unwrap_or_else(|error| panic!("{}: {error:?}", path.display()));
+        assert!(into.path().join("d").exists() && !into.path().join("d/a").exists(), "{}", path.display());
+        count += 1;
+    }
+    assert_eq!(count, 6);
+}
