@@ -55,7 +55,16 @@ impl Container {
 
     /// Opens a tar archive and finds its members.
     pub(crate) fn archive(path: &Path, wanted: &'static str, limits: &Limits) -> Result<Self, ImageError> {
-        let section = open_file(path, wanted)?;
+        Self::archive_in(open_file(path, wanted)?, path, wanted, limits)
+    }
+
+    /// Finds the members of a tar archive that is open, and that errors call `path`.
+    pub(crate) fn archive_in(
+        section: Section,
+        path: &Path,
+        wanted: &'static str,
+        limits: &Limits,
+    ) -> Result<Self, ImageError> {
         let mut start = [0; 8];
         let have = section.peek(&mut start).at_read(path)?;
         let compression = Compression::of(&start[..have]);

@@ -1,6 +1,6 @@
 //! What `docker save` writes: `manifest.json`, configurations, and layers by the names in it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
@@ -8,6 +8,7 @@ use crate::container::Container;
 use crate::fetch::Plan as AnyPlan;
 use crate::layers::{Part, chain};
 use crate::oci::{Config, Wanted};
+use crate::stream::Section;
 use crate::{Digest, ImageError, Layer, Limits, Resolved};
 
 const MANIFEST: &str = "manifest.json";
@@ -28,17 +29,22 @@ struct Image {
     layers: Option<Vec<String>>,
 }
 
-/// Finds the image that is meant.
-pub(crate) fn resolve(file: PathBuf, tag: Option<&str>, wanted: Wanted<'_>) -> Result<Resolved, ImageError> {
-    let container = Container::archive(&file, WANTED, wanted.limits)?;
+/// Returns all images of an archive.
+fn images(container: &Container, limits: &Limits) -> Result<Vec<Image>, ImageError> {
     if !container.has(MANIFEST) {
         let found = match container.has("index.json") {
             true => format!("it has no {MANIFEST}; it looks like one for `oci-archive:`"),
             false => format!("it has no {MANIFEST}"),
         };
-        return Err(ImageError::NotA { path: file, wanted: WANTED, found });
+        return Err(ImageError::NotA { path: container.path().to_owned(), wanted: WANTED, found });
     }
-    let images: Vec<Image> = container.parse(MANIFEST, &container.document(MANIFEST, wanted.limits)?)?;
+    container.parse(MANIFEST, &container.document(MANIFEST, limits)?)
+}
+
+/// Finds the image that is meant.
+pub(crate) fn resolve(file: PathBuf, tag: Option<&str>, wanted: Wanted<'_>) -> Result<Resolved, ImageError> {
+    let container = Container::archive(&file, WANTED, wanted.limits)?;
+    let images = images(&container, wanted.limits)?;
     let image = choose(&container, images, tag)?;
     let bytes = container.document(&image.config, wanted.limits)?;
     let digest = Digest::of(&bytes);
@@ -50,7 +56,7 @@ pub(crate) fn resolve(file: PathBuf, tag: Option<&str>, wanted: Wanted<'_>) -> R
         return Err(ImageError::WrongDigest { path: file, name: image.config, found: digest.to_string() });
     }
     let names = image.layers.unwrap_or_default();
-    let (config, diffs) = Config::read(&file, &image.config, &bytes, names.len(), wanted)?;
+    let (config, diffs) = Config::read(&file, &image.config, &bytes, Some(names.len()), wanted)?;
     let mut layers: Vec<Layer> = Vec::new();
     for (name, diff) in names.iter().zip(diffs) {
         let below = layers.last().map(|layer| layer.chain);
@@ -64,9 +70,29 @@ pub(crate) fn resolve(file: PathBuf, tag: Option<&str>, wanted: Wanted<'_>) -> R
 
 /// Finds the layers from number `from` on.
 pub(crate) fn parts(plan: &Plan, layers: &[Layer], from: usize, limits: &Limits) -> Result<Vec<Part>, ImageError> {
-    let container = Container::archive(&plan.file, WANTED, limits)?;
+    parts_in(&Container::archive(&plan.file, WANTED, limits)?, &plan.names, layers, from)
+}
+
+/// Finds the layers from number `from` on in an open archive of one image, which errors call `name`.
+pub(crate) fn parts_of_one(
+    name: &str,
+    archive: Section,
+    layers: &[Layer],
+    from: usize,
+    limits: &Limits,
+) -> Result<Vec<Part>, ImageError> {
+    let path = Path::new(name);
+    let container = Container::archive_in(archive, path, WANTED, limits)?;
+    let names = choose(&container, images(&container, limits)?, None)?.layers.unwrap_or_default();
+    if names.len() != layers.len() {
+        return Err(ImageError::Changed { path: path.to_owned() });
+    }
+    parts_in(&container, &names, layers, from)
+}
+
+fn parts_in(container: &Container, names: &[String], layers: &[Layer], from: usize) -> Result<Vec<Part>, ImageError> {
     let part = |(layer, name): (_, &String)| Ok(Part::new(layer, container.section(name)?));
-    layers.iter().zip(&plan.names).skip(from).map(part).collect()
+    layers.iter().zip(names).skip(from).map(part).collect()
 }
 
 fn choose(container: &Container, mut images: Vec<Image>, tag: Option<&str>) -> Result<Image, ImageError> {

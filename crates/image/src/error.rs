@@ -210,6 +210,14 @@ pub enum ImageError {
         #[source]
         source: UnpackError,
     },
+    /// The program that keeps images has no such one.
+    #[error("`{program}` has no image `{name}`; `{program} images` tells what it has")]
+    NotKept {
+        /// What was asked for.
+        name: String,
+        /// Who was asked.
+        program: &'static str,
+    },
     /// The program that the transport needs is not installed.
     #[error("`{program}` is not installed; install it with `apt-get install {package}`")]
     NoProgram {
@@ -288,6 +296,7 @@ impl ImageError {
             | Self::NoImage { .. }
             | Self::WrongPlatform { .. }
             | Self::UnsupportedKind { .. }
+            | Self::NotKept { .. }
             | Self::ForeignLayer { .. }
             | Self::Inconsistent { .. }
             | Self::ContainsStore { .. }

@@ -1,5 +1,6 @@
 //! The seam: from a [`Reference`] to a tree.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use crate::error::At;
 use crate::layers::{Fetch, Unpacking};
 use crate::oci::Wanted;
 use crate::tree::Below;
-use crate::{ImageError, Layer, Layers, Limits, Platform, Reference, debootstrap, dir, docker, oci, rootfs};
+use crate::{ImageError, Layer, Layers, Limits, Platform, Reference, daemon, debootstrap, dir, docker, oci, rootfs};
 
 /// What a reference stands for right now, and how to fetch just that.
 #[derive(Clone, Debug)]
@@ -36,6 +37,7 @@ pub(crate) enum Plan {
     Debootstrap { suite: String },
     Oci(oci::Place),
     Docker(docker::Plan),
+    Kept(daemon::Plan),
 }
 
 /// What an image says about running it. Trees without a configuration say nothing.
@@ -138,6 +140,9 @@ pub struct ImagesSettings {
     pub limits: Limits,
     /// Of an image for several platforms, that for this one.
     pub platform: Platform,
+    /// Variables for the programs that keep images, besides those of this program: `DOCKER_HOST`,
+    /// `CONTAINERS_STORAGE_CONF`.
+    pub environment: Vec<(OsString, OsString)>,
 }
 
 /// The fetcher for all transports.
@@ -172,6 +177,17 @@ impl Fetcher for Images {
     ) -> Result<Resolved, ImageError> {
         let reference = reference.clone();
         let settings = Arc::clone(&self.settings);
+        let wanted = Wanted { platform: &self.settings.platform, limits: &self.settings.limits };
+        let environment = &self.settings.environment;
+        match &reference {
+            Reference::DockerDaemon { name } => {
+                return daemon::resolve(daemon::DOCKER, name, environment, wanted).await;
+            }
+            Reference::ContainersStorage { name } => {
+                return daemon::resolve(daemon::CONTAINERS, name, environment, wanted).await;
+            }
+            _ => {}
+        }
         blocking(move || {
             let wanted = Wanted { platform: &settings.platform, limits: &settings.limits };
             match reference {
@@ -194,7 +210,7 @@ impl Fetcher for Images {
         &self,
         resolved: &Resolved,
         from: usize,
-        _temp: &Path,
+        temp: &Path,
         progress: Arc<dyn Progress>,
         cancel: &CancellationToken,
     ) -> Result<Box<dyn Layers>, ImageError> {
@@ -208,9 +224,12 @@ impl Fetcher for Images {
                 blocking(move || oci::parts(&place, layers.get(from..).unwrap_or_default(), &limits)).await
             }
             Plan::Docker(plan) => blocking(move || docker::parts(&plan, &layers, from, &limits)).await,
+            Plan::Kept(plan) => {
+                daemon::parts(&plan, &layers, from, &self.settings.environment, temp, (&limits, cancel)).await
+            }
         }?;
         let below = if from == 0 { Below::Nothing } else { Below::Layers };
-        Ok(Box::new(Unpacking::new(parts, below, fetch)))
+        Ok(Box::new(Unpacking::new(parts, below, fetch, None)))
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::digest::Hash;
 use crate::error::At;
@@ -23,7 +24,7 @@ pub struct Layer {
     pub diff: Digest,
     /// The blob that it is stored as. Docker's archives do not say.
     pub stored: Option<Digest>,
-    /// How long that is.
+    /// How long that is; 0 if it is not known before it is fetched.
     pub bytes: u64,
 }
 
@@ -88,13 +89,16 @@ pub(crate) struct Unpacking {
     done: u64,
     total: u64,
     fetch: Fetch,
+    /// What brings the blobs, stopped with this.
+    _downloads: Option<AbortOnDropHandle<()>>,
 }
 
 impl Unpacking {
-    /// Starts with the first of `parts`; `below` says whether there are layers under it.
-    pub(crate) fn new(parts: Vec<Part>, below: Below, fetch: Fetch) -> Self {
+    /// Starts with the first of `parts`; `below` says whether there are layers under it. `downloads` bring them, if they are
+    /// not there.
+    pub(crate) fn new(parts: Vec<Part>, below: Below, fetch: Fetch, downloads: Option<AbortOnDropHandle<()>>) -> Self {
         let total = parts.iter().map(|part| part.section.len()).sum();
-        Self { parts: parts.into_iter(), below, done: 0, total, fetch }
+        Self { parts: parts.into_iter(), below, done: 0, total, fetch, _downloads: downloads }
     }
 }
 
@@ -109,7 +113,14 @@ impl Layers for Unpacking {
             let Fetch { limits, progress, cancel } = &fetch;
             let watch = Watch { limits, cancel, progress: &**progress, done, total };
             let tree = Tree::new(&into, below, Whiteouts::Apply, limits).at_write(&into)?;
-            unpack::layer(section, expected, tree, &watch).map_err(|error| ImageError::unpacking(name, error))
+            match unpack::layer(section.clone(), expected, tree, &watch) {
+                Ok(()) => {
+                    section.forget();
+                    Ok(())
+                }
+                // What did not arrive could not be unpacked.
+                Err(error) => Err(section.take_failure().unwrap_or_else(|| ImageError::unpacking(name, error))),
+            }
         })
         .await
     }

@@ -12,6 +12,8 @@
 //!   [`Layers`] makes it: layer by layer, so that the caller can keep each once and share it among images.
 //! * `rootfs`, `dir`, `oci`, `docker`, `debootstrap`: one module for each transport. `container` reads the files of an
 //!   image from a directory, or in place from an archive.
+//! * `daemon`: images that other programs keep. `download`: blobs on their way, read while they arrive. `layers`: one
+//!   after the other.
 //! * `stream`: decompresses on a thread of its own and takes digests. `tar`: reads archives. `tree`: writes into
 //!   the target, and nowhere else; read its module's comment before changing it.
 //! * [`Limits`]: how much an image may make us do.
@@ -24,10 +26,13 @@
 #![forbid(unsafe_code)]
 
 mod container;
+mod daemon;
 mod debootstrap;
 mod digest;
 mod dir;
 mod docker;
+#[cfg_attr(not(test), expect(dead_code, reason = "registries come next"))]
+mod download;
 mod error;
 pub mod export;
 mod fetch;

@@ -21,7 +21,7 @@ pub(super) struct Index {
 
 /// One image.
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct Manifest {
+pub(crate) struct Manifest {
     pub(super) config: Descriptor,
     pub(super) layers: Option<Vec<Descriptor>>,
 }
@@ -29,10 +29,10 @@ pub(super) struct Manifest {
 /// A blob, as named by another document.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Descriptor {
+pub(crate) struct Descriptor {
     #[serde(default)]
     pub(super) media_type: String,
-    pub(super) digest: String,
+    pub(crate) digest: String,
     pub(super) size: u64,
     platform: Option<Words>,
     annotations: Option<BTreeMap<String, String>>,
@@ -57,19 +57,21 @@ pub(super) enum Kind {
     Other,
 }
 
-impl Descriptor {
-    pub(super) fn kind(&self) -> Kind {
-        match self.media_type.as_str() {
+impl Kind {
+    pub(super) fn of(media_type: &str) -> Self {
+        match media_type {
             "application/vnd.oci.image.index.v1+json" | "application/vnd.docker.distribution.manifest.list.v2+json" => {
-                Kind::Index
+                Self::Index
             }
             "application/vnd.oci.image.manifest.v1+json" | "application/vnd.docker.distribution.manifest.v2+json" => {
-                Kind::Manifest
+                Self::Manifest
             }
-            _ => Kind::Other,
+            _ => Self::Other,
         }
     }
+}
 
+impl Descriptor {
     /// Returns true if this is the configuration of an image, and not of a chart or a signature.
     pub(super) fn is_image_config(&self) -> bool {
         matches!(

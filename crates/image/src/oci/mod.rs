@@ -5,8 +5,8 @@ mod select;
 
 use std::path::{Path, PathBuf};
 
-pub(crate) use self::document::Config;
-use self::document::{Index, Kind, Manifest};
+pub(crate) use self::document::{Config, Descriptor, Manifest};
+use self::document::{Index, Kind};
 use self::select::{by_platform, by_tag};
 use crate::container::{self, Container, blob_name};
 use crate::fetch::Plan;
@@ -67,23 +67,55 @@ fn find(
         let digest = container::digest(path, INDEX, &chosen.digest)?;
         let name = blob_name(digest);
         let bytes = container.blob_document(digest, chosen.size, limits)?;
-        match chosen.kind() {
-            Kind::Index => {
-                let index: Index = container.parse(&name, &bytes)?;
-                chosen = by_platform(path, index.manifests.unwrap_or_default(), platform)?;
-            }
-            Kind::Manifest => {
-                let manifest = Manifest::read(path, &name, &bytes)?;
-                let config = container::digest(path, &name, &manifest.config.digest)?;
-                let bytes = container.blob_document(config, manifest.config.size, limits)?;
+        match choose(path, &name, &chosen.media_type, &bytes, wanted)? {
+            Choice::Other(next) => chosen = next,
+            Choice::This(manifest) => {
+                let (config, size) = manifest.config(path, &name)?;
+                let bytes = container.blob_document(config, size, limits)?;
                 let (config, layers) = manifest.image(path, &name, (&blob_name(config), &bytes), wanted)?;
                 return Ok((digest, config, layers));
             }
-            Kind::Other => return Err(unsupported(path, &name, &chosen.media_type)),
         }
     }
-    let reason = format!("indexes lie in each other more than {} deep", limits.index_depth);
-    Err(ImageError::Inconsistent { path: path.to_owned(), name: INDEX.to_owned(), reason })
+    Err(too_deep(path, INDEX, limits))
+}
+
+/// Where a document leads.
+pub(crate) enum Choice {
+    /// It is a list; this one of it is meant.
+    Other(Descriptor),
+    /// It is an image.
+    This(Manifest),
+}
+
+/// Understands the document `name` of the image at `path`, which is said to be a `media_type`.
+pub(crate) fn choose(
+    path: &Path,
+    name: &str,
+    media_type: &str,
+    bytes: &[u8],
+    wanted: Wanted<'_>,
+) -> Result<Choice, ImageError> {
+    match Kind::of(media_type) {
+        Kind::Index => {
+            let index: Index = container::parse(path, name, bytes)?;
+            by_platform(path, index.manifests.unwrap_or_default(), wanted.platform).map(Choice::Other)
+        }
+        Kind::Manifest => {
+            let manifest: Manifest = container::parse(path, name, bytes)?;
+            if manifest.config.is_image_config() {
+                Ok(Choice::This(manifest))
+            } else {
+                Err(unsupported(path, name, &manifest.config.media_type))
+            }
+        }
+        Kind::Other => Err(unsupported(path, name, media_type)),
+    }
+}
+
+/// Returns the error for lists that lead nowhere.
+pub(crate) fn too_deep(path: &Path, name: &str, limits: &Limits) -> ImageError {
+    inconsistent(path, name, format!("indexes lie in each other more than {} deep", limits.index_depth))
 }
 
 /// Finds the blobs of `layers`.
@@ -105,18 +137,13 @@ fn inconsistent(path: &Path, name: &str, reason: impl Into<String>) -> ImageErro
 }
 
 impl Manifest {
-    /// Reads the manifest `name` of the image at `path`.
-    fn read(path: &Path, name: &str, bytes: &[u8]) -> Result<Self, ImageError> {
-        let manifest: Self = container::parse(path, name, bytes)?;
-        if manifest.config.is_image_config() {
-            Ok(manifest)
-        } else {
-            Err(unsupported(path, name, &manifest.config.media_type))
-        }
+    /// Returns which blob its configuration is, and how long that is.
+    pub(crate) fn config(&self, path: &Path, name: &str) -> Result<(Digest, u64), ImageError> {
+        Ok((container::digest(path, name, &self.config.digest)?, self.config.size))
     }
 
     /// Puts the image together from its manifest, called `name`, and its configuration: name and content.
-    fn image(
+    pub(crate) fn image(
         self,
         path: &Path,
         name: &str,
@@ -124,17 +151,17 @@ impl Manifest {
         wanted: Wanted<'_>,
     ) -> Result<(ImageConfig, Vec<Layer>), ImageError> {
         let descriptors = self.layers.unwrap_or_default();
-        let (config, diffs) = Config::read(path, config_name, config, descriptors.len(), wanted)?;
+        let (config, diffs) = Config::read(path, config_name, config, Some(descriptors.len()), wanted)?;
         let mut layers: Vec<Layer> = Vec::new();
         let mut total = 0_u64;
         for (descriptor, diff) in descriptors.iter().zip(diffs) {
             let stored = container::digest(path, name, &descriptor.digest)?;
             if descriptor.is_foreign() {
-                let (path, name) = (path.to_owned(), blob_name(stored));
+                let (path, name) = (path.to_owned(), format!("layer {stored}"));
                 return Err(ImageError::ForeignLayer { path, name });
             }
             if !descriptor.is_layer() {
-                return Err(unsupported(path, &blob_name(stored), &descriptor.media_type));
+                return Err(unsupported(path, &format!("layer {stored}"), &descriptor.media_type));
             }
             // As much as a file's offset can say.
             total = total
@@ -150,19 +177,19 @@ impl Manifest {
 
 impl Config {
     /// Reads the configuration `name` of the image at `path`. Returns with it the digests of the unpacked layers, of
-    /// which there must be `count`.
+    /// which there must be `count`, if the manifest says.
     pub(crate) fn read(
         path: &Path,
         name: &str,
         bytes: &[u8],
-        count: usize,
+        wanted_count: Option<usize>,
         wanted: Wanted<'_>,
     ) -> Result<(ImageConfig, Vec<Digest>), ImageError> {
         let config: Self = container::parse(path, name, bytes)?;
         let texts = config.rootfs.diff_ids.as_deref().unwrap_or_default();
-        if texts.len() != count {
-            let reason = format!("it lists {} layers, the manifest {count}", texts.len());
-            return Err(inconsistent(path, name, reason));
+        let count = texts.len();
+        if let Some(wanted) = wanted_count.filter(|wanted| *wanted != count) {
+            return Err(inconsistent(path, name, format!("it lists {count} layers, the manifest {wanted}")));
         }
         if count > wanted.limits.layers {
             let reason = format!("it has {count} layers; at most {} are unpacked", wanted.limits.layers);

@@ -205,6 +205,32 @@ fn limits_hold() {
 }
 
 #[test]
+fn what_unpacks_to_hundreds_of_times_its_length_is_refused_from_a_length_on() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let archive = Archive::new().file("zeros", &"0".repeat(10 << 20)).end();
+    let packed = zstd_of(&archive);
+    fs::write(file.path(), &packed).expect("written");
+    let fetch = |dense_bytes| {
+        let limits = Limits { dense_bytes, ..Limits::default() };
+        let images = Images::new(ImagesSettings { limits, ..ImagesSettings::default() });
+        let into = tempfile::tempdir().expect("a directory");
+        block_on(async {
+            let reference = Reference::Rootfs(file.path().to_owned());
+            let resolved = images.resolve(&reference, None, std::sync::Arc::new(ForgetfulDigests)).await?;
+            let (quiet, cancel) = (std::sync::Arc::new(Quiet), CancellationToken::new());
+            fetch_with(&images, &resolved, into.path(), quiet, &cancel).await
+        })
+    };
+    fetch(11 << 20).expect("short enough");
+    let told = causes(&fetch(8 << 20).expect_err("a bomb"));
+    assert!(told.contains(&format!(", more than 200 times the {} that are stored", packed.len())), "{told}");
+}
+
+fn zstd_of(bytes: &[u8]) -> Vec<u8> {
+    zstd::encode_all(bytes, 1).expect("in memory")
+}
+
+#[test]
 fn special_bits_owners_attributes_and_nodes_are_kept() {
     need!(Need::Root);
     let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];

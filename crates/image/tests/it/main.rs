@@ -1,8 +1,10 @@
 //! Fetches real images, made by the programs that users make them with, and archives that no program makes.
 
 mod archive;
+mod daemon;
 mod hostile;
 mod layers;
+mod overlay;
 mod property;
 mod transports;
 

@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
-use kiln_image::{Images, Progress, Reference};
+use kiln_image::{Fetcher, ForgetfulDigests, Images, ImagesSettings, Platform, Progress, Reference};
 use kiln_testkit::{Need, need};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -85,6 +86,36 @@ fn indexes_choose_by_platform() {
 }
 
 #[test]
+fn an_image_for_another_platform_is_refused_and_can_be_asked_for() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut manifest = image(dir.path(), &[layer("1")]);
+    let path = |descriptor: &serde_json::Value| {
+        let digest = descriptor["digest"].as_str().expect("a digest");
+        dir.path().join("blobs/sha256").join(digest.trim_start_matches("sha256:"))
+    };
+    let read = |descriptor| -> serde_json::Value {
+        serde_json::from_slice(&fs::read(path(descriptor)).expect("a blob")).expect("JSON")
+    };
+    let mut inner = read(&manifest);
+    let mut config = read(&inner["config"]);
+    (config["architecture"], config["variant"]) = (json!("s390x"), json!("z15"));
+    inner["config"] = blob(dir.path(), "application/vnd.oci.image.config.v1+json", config.to_string().as_bytes());
+    manifest = blob(dir.path(), "application/vnd.oci.image.manifest.v1+json", inner.to_string().as_bytes());
+    index(dir.path(), &[manifest]);
+    let oci = format!("oci:{}", dir.path().display());
+    let here = Platform::here();
+    assert_eq!(
+        told(&oci, dir.path()),
+        format!("DIR has no image for {here}; it has linux/s390x/z15; choose with `--platform`")
+    );
+    let platform = "linux/s390x/z15".parse().expect("a platform");
+    let images = Images::new(ImagesSettings { platform, ..ImagesSettings::default() });
+    let reference = Reference::parse(oci.as_bytes(), Path::new("/")).expect("a reference");
+    let resolved = block_on(images.resolve(&reference, None, Arc::new(ForgetfulDigests))).expect("resolved");
+    assert_eq!(resolved.config.variant.as_deref(), Some("z15"));
+}
+
+#[test]
 fn damage_is_found_wherever_it_is() {
     let mut seen = String::new();
     let mut damaged = |what: &str, damage: &dyn Fn(&Path, &serde_json::Value)| {
@@ -147,6 +178,54 @@ fn damage_is_found_wherever_it_is() {
         let mut manifest = read(dir, manifest);
         manifest["layers"][0]["mediaType"] = json!("application/vnd.oci.image.layer.v1.tar+encrypted");
         rewrite(dir, &manifest);
+    });
+    for kind in [
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar",
+    ] {
+        damaged("layer of a foreign kind", &|dir, manifest| {
+            let mut manifest = read(dir, manifest);
+            manifest["layers"][0]["mediaType"] = json!(kind);
+            rewrite(dir, &manifest);
+        });
+    }
+    damaged("layer from elsewhere", &|dir, manifest| {
+        let mut manifest = read(dir, manifest);
+        manifest["layers"][0]["urls"] = json!(["https://example.com/layer"]);
+        rewrite(dir, &manifest);
+    });
+    damaged("layers longer than any disk", &|dir, manifest| {
+        let mut manifest = read(dir, manifest);
+        manifest["layers"][0]["size"] = json!(u64::MAX);
+        rewrite(dir, &manifest);
+    });
+    damaged("a size that is negative, in JSON", &|dir, manifest| {
+        let mut manifest = read(dir, manifest);
+        manifest["layers"][0]["size"] = json!(-1);
+        rewrite(dir, &manifest);
+    });
+    let configure = |dir: &Path, manifest: &serde_json::Value, change: &dyn Fn(&mut serde_json::Value)| {
+        let mut manifest = read(dir, manifest);
+        let mut config = read(dir, &manifest["config"]);
+        change(&mut config);
+        let kind = "application/vnd.oci.image.config.v1+json";
+        manifest["config"] = blob(dir, kind, config.to_string().as_bytes());
+        let count = config["rootfs"]["diff_ids"].as_array().expect("a list").len();
+        manifest["layers"] = vec![manifest["layers"][0].clone(); count].into();
+        rewrite(dir, &manifest);
+    };
+    damaged("more layers than anyone makes", &|dir, manifest| {
+        configure(dir, manifest, &|config| {
+            config["rootfs"]["diff_ids"] = vec![config["rootfs"]["diff_ids"][0].clone(); 1001].into();
+        });
+    });
+    damaged("a configuration as deep as no other", &|dir, manifest| {
+        configure(dir, manifest, &|config| {
+            config["config"]["Labels"] = (0..40).fold(json!({}), |inner, _| json!([inner]));
+        });
+    });
+    damaged("an environment that is none", &|dir, manifest| {
+        configure(dir, manifest, &|config| config["config"]["Env"] = json!({"A": "1"}));
     });
     damaged("more layers than digests", &|dir, manifest| {
         let mut manifest = read(dir, manifest);
