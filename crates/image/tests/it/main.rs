@@ -1,6 +1,7 @@
 //! Fetches real images, made by the programs that users make them with, and archives that no program makes.
 
 mod archive;
+mod export;
 mod hostile;
 mod layers;
 mod property;
