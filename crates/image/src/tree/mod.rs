@@ -96,6 +96,9 @@ struct Directory {
     mtime: Time,
 }
 
+/// The longest name of one file that Linux has, `NAME_MAX`.
+const LONGEST_NAME: usize = 255;
+
 /// A directory that an archive implies and does not list: like one of root's, made in 1970, so that the
 /// same archive always gives the same tree.
 const IMPLIED: Directory = Directory { mode: 0o755, owner: Some((0, 0)), mtime: Time { seconds: 0, nanoseconds: 0 } };
@@ -148,6 +151,9 @@ impl Tree {
                 Kind::Directory => self.root(entry),
                 _ => Err(refused(&entry.name, "it would replace the root")),
             };
+        }
+        if name.len() > LONGEST_NAME {
+            return Err(too_long(&entry.name));
         }
         self.enter(parent)?;
         if let Some(made) = &mut self.made {
@@ -254,7 +260,8 @@ fn clean(name: &[u8]) -> Result<Vec<u8>, UnpackError> {
             b"" | b"." => continue,
             // No honest archiver writes it, and its meaning depends on links.
             b".." => return Err(refused(name, "its name contains `..`")),
-            long if long.len() > 255 => return Err(refused(name, "a part of its name is longer than 255 bytes")),
+            // The mark of a removed file comes on top of its name.
+            long if long.strip_prefix(b".wh.").unwrap_or(long).len() > LONGEST_NAME => return Err(too_long(name)),
             _ => {}
         }
         if !path.is_empty() {
@@ -271,6 +278,10 @@ pub(crate) fn shown(name: &[u8]) -> String {
     let text = text.strip_prefix("./").unwrap_or(&text);
     let short: String = text.chars().take(200).flat_map(char::escape_debug).collect();
     if text.chars().nth(200).is_some() { short + "…" } else { short }
+}
+
+fn too_long(name: &[u8]) -> UnpackError {
+    refused(name, "a part of its name is longer than 255 bytes")
 }
 
 fn refused(name: &[u8], reason: impl Into<String>) -> UnpackError {

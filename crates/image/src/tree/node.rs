@@ -162,7 +162,7 @@ impl Tree {
             linked => linked,
         }
         .map_err(|error| match error {
-            Errno::NOENT => missing(),
+            Errno::NOENT | Errno::NAMETOOLONG => missing(),
             Errno::PERM => refused(&entry, "it is a hard link to a directory"),
             error => write_error("link", &entry, error),
         })

@@ -2,6 +2,7 @@
 
 mod archive;
 mod daemon;
+mod export;
 mod hostile;
 mod layers;
 mod overlay;
