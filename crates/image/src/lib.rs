@@ -13,6 +13,7 @@
 //!   image from a directory, or in place from an archive.
 //! * `stream`: decompresses on a thread of its own and takes digests. `tar`: reads archives. `tree`: writes into
 //!   the target, and nowhere else; read its module's comment before changing it.
+//! * [`Registry`]: the client of registries, [`RegistrySettings`] what it is told.
 //! * [`Limits`]: how much an image may make us do.
 //!
 //! Images are written by strangers: lengths are checked before anything is read into memory, digests before
@@ -33,6 +34,7 @@ mod limits;
 mod name;
 mod oci;
 mod reference;
+mod registry;
 mod rootfs;
 mod stream;
 mod tar;
@@ -45,6 +47,7 @@ pub use fetch::{Fetcher, FileDigests, ForgetfulDigests, ImageConfig, LocalImages
 pub use limits::Limits;
 pub use name::{ImageName, NameError, Which};
 pub use reference::{Reference, ReferenceError};
+pub use registry::{FilePart, HostSettings, Manifest, Patience, Proxies, Registry, RegistryError, RegistrySettings};
 pub use tar::TarError;
 pub use unpack::UnpackError;
 #[doc(hidden)]

@@ -4,6 +4,7 @@ mod archive;
 mod hostile;
 mod layers;
 mod property;
+mod registry;
 mod transports;
 
 use std::fs;
