@@ -4,9 +4,9 @@
 BUILD_PACKAGES = gcc libc6-dev make
 DEMO_PACKAGES = $(BUILD_PACKAGES) mmdebstrap ca-certificates
 # busybox: base images of tests. mkfs: stores on real filesystems. skopeo, umoci: images made and unpacked by others.
-# docker-registry: a registry, also with certificates, made by openssl.
-TEST_PACKAGES = $(BUILD_PACKAGES) busybox-static mmdebstrap ca-certificates docker-registry e2fsprogs openssl xfsprogs \
-	mount procps skopeo umoci util-linux xz-utils zstd
+# buildah, docker.io, podman: programs that keep images. docker-registry: a registry, also with certificates, made by openssl.
+TEST_PACKAGES = $(BUILD_PACKAGES) buildah busybox-static mmdebstrap ca-certificates docker-registry docker.io e2fsprogs \
+	mount openssl podman procps skopeo umoci util-linux xfsprogs xz-utils zstd
 BENCH_PACKAGES = $(DEMO_PACKAGES) buildah docker.io runc python3 time
 
 .PHONY: all demo test check bench

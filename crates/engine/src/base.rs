@@ -1,15 +1,12 @@
-//! Importing a base image.
+//! What a base image is: found before it is there, and kept with it.
 
-use std::io::Write;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use kiln_image::{Fetcher, FileDigests, ImageConfig, Progress, Reference, Resolved};
-use kiln_store::{Draft, FileVersion, Root, Store};
-use tokio_util::sync::CancellationToken;
+use kiln_image::{Fetcher, FileDigests, ImageConfig, ImageError, Reference, Resolved};
+use kiln_store::{FileVersion, Store};
 
 use crate::error::{At, BuildError};
-use crate::flight::Publisher;
 use crate::key::StepKey;
 use crate::manifest::version_of;
 
@@ -24,8 +21,8 @@ pub(crate) struct Base {
 }
 
 impl Base {
-    /// Finds out what `text` stands for. A reference whose content cannot be known without making it is what it was last
-    /// time, unless `pull` or unless that result is gone.
+    /// Finds out what `text` stands for. What has to be asked for elsewhere is what it was last time, unless `pull` or
+    /// unless that result is gone.
     pub(crate) async fn resolve(
         text: &[u8],
         relative_to: &Path,
@@ -35,73 +32,46 @@ impl Base {
     ) -> Result<Self, BuildError> {
         let reference = Reference::parse(text, relative_to)?;
         let text = String::from_utf8_lossy(text).into_owned();
-        let question = format!("from {text}");
-        // Only references that are not pinned are ever remembered.
-        let may_be_remembered = matches!(reference, Reference::Debootstrap { .. } | Reference::Registry(_));
-        if may_be_remembered
-            && !pull
-            && let Some(identity) = store.recall(&question)?
-            && store.lookup(&StepKey::Base { identity: &identity }.id())?.is_some()
+        let question = fetcher.question(&reference);
+        let remembered = match &question {
+            Some(question) if !pull || reference.is_fixed() => store.recall(question)?,
+            _ => None,
+        };
+        if let Some(identity) = &remembered
+            && store.lookup(&StepKey::Base { identity }.id())?.is_some()
         {
-            return Ok(Self { text, reference, identity, resolved: None });
+            return Ok(Self { text, reference, identity: identity.clone(), resolved: None });
         }
         let digests = Arc::new(StoreDigests(Arc::clone(store)));
-        let resolved = fetcher.resolve(&reference, digests).await;
+        // The tree is gone, not what it was: a tag that has moved since must not make another image of an old build.
+        let resolved = fetcher.resolve(&reference, remembered.as_deref(), digests).await;
         let resolved = resolved.map_err(|source| BuildError::Base { reference: text.clone(), source })?;
-        if !resolved.pinned {
-            store.remember(&question, &resolved.identity)?;
+        if let Some(question) = &question {
+            store.remember(question, &resolved.identity)?;
         }
         Ok(Self { text, reference, identity: resolved.identity.clone(), resolved: Some(resolved) })
     }
 
-    /// Fetches the image into the draft.
-    pub(crate) async fn fetch(
-        &self,
-        store: &Arc<Store>,
-        fetcher: &dyn Fetcher,
-        draft: &Draft,
-        publisher: &Publisher,
-        cancel: &CancellationToken,
-    ) -> Result<ImageConfig, BuildError> {
-        let failed = |source| BuildError::Base { reference: self.text.clone(), source };
-        let resolved = match &self.resolved {
-            Some(resolved) => resolved.clone(),
-            // It was there when we looked, and was pruned since.
-            None => {
-                let digests = Arc::new(StoreDigests(Arc::clone(store)));
-                fetcher.resolve(&self.reference, digests).await.map_err(failed)?
-            }
-        };
-        let Root::Dir(into) = draft.root() else {
-            return Err(BuildError::Bug("an empty tree is not a plain directory".to_owned()));
-        };
-        let log = Arc::clone(draft.log());
-        let told = Arc::new(Told { publisher: publisher.clone(), log, length: Mutex::new(0) });
-        let fetched = fetcher.fetch(&resolved, into, told, cancel).await;
-        fetched.map_err(|source| if source.is_cancelled() { BuildError::Cancelled } else { failed(source) })
-    }
-}
-
-/// Lines of a fetch go into the step's log.
-struct Told {
-    publisher: Publisher,
-    log: Arc<std::fs::File>,
-    length: Mutex<u64>,
-}
-
-impl Progress for Told {
-    fn bytes(&self, done: u64, total: u64) {
-        self.publisher.bytes(done, total);
-    }
-
-    fn line(&self, text: &str) {
-        let mut length = self.length.lock().unwrap_or_else(PoisonError::into_inner);
-        let line = format!("{text}\n");
-        // A full disk fails the fetch itself.
-        if (&*self.log).write_all(line.as_bytes()).is_ok() {
-            *length += line.len() as u64;
-            self.publisher.log(&self.log, *length);
+    /// Returns what is to be fetched.
+    pub(crate) async fn resolved(&self, store: &Arc<Store>, fetcher: &dyn Fetcher) -> Result<Resolved, BuildError> {
+        if let Some(resolved) = &self.resolved {
+            return Ok(resolved.clone());
         }
+        // It was there when we looked, and was pruned since.
+        let digests = Arc::new(StoreDigests(Arc::clone(store)));
+        let resolved = fetcher.resolve(&self.reference, Some(&self.identity), digests).await;
+        let resolved = resolved.map_err(|source| self.failed(source))?;
+        // What is new each time may be called by its old name.
+        let is_same = resolved.identity == self.identity || matches!(self.reference, Reference::Debootstrap { .. });
+        if is_same { Ok(resolved) } else { Err(self.failed(ImageError::Changed { path: (&self.text).into() })) }
+    }
+
+    /// Returns why there is no base image.
+    pub(crate) fn failed(&self, source: ImageError) -> BuildError {
+        if source.is_cancelled() {
+            return BuildError::Cancelled;
+        }
+        BuildError::Base { reference: self.text.clone(), source }
     }
 }
 
@@ -125,9 +95,15 @@ impl FileDigests for StoreDigests {
     }
 }
 
-/// What is kept in a base's description, to be read back when it is used.
+/// What is kept in a base's description, to be read back when it is used or exported.
 pub(crate) fn detail(base: &Base, config: &ImageConfig) -> serde_json::Value {
-    serde_json::json!({ "from": base.text, "identity": base.identity, "env": config.env })
+    let ImageConfig { env, architecture, os, variant, raw, history } = config;
+    serde_json::json!({
+        "from": base.text,
+        "identity": base.identity,
+        "env": env,
+        "image": { "architecture": architecture, "os": os, "variant": variant, "config": raw, "history": history },
+    })
 }
 
 /// Returns the environment that a base's description holds.

@@ -13,6 +13,11 @@ pub(crate) enum StepKey<'a> {
         /// See `kiln_image::Resolved::identity`.
         identity: &'a str,
     },
+    /// A layer of an image.
+    Layer {
+        /// See `kiln_image::Layer::chain`.
+        chain: &'a str,
+    },
     /// A command.
     Run {
         parent: &'a Id,
@@ -45,6 +50,9 @@ impl StepKey<'_> {
         match self {
             Self::Base { identity } => {
                 encoder.bytes(b"base").bytes(identity.as_bytes());
+            }
+            Self::Layer { chain } => {
+                encoder.bytes(b"layer").bytes(chain.as_bytes());
             }
             Self::Run { parent, env, user, workdir, shell, command, networks, caches, secrets } => {
                 encoder.bytes(b"run").bytes(parent.to_string().as_bytes());
@@ -140,6 +148,7 @@ mod tests {
             run(&a, &bc, &[(&a, &c)], &[]),
             run(&a, &bc, &[], &[(&a, &c)]),
             StepKey::Base { identity: "scratch" }.id(),
+            StepKey::Layer { chain: "scratch" }.id(),
             StepKey::Copy { parent: &parent, user: &root, dst: &a, manifest: &[0; 32] }.id(),
             StepKey::Copy { parent: &parent, user: &User::Named(text("root")), dst: &a, manifest: &[0; 32] }.id(),
         ];
@@ -167,7 +176,8 @@ mod tests {
         };
         let user = User::Named(name.clone());
         let copy = StepKey::Copy { parent: &base, user: &user, dst: &value, manifest: &[1; 32] };
-        let ids = [base, run.id(), copy.id()].map(|id| id.short());
-        assert_eq!(ids, ["6ce904290fd3", "c1d0cfcca651", "d8563adc4b56"]);
+        let layer = StepKey::Layer { chain: "sha256:00" };
+        let ids = [base, run.id(), copy.id(), layer.id()].map(|id| id.short());
+        assert_eq!(ids, ["6ce904290fd3", "c1d0cfcca651", "d8563adc4b56", "f4a0d857f55f"]);
     }
 }

@@ -5,7 +5,7 @@
 //!
 //! The life of a build: `engine` starts it; `plan` flattens the spec into stages of steps (pure); `build` runs the stages,
 //! each step through `flight`, which finds it in the store, joins whoever is making it, or makes it. `steps` knows the three
-//! kinds of step, and `base`, `run` and `copy` how to make each. `key` says what a step's identity is made of.
+//! kinds of step, and `base`, `import`, `run` and `copy` how to make each. `key` says what a step's identity is made of.
 #![forbid(unsafe_code)]
 
 mod base;
@@ -15,6 +15,7 @@ mod engine;
 mod error;
 mod events;
 mod flight;
+mod import;
 mod key;
 mod manifest;
 mod passwd;

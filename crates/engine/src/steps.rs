@@ -10,12 +10,13 @@ use kiln_store::{Description, Id, Snapshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::base::{self, Base};
+use crate::base::Base;
 use crate::build::{Build, blocking};
 use crate::copy::{self, Target};
 use crate::engine::Shared;
 use crate::error::{At, BuildError, CopyError, Stopped, describe};
 use crate::events::{Event, StepInfo};
+use crate::import::Import;
 use crate::key::{Encoder, StepKey};
 use crate::manifest::{Manifest, Tree, Wanted};
 use crate::plan::{self, Action, Context, Item, Stage};
@@ -40,10 +41,7 @@ impl Build {
         let id = StepKey::Base { identity: &base.identity }.id();
         let text = step.text.clone();
         self.step(step, id, false, move |shared, publisher, cancel, lease| async move {
-            let draft = shared.begin(lease, None).await?;
-            let fetched = base.fetch(&shared.store, &*shared.fetcher, &draft, &publisher, &cancel).await;
-            let description = fetched.map(|config| Description { summary: text, detail: base::detail(&base, &config) });
-            shared.finish(draft, description).await
+            Import { shared, base, publisher, cancel }.run(lease, text).await
         })
         .await
     }

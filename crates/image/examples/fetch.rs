@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use kiln_image::{Fetcher, ForgetfulDigests, LocalImages, Progress, Reference};
+use kiln_image::{Fetcher, ForgetfulDigests, Images, Progress, Reference};
 use tokio_util::sync::CancellationToken;
 
 struct Stderr;
@@ -22,12 +22,16 @@ impl Progress for Stderr {
 async fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().collect();
     let [_, reference, into] = &args[..] else { return Err("usage: fetch REF DIR".into()) };
-    let images = LocalImages::default();
+    let images = Images::default();
     let start = Instant::now();
     let reference = Reference::parse(reference.as_bytes(), &std::env::current_dir()?)?;
-    let resolved = images.resolve(&reference, Arc::new(ForgetfulDigests)).await?;
+    let resolved = images.resolve(&reference, None, Arc::new(ForgetfulDigests)).await?;
     println!("{} ({:?})", resolved.identity, start.elapsed());
-    let config = images.fetch(&resolved, Path::new(into), Arc::new(Stderr), &CancellationToken::new()).await?;
-    println!("{config:?} ({:?})", start.elapsed());
+    let (temp, cancel) = (std::env::temp_dir(), CancellationToken::new());
+    let mut layers = images.fetch(&resolved, 0, &temp, Arc::new(Stderr), &cancel).await?;
+    for _ in 0..resolved.layers.len().max(1) {
+        layers.next(Path::new(into)).await?;
+    }
+    println!("{:?} ({:?})", resolved.config, start.elapsed());
     Ok(())
 }

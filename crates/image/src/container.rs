@@ -55,7 +55,16 @@ impl Container {
 
     /// Opens a tar archive and finds its members.
     pub(crate) fn archive(path: &Path, wanted: &'static str, limits: &Limits) -> Result<Self, ImageError> {
-        let section = open_file(path, wanted)?;
+        Self::archive_in(open_file(path, wanted)?, path, wanted, limits)
+    }
+
+    /// Finds the members of a tar archive that is open, and that errors call `path`.
+    pub(crate) fn archive_in(
+        section: Section,
+        path: &Path,
+        wanted: &'static str,
+        limits: &Limits,
+    ) -> Result<Self, ImageError> {
         let mut start = [0; 8];
         let have = section.peek(&mut start).at_read(path)?;
         let compression = Compression::of(&start[..have]);
@@ -160,17 +169,22 @@ impl Container {
 
     /// Parses the document `name`, whose content is `bytes`.
     pub(crate) fn parse<T: DeserializeOwned>(&self, name: &str, bytes: &[u8]) -> Result<T, ImageError> {
-        serde_json::from_slice(bytes).map_err(|source| ImageError::BadDocument {
-            path: self.path.clone(),
-            name: name.to_owned(),
-            source,
-        })
+        parse(&self.path, name, bytes)
     }
+}
 
-    /// Parses a digest that stands in the document `name`.
-    pub(crate) fn digest(&self, name: &str, text: &str) -> Result<Digest, ImageError> {
-        text.parse().map_err(|source| ImageError::BadDigest { path: self.path.clone(), name: name.to_owned(), source })
-    }
+/// Parses the document `name` of the image at `path`.
+pub(crate) fn parse<T: DeserializeOwned>(path: &Path, name: &str, bytes: &[u8]) -> Result<T, ImageError> {
+    serde_json::from_slice(bytes).map_err(|source| ImageError::BadDocument {
+        path: path.to_owned(),
+        name: name.to_owned(),
+        source,
+    })
+}
+
+/// Parses a digest that stands in the document `name` of the image at `path`.
+pub(crate) fn digest(path: &Path, name: &str, text: &str) -> Result<Digest, ImageError> {
+    text.parse().map_err(|source| ImageError::BadDigest { path: path.to_owned(), name: name.to_owned(), source })
 }
 
 /// Returns where an image layout keeps the blob `digest`.

@@ -1,6 +1,7 @@
 //! A Debian suite, installed by `mmdebstrap` from its mirror.
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
@@ -10,8 +11,9 @@ use tokio::process::Command;
 use tokio::sync::mpsc;
 
 use crate::error::At;
-use crate::fetch::{Fetch, Plan};
-use crate::{ImageConfig, ImageError, Resolved};
+use crate::fetch::Plan;
+use crate::layers::Fetch;
+use crate::{ImageError, Resolved};
 
 const PROGRAM: &str = "mmdebstrap";
 /// How long it may take to unmount what it mounted, when it is told to stop.
@@ -23,16 +25,16 @@ const LAST_LINES: usize = 10;
 pub(crate) fn resolve(suite: String) -> Result<Resolved, ImageError> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
     let identity = format!("debootstrap {suite} {now}.{}", std::process::id());
-    Ok(Resolved { identity, pinned: false, plan: Plan::Debootstrap { suite } })
+    Ok(Resolved::tree(identity, Plan::Debootstrap { suite }))
 }
 
 /// Installs the suite.
-pub(crate) async fn fetch(suite: &str, fetch: &Fetch) -> Result<ImageConfig, ImageError> {
+pub(crate) async fn fetch(suite: &str, into: &Path, fetch: &Fetch) -> Result<(), ImageError> {
     if !rustix::process::geteuid().is_root() {
         return Err(ImageError::NeedsRoot { reference: format!("debootstrap:{suite}") });
     }
     let mut command = Command::new(PROGRAM);
-    command.args(["--variant=minbase", "--mode=root", "--format=directory", "--", suite]).arg(&fetch.into);
+    command.args(["--variant=minbase", "--mode=root", "--format=directory", "--", suite]).arg(into);
     // A group of its own, so that apt and dpkg stop with it; messages that can be searched for.
     command.env("LC_ALL", "C.UTF-8").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.process_group(0).kill_on_drop(true);
@@ -80,8 +82,8 @@ pub(crate) async fn fetch(suite: &str, fetch: &Fetch) -> Result<ImageConfig, Ima
         return Err(ImageError::Failed { command, status, last: last.into() });
     }
     // It leaves the directory as it was made, which may be closed to others.
-    rustix::fs::chmod(&fetch.into, rustix::fs::Mode::from_raw_mode(0o755)).at_write(&fetch.into)?;
-    Ok(ImageConfig::default())
+    rustix::fs::chmod(into, rustix::fs::Mode::from_raw_mode(0o755)).at_write(into)?;
+    Ok(())
 }
 
 /// Kills the program and what it started, after giving it time to clean up. It is not reaped meanwhile, so the

@@ -15,11 +15,12 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::digest::hex;
 use crate::error::At;
-use crate::fetch::{Fetch, Plan};
+use crate::fetch::Plan;
+use crate::layers::Fetch;
 use crate::tar::{Entry, Kind, Time};
-use crate::tree::{Content, Tree, Whiteouts, is_kept};
+use crate::tree::{Below, Content, Tree, Whiteouts, is_kept};
 use crate::unpack::UnpackError;
-use crate::{FileDigests, ImageConfig, ImageError, Resolved};
+use crate::{FileDigests, ImageError, Resolved};
 
 /// The first bytes that are hashed: a new version whenever what follows changes.
 const VERSION: &[u8] = b"kiln directory 1";
@@ -32,20 +33,19 @@ pub(crate) fn resolve(dir: PathBuf, digests: &dyn FileDigests) -> Result<Resolve
         _ => Ok([0; 32]),
     })?;
     let identity = format!("dir blake3:{}", hex(&blake3));
-    Ok(Resolved { identity, pinned: true, plan: Plan::Dir { dir, blake3 } })
+    Ok(Resolved::tree(identity, Plan::Dir { dir, blake3 }))
 }
 
 /// Copies the directory.
-pub(crate) fn fetch(dir: &Path, blake3: [u8; 32], fetch: &Fetch) -> Result<ImageConfig, ImageError> {
+pub(crate) fn fetch(dir: &Path, blake3: [u8; 32], into: &Path, fetch: &Fetch) -> Result<(), ImageError> {
     check(dir)?;
-    if fetch.into.canonicalize().at_open(&fetch.into)?.starts_with(dir.canonicalize().at_open(dir)?) {
+    if into.canonicalize().at_open(into)?.starts_with(dir.canonicalize().at_open(dir)?) {
         // The copy would be copied, and the copy of the copy.
-        return Err(ImageError::ContainsStore { dir: dir.to_owned(), into: fetch.into.clone() });
+        return Err(ImageError::ContainsStore { dir: dir.to_owned(), into: into.to_owned() });
     }
-    let Fetch { into, limits, progress, cancel } = fetch;
+    let Fetch { limits, progress, cancel } = fetch;
     let unpacking = |path: &Path, error| ImageError::unpacking(path.display().to_string(), error);
-    let mut tree = Tree::new(into, limits).at_write(into)?;
-    tree.begin_layer(Whiteouts::Literal).map_err(|error| unpacking(dir, error))?;
+    let mut tree = Tree::new(into, Below::Nothing, Whiteouts::Literal, limits).at_write(into)?;
     let (mut buffer, mut done) = (vec![0; 128 << 10], 0);
     let found = walk(dir, &mut |path, entry| {
         if cancel.is_cancelled() {
@@ -61,12 +61,11 @@ pub(crate) fn fetch(dir: &Path, blake3: [u8; 32], fetch: &Fetch) -> Result<Image
         progress.bytes(done, done);
         Ok(content.digest())
     })?;
-    tree.finish_layer().map_err(|error| unpacking(dir, error))?;
-    tree.finish(&**progress);
+    tree.finish(&**progress).map_err(|error| unpacking(dir, error))?;
     if found != blake3 {
         return Err(ImageError::Changed { path: dir.to_owned() });
     }
-    Ok(ImageConfig::default())
+    Ok(())
 }
 
 /// Opens what was a regular file when the walk saw it.

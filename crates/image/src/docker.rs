@@ -1,25 +1,24 @@
 //! What `docker save` writes: `manifest.json`, configurations, and layers by the names in it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use crate::container::Container;
-use crate::digest::Hash;
-use crate::fetch::{Fetch, Plan as AnyPlan};
-use crate::oci::{Config, Layer, unpack_layers};
-use crate::stream::Expected;
-use crate::{Digest, ImageConfig, ImageError, Limits, Resolved};
+use crate::fetch::Plan as AnyPlan;
+use crate::layers::{Part, chain};
+use crate::oci::{Config, Wanted};
+use crate::stream::Section;
+use crate::{Digest, ImageError, Layer, Limits, Resolved};
 
 const MANIFEST: &str = "manifest.json";
 const WANTED: &str = "an archive of `docker save`";
 
-/// One image of an archive.
+/// The layers of one image of an archive, by their names in it.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     file: PathBuf,
-    config: Digest,
-    image: Image,
+    names: Vec<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -30,48 +29,70 @@ struct Image {
     layers: Option<Vec<String>>,
 }
 
-/// Finds the image that is meant.
-pub(crate) fn resolve(file: PathBuf, tag: Option<&str>, limits: &Limits) -> Result<Resolved, ImageError> {
-    let container = Container::archive(&file, WANTED, limits)?;
+/// Returns all images of an archive.
+fn images(container: &Container, limits: &Limits) -> Result<Vec<Image>, ImageError> {
     if !container.has(MANIFEST) {
         let found = match container.has("index.json") {
             true => format!("it has no {MANIFEST}; it looks like one for `oci-archive:`"),
             false => format!("it has no {MANIFEST}"),
         };
-        return Err(ImageError::NotA { path: file, wanted: WANTED, found });
+        return Err(ImageError::NotA { path: container.path().to_owned(), wanted: WANTED, found });
     }
-    let images: Vec<Image> = container.parse(MANIFEST, &container.document(MANIFEST, limits)?)?;
+    container.parse(MANIFEST, &container.document(MANIFEST, limits)?)
+}
+
+/// Finds the image that is meant.
+pub(crate) fn resolve(file: PathBuf, tag: Option<&str>, wanted: Wanted<'_>) -> Result<Resolved, ImageError> {
+    let container = Container::archive(&file, WANTED, wanted.limits)?;
+    let images = images(&container, wanted.limits)?;
     let image = choose(&container, images, tag)?;
-    let config = Digest::of(&container.document(&image.config, limits)?);
+    let bytes = container.document(&image.config, wanted.limits)?;
+    let digest = Digest::of(&bytes);
     // The name says the digest, in one of two ways.
     let stem = image.config.trim_end_matches(".json").rsplit('/').next().unwrap_or_default();
     if let Ok(named) = format!("sha256:{stem}").parse::<Digest>()
-        && named != config
+        && named != digest
     {
-        return Err(ImageError::WrongDigest { path: file, name: image.config, found: config.to_string() });
+        return Err(ImageError::WrongDigest { path: file, name: image.config, found: digest.to_string() });
     }
-    let identity = format!("docker {config}");
-    Ok(Resolved { identity, pinned: true, plan: AnyPlan::Docker(Plan { file, config, image }) })
+    let names = image.layers.unwrap_or_default();
+    let (config, diffs) = Config::read(&file, &image.config, &bytes, Some(names.len()), wanted)?;
+    let mut layers: Vec<Layer> = Vec::new();
+    for (name, diff) in names.iter().zip(diffs) {
+        let below = layers.last().map(|layer| layer.chain);
+        // The layer's own digest is not written down, but what it unpacks to is.
+        let bytes = container.section(name)?.len();
+        layers.push(Layer { chain: chain(below, diff), diff, stored: None, bytes });
+    }
+    let plan = if layers.is_empty() { AnyPlan::Scratch } else { AnyPlan::Docker(Plan { file, names }) };
+    Ok(Resolved { identity: format!("docker {digest}"), config, layers, plan })
 }
 
-/// Unpacks all layers.
-pub(crate) fn fetch(plan: &Plan, fetch: &Fetch) -> Result<ImageConfig, ImageError> {
-    let container = Container::archive(&plan.file, WANTED, &fetch.limits)?;
-    let bytes = container.document(&plan.image.config, &fetch.limits)?;
-    if Digest::of(&bytes) != plan.config {
-        return Err(ImageError::Changed { path: plan.file.clone() });
+/// Finds the layers from number `from` on.
+pub(crate) fn parts(plan: &Plan, layers: &[Layer], from: usize, limits: &Limits) -> Result<Vec<Part>, ImageError> {
+    parts_in(&Container::archive(&plan.file, WANTED, limits)?, &plan.names, layers, from)
+}
+
+/// Finds the layers from number `from` on in an open archive of one image, which errors call `name`.
+pub(crate) fn parts_of_one(
+    name: &str,
+    archive: Section,
+    layers: &[Layer],
+    from: usize,
+    limits: &Limits,
+) -> Result<Vec<Part>, ImageError> {
+    let path = Path::new(name);
+    let container = Container::archive_in(archive, path, WANTED, limits)?;
+    let names = choose(&container, images(&container, limits)?, None)?.layers.unwrap_or_default();
+    if names.len() != layers.len() {
+        return Err(ImageError::Changed { path: path.to_owned() });
     }
-    let config: Config = container.parse(&plan.image.config, &bytes)?;
-    let names = plan.image.layers.as_deref().unwrap_or_default();
-    let diff_ids = config.diff_ids(&container, &plan.image.config, names.len())?;
-    let mut layers = Vec::new();
-    for (name, diff_id) in names.iter().zip(diff_ids) {
-        // The layer's own digest is not written down, but what it unpacks to is.
-        let expected = Expected { stored: Hash::None, unpacked: Hash::Sha256(diff_id) };
-        layers.push(Layer { name: format!("layer {name}"), section: container.section(name)?, expected });
-    }
-    unpack_layers(layers, fetch)?;
-    Ok(config.into_image_config())
+    parts_in(&container, &names, layers, from)
+}
+
+fn parts_in(container: &Container, names: &[String], layers: &[Layer], from: usize) -> Result<Vec<Part>, ImageError> {
+    let part = |(layer, name): (_, &String)| Ok(Part::new(layer, container.section(name)?));
+    layers.iter().zip(names).skip(from).map(part).collect()
 }
 
 fn choose(container: &Container, mut images: Vec<Image>, tag: Option<&str>) -> Result<Image, ImageError> {

@@ -149,12 +149,12 @@ pub enum ImageError {
         /// The layout or archive.
         path: PathBuf,
     },
-    /// The image was not made for this machine.
-    #[error("{} has no image for {wanted}; it has {}", path.display(), list(known))]
+    /// The image was not made for the platform that is wanted.
+    #[error("{} has no image for {wanted}; it has {}; choose with `--platform`", path.display(), list(known))]
     WrongPlatform {
         /// The layout or archive.
         path: PathBuf,
-        /// This machine's platform.
+        /// The platform that is built for.
         wanted: String,
         /// The platforms that there are.
         known: Vec<String>,
@@ -168,6 +168,14 @@ pub enum ImageError {
         name: String,
         /// Its media type.
         media_type: String,
+    },
+    /// A layer is not kept beside its image.
+    #[error("{name} in {} is to be fetched from elsewhere; such layers are not supported", path.display())]
+    ForeignLayer {
+        /// The layout, archive or name of the image.
+        path: PathBuf,
+        /// The layer.
+        name: String,
     },
     /// Documents contradict each other.
     #[error("{name} in {} is inconsistent: {reason}", path.display())]
@@ -202,6 +210,14 @@ pub enum ImageError {
         #[source]
         source: UnpackError,
     },
+    /// The program that keeps images has no such one.
+    #[error("`{program}` has no image `{name}`; `{program} images` tells what it has")]
+    NotKept {
+        /// What was asked for.
+        name: String,
+        /// Who was asked.
+        program: &'static str,
+    },
     /// The program that the transport needs is not installed.
     #[error("`{program}` is not installed; install it with `apt-get install {package}`")]
     NoProgram {
@@ -235,6 +251,9 @@ pub enum ImageError {
         /// The last lines that it printed.
         last: Vec<String>,
     },
+    /// The caller asked for a layer after the last: a bug.
+    #[error("the image has no more layers")]
+    NoMoreLayers,
     /// A worker thread of ours died.
     #[error("the thread that read the image panicked")]
     Panicked,
@@ -262,6 +281,7 @@ impl ImageError {
             | Self::Run { .. }
             // The program's mirror or network, or a suite that does not exist: it cannot be told apart.
             | Self::Failed { .. }
+            | Self::NoMoreLayers
             | Self::Panicked => false,
             Self::RegistryUnsupported { .. }
             | Self::NotA { .. }
@@ -276,6 +296,8 @@ impl ImageError {
             | Self::NoImage { .. }
             | Self::WrongPlatform { .. }
             | Self::UnsupportedKind { .. }
+            | Self::NotKept { .. }
+            | Self::ForeignLayer { .. }
             | Self::Inconsistent { .. }
             | Self::ContainsStore { .. }
             | Self::Changed { .. } => true,

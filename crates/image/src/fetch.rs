@@ -1,25 +1,30 @@
 //! The seam: from a [`Reference`] to a tree.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use rustix::fs::Mode;
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::At;
-use crate::{ImageError, Limits, Reference, debootstrap, dir, docker, oci, rootfs};
+use crate::layers::{Fetch, Unpacking};
+use crate::oci::Wanted;
+use crate::tree::Below;
+use crate::{ImageError, Layer, Layers, Limits, Platform, Reference, daemon, debootstrap, dir, docker, oci, rootfs};
 
 /// What a reference stands for right now, and how to fetch just that.
 #[derive(Clone, Debug)]
 pub struct Resolved {
     /// Identifies the content: two equal strings give the same tree. Part of the id of the import.
     pub identity: String,
-    /// False for references whose content cannot be known without making it, and which are then a
-    /// new one each time (`debootstrap:`). The caller remembers the identity by the reference's text,
-    /// and resolves again only when asked to, or when the tree with that identity is gone.
-    pub pinned: bool,
+    /// What it says about running it.
+    pub config: ImageConfig,
+    /// Its layers, the lowest first. None for what is one tree.
+    pub layers: Vec<Layer>,
     pub(crate) plan: Plan,
 }
 
@@ -29,9 +34,10 @@ pub(crate) enum Plan {
     Scratch,
     Rootfs { file: PathBuf, blake3: [u8; 32] },
     Dir { dir: PathBuf, blake3: [u8; 32] },
-    Oci(oci::Plan),
-    Docker(docker::Plan),
     Debootstrap { suite: String },
+    Oci(oci::Place),
+    Docker(docker::Plan),
+    Kept(daemon::Plan),
 }
 
 /// What an image says about running it. Trees without a configuration say nothing.
@@ -43,6 +49,12 @@ pub struct ImageConfig {
     pub architecture: Option<String>,
     /// The operating system: `linux`.
     pub os: Option<String>,
+    /// The processor's variant: `v7`.
+    pub variant: Option<String>,
+    /// The `config` object as it is in the image: what to run, as whom, labels. Null if there is none.
+    pub raw: Value,
+    /// How the image says that its layers were made, one object each, the lowest first.
+    pub history: Vec<Value>,
 }
 
 /// Digests of files by their content.
@@ -88,61 +100,107 @@ impl Progress for Quiet {
 /// Brings base images in.
 #[async_trait]
 pub trait Fetcher: Send + Sync {
+    /// Returns under which text the caller remembers what `reference` stood for; `None` if that is found out each time.
+    ///
+    /// What it stands for is found out anew when the caller is told to, unless the reference is
+    /// [fixed](Reference::is_fixed).
+    fn question(&self, reference: &Reference) -> Option<String>;
+
     /// Finds out what `reference` stands for, without reading layers. Cheap if nothing changed since
     /// `digests` saw it last.
-    async fn resolve(&self, reference: &Reference, digests: Arc<dyn FileDigests>) -> Result<Resolved, ImageError>;
-
-    /// Unpacks the image into the empty directory `into`, and sets that directory's own mode and owner.
     ///
-    /// Everything read is checked against its digest before this succeeds; if the image changed since it was
-    /// resolved, it fails. On failure and on cancellation, what was written so far stays: the caller
-    /// discards it. The directory must not be written by others meanwhile.
+    /// `remembered` is the identity that the reference had before, whose tree is gone: it is resolved to the same again
+    /// if that can still be had.
+    async fn resolve(
+        &self,
+        reference: &Reference,
+        remembered: Option<&str>,
+        digests: Arc<dyn FileDigests>,
+    ) -> Result<Resolved, ImageError>;
+
+    /// Starts to bring the layers of `resolved` from number `from` on; of a tree without layers, all of it.
+    ///
+    /// `temp` is a directory on a disk with room for what is downloaded; nothing in there outlives what is returned.
+    /// Bytes are told of all layers that are brought. If the image changed since it was resolved, this or the unpacking
+    /// fails.
     async fn fetch(
         &self,
         resolved: &Resolved,
-        into: &Path,
+        from: usize,
+        temp: &Path,
         progress: Arc<dyn Progress>,
         cancel: &CancellationToken,
-    ) -> Result<ImageConfig, ImageError>;
+    ) -> Result<Box<dyn Layers>, ImageError>;
 }
 
-/// Images that are on this machine, or made on it: everything but registries.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct LocalImages {
-    limits: Limits,
+/// How images are chosen and brought. Plain values; the program reads environment and files.
+#[derive(Clone, Debug, Default)]
+pub struct ImagesSettings {
+    /// What is beyond them is refused.
+    pub limits: Limits,
+    /// Of an image for several platforms, that for this one.
+    pub platform: Platform,
+    /// Variables for the programs that keep images, besides those of this program: `DOCKER_HOST`,
+    /// `CONTAINERS_STORAGE_CONF`.
+    pub environment: Vec<(OsString, OsString)>,
 }
 
-impl LocalImages {
-    /// Returns a fetcher that refuses what is beyond `limits`.
-    pub fn new(limits: Limits) -> Self {
-        Self { limits }
+/// The fetcher for all transports.
+#[derive(Clone, Debug, Default)]
+pub struct Images {
+    settings: Arc<ImagesSettings>,
+}
+
+impl Images {
+    /// Returns a fetcher with these settings.
+    pub fn new(settings: ImagesSettings) -> Self {
+        Self { settings: Arc::new(settings) }
     }
 }
 
-/// What a fetch is told besides what to fetch: plain values for the blocking side.
-#[derive(Clone)]
-pub(crate) struct Fetch {
-    pub(crate) into: PathBuf,
-    pub(crate) limits: Limits,
-    pub(crate) progress: Arc<dyn Progress>,
-    pub(crate) cancel: CancellationToken,
-}
-
 #[async_trait]
-impl Fetcher for LocalImages {
-    async fn resolve(&self, reference: &Reference, digests: Arc<dyn FileDigests>) -> Result<Resolved, ImageError> {
+impl Fetcher for Images {
+    fn question(&self, reference: &Reference) -> Option<String> {
+        match reference {
+            // Each time it would be a new one.
+            Reference::Debootstrap { .. } => Some(format!("from {reference}")),
+            Reference::Registry(_) => Some(format!("from {reference} for {}", self.settings.platform)),
+            _ => None,
+        }
+    }
+
+    async fn resolve(
+        &self,
+        reference: &Reference,
+        _remembered: Option<&str>,
+        digests: Arc<dyn FileDigests>,
+    ) -> Result<Resolved, ImageError> {
         let reference = reference.clone();
-        let limits = self.limits;
-        blocking(move || match reference {
-            Reference::Scratch => Ok(Resolved { identity: "scratch".to_owned(), pinned: true, plan: Plan::Scratch }),
-            Reference::Rootfs(file) => rootfs::resolve(file, &*digests),
-            Reference::Dir(dir) => dir::resolve(dir, &*digests),
-            Reference::OciLayout { dir, tag } => oci::resolve(oci::Place::Dir(dir), tag.as_deref(), &limits),
-            Reference::OciArchive { file, tag } => oci::resolve(oci::Place::Archive(file), tag.as_deref(), &limits),
-            Reference::DockerArchive { file, tag } => docker::resolve(file, tag.as_deref(), &limits),
-            Reference::Debootstrap { suite } => debootstrap::resolve(suite),
-            Reference::DockerDaemon { .. } | Reference::ContainersStorage { .. } | Reference::Registry(_) => {
-                Err(ImageError::RegistryUnsupported { reference: reference.to_string() })
+        let settings = Arc::clone(&self.settings);
+        let wanted = Wanted { platform: &self.settings.platform, limits: &self.settings.limits };
+        let environment = &self.settings.environment;
+        match &reference {
+            Reference::DockerDaemon { name } => {
+                return daemon::resolve(daemon::DOCKER, name, environment, wanted).await;
+            }
+            Reference::ContainersStorage { name } => {
+                return daemon::resolve(daemon::CONTAINERS, name, environment, wanted).await;
+            }
+            _ => {}
+        }
+        blocking(move || {
+            let wanted = Wanted { platform: &settings.platform, limits: &settings.limits };
+            match reference {
+                Reference::Scratch => Ok(Resolved::tree("scratch".to_owned(), Plan::Scratch)),
+                Reference::Rootfs(file) => rootfs::resolve(file, &*digests),
+                Reference::Dir(dir) => dir::resolve(dir, &*digests),
+                Reference::OciLayout { dir, tag } => oci::resolve(oci::Place::Dir(dir), tag.as_deref(), wanted),
+                Reference::OciArchive { file, tag } => oci::resolve(oci::Place::Archive(file), tag.as_deref(), wanted),
+                Reference::DockerArchive { file, tag } => docker::resolve(file, tag.as_deref(), wanted),
+                Reference::Debootstrap { suite } => debootstrap::resolve(suite),
+                Reference::DockerDaemon { .. } | Reference::ContainersStorage { .. } | Reference::Registry(_) => {
+                    Err(ImageError::RegistryUnsupported { reference: reference.to_string() })
+                }
             }
         })
         .await
@@ -151,26 +209,69 @@ impl Fetcher for LocalImages {
     async fn fetch(
         &self,
         resolved: &Resolved,
-        into: &Path,
+        from: usize,
+        temp: &Path,
         progress: Arc<dyn Progress>,
         cancel: &CancellationToken,
-    ) -> Result<ImageConfig, ImageError> {
-        let fetch = Fetch { into: into.to_owned(), limits: self.limits, progress, cancel: cancel.clone() };
-        match resolved.plan.clone() {
-            Plan::Scratch => {
-                rustix::fs::chmod(into, Mode::from_raw_mode(0o755)).at_write(into)?;
-                Ok(ImageConfig::default())
+    ) -> Result<Box<dyn Layers>, ImageError> {
+        let fetch = Fetch { limits: self.settings.limits, progress, cancel: cancel.clone() };
+        let (limits, plan, layers) = (self.settings.limits, resolved.plan.clone(), resolved.layers.clone());
+        let parts = match plan {
+            Plan::Scratch | Plan::Rootfs { .. } | Plan::Dir { .. } | Plan::Debootstrap { .. } => {
+                return Ok(Box::new(Whole { plan, fetch }));
             }
-            Plan::Rootfs { file, blake3 } => blocking(move || rootfs::fetch(&file, blake3, &fetch)).await,
-            Plan::Dir { dir, blake3 } => blocking(move || dir::fetch(&dir, blake3, &fetch)).await,
-            Plan::Oci(plan) => blocking(move || oci::fetch(&plan, &fetch)).await,
-            Plan::Docker(plan) => blocking(move || docker::fetch(&plan, &fetch)).await,
-            Plan::Debootstrap { suite } => debootstrap::fetch(&suite, &fetch).await,
-        }
+            Plan::Oci(place) => {
+                blocking(move || oci::parts(&place, layers.get(from..).unwrap_or_default(), &limits)).await
+            }
+            Plan::Docker(plan) => blocking(move || docker::parts(&plan, &layers, from, &limits)).await,
+            Plan::Kept(plan) => {
+                daemon::parts(&plan, &layers, from, &self.settings.environment, temp, (&limits, cancel)).await
+            }
+        }?;
+        let below = if from == 0 { Below::Nothing } else { Below::Layers };
+        Ok(Box::new(Unpacking::new(parts, below, fetch, None)))
     }
 }
 
-async fn blocking<T: Send + 'static>(
+impl Reference {
+    /// Returns true if it stands for the same for ever: it says the digest.
+    pub fn is_fixed(&self) -> bool {
+        matches!(self, Self::Registry(name) if name.digest().is_some())
+    }
+}
+
+impl Resolved {
+    /// What is one tree, and says nothing about running it.
+    pub(crate) fn tree(identity: String, plan: Plan) -> Self {
+        Self { identity, config: ImageConfig::default(), layers: Vec::new(), plan }
+    }
+}
+
+/// A tree without layers.
+struct Whole {
+    plan: Plan,
+    fetch: Fetch,
+}
+
+#[async_trait]
+impl Layers for Whole {
+    async fn next(&mut self, into: &Path) -> Result<(), ImageError> {
+        let (plan, fetch, into) = (self.plan.clone(), self.fetch.clone(), into.to_owned());
+        if let Plan::Debootstrap { suite } = &plan {
+            return debootstrap::fetch(suite, &into, &fetch).await;
+        }
+        blocking(move || match plan {
+            Plan::Rootfs { file, blake3 } => rootfs::fetch(&file, blake3, &into, &fetch),
+            Plan::Dir { dir, blake3 } => dir::fetch(&dir, blake3, &into, &fetch),
+            // An image of no layers is as empty as `scratch`.
+            _ => rustix::fs::chmod(&into, Mode::from_raw_mode(0o755)).at_write(&into),
+        })
+        .await
+    }
+}
+
+/// Runs something that blocks where it holds up nobody.
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
 ) -> Result<T, ImageError> {
     // The work looks at the token itself: a blocking thread cannot be aborted.

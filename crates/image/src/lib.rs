@@ -1,16 +1,19 @@
 //! Base images in: from what stands after `from` to a tree on disk.
 //!
 //! ```text
-//! text ──Reference::parse──► Reference ──Fetcher::resolve──► Resolved ──Fetcher::fetch──► tree + ImageConfig
-//!                                        (identity: cheap)              (unpacked and checked)
+//! text ──Reference::parse──► Reference ──Fetcher::resolve──► Resolved ──Fetcher::fetch──► Layers ──next──► tree
+//!                                        (identity, configuration,      (on their way)    (unpacked, checked)
+//!                                         layers: cheap)
 //! ```
 //!
 //! * [`Reference`]: the transports, and how a misspelt one is told from the name of an image. [`ImageName`]: names in
 //!   registries.
-//! * [`Fetcher`]: the seam; [`LocalImages`] is it for all but registries. [`Resolved`] identifies a tree
-//!   before it is made.
+//! * [`Fetcher`]: the seam; [`Images`] is it for all transports. [`Resolved`] identifies a tree before it is made.
+//!   [`Layers`] makes it: layer by layer, so that the caller can keep each once and share it among images.
 //! * `rootfs`, `dir`, `oci`, `docker`, `debootstrap`: one module for each transport. `container` reads the files of an
 //!   image from a directory, or in place from an archive.
+//! * `daemon`: images that other programs keep. `download`: blobs on their way, read while they arrive. `layers`: one
+//!   after the other.
 //! * `stream`: decompresses on a thread of its own and takes digests. `tar`: reads archives. `tree`: writes into
 //!   the target, and nowhere else; read its module's comment before changing it.
 //! * [`Limits`]: how much an image may make us do.
@@ -23,16 +26,21 @@
 #![forbid(unsafe_code)]
 
 mod container;
+mod daemon;
 mod debootstrap;
 mod digest;
 mod dir;
 mod docker;
+#[cfg_attr(not(test), expect(dead_code, reason = "registries come next"))]
+mod download;
 mod error;
 pub mod export;
 mod fetch;
+mod layers;
 mod limits;
 mod name;
 mod oci;
+mod platform;
 mod reference;
 mod rootfs;
 mod stream;
@@ -42,9 +50,13 @@ mod unpack;
 
 pub use digest::{Digest, DigestError};
 pub use error::ImageError;
-pub use fetch::{Fetcher, FileDigests, ForgetfulDigests, ImageConfig, LocalImages, Progress, Quiet, Resolved};
+pub use fetch::{
+    Fetcher, FileDigests, ForgetfulDigests, ImageConfig, Images, ImagesSettings, Progress, Quiet, Resolved,
+};
+pub use layers::{Layer, Layers};
 pub use limits::Limits;
 pub use name::{ImageName, NameError, Which};
+pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError};
 pub use tar::TarError;
 pub use unpack::UnpackError;

@@ -7,6 +7,12 @@ pub struct Limits {
     pub entries: u64,
     /// Bytes that one layer or archive may unpack to, holes of sparse files included.
     pub unpacked_bytes: u64,
+    /// How many times its stored length a layer or archive may unpack to, if that is more than `dense_bytes`.
+    pub ratio: u64,
+    /// Bytes from which on `ratio` counts: little zeros pack better than much data.
+    pub dense_bytes: u64,
+    /// Layers of one image.
+    pub layers: usize,
     /// Bytes of one extended header: long names, PAX records, maps of sparse files.
     pub extended_header_bytes: u64,
     /// Directories inside each other. Each costs an open file descriptor.
@@ -26,6 +32,11 @@ impl Default for Limits {
         Self {
             entries: 10_000_000,
             unpacked_bytes: 1 << 40,
+            // Real layers stay below 20; a disk image that is almost all zeros may reach 100.
+            ratio: 200,
+            dense_bytes: 1 << 30,
+            // Docker makes 127 at most.
+            layers: 1000,
             extended_header_bytes: 1 << 20,
             depth: 256,
             remembered_bytes: 256 << 20,

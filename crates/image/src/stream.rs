@@ -11,30 +11,38 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use tokio_util::sync::CancellationToken;
 
 use crate::digest::{Hash, Hasher};
+use crate::download::{self, Arriving};
 use crate::tar::Source;
 use crate::unpack::UnpackError;
-use crate::{Limits, Progress};
+use crate::{ImageError, Limits, Progress};
 
 /// The size of one buffer, and how many are on their way.
 const BUFFER: usize = 256 << 10;
 const BUFFERS: usize = 4;
 
-/// A part of a file: a blob, alone or in an archive.
+/// A part of a file: a blob, alone, in an archive, or on its way.
 #[derive(Clone, Debug)]
 pub(crate) struct Section {
     file: Arc<File>,
     offset: u64,
     length: u64,
+    /// If it is on its way: how much of it is there, and where it started.
+    arriving: Option<(Arc<Arriving>, u64)>,
 }
 
 impl Section {
     pub(crate) fn new(file: Arc<File>, offset: u64, length: u64) -> Self {
-        Self { file, offset, length }
+        Self { file, offset, length, arriving: None }
+    }
+
+    /// A part that is being written by others. Reading waits for what is not there yet.
+    pub(crate) fn arriving(file: Arc<File>, offset: u64, length: u64, arriving: Arc<Arriving>) -> Self {
+        Self { file, offset, length, arriving: Some((arriving, offset)) }
     }
 
     pub(crate) fn whole(file: File) -> io::Result<Self> {
         let length = file.metadata()?.len();
-        Ok(Self { file: Arc::new(file), offset: 0, length })
+        Ok(Self::new(Arc::new(file), 0, length))
     }
 
     pub(crate) fn len(&self) -> u64 {
@@ -43,6 +51,25 @@ impl Section {
 
     pub(crate) fn file(&self) -> Arc<File> {
         Arc::clone(&self.file)
+    }
+
+    /// Returns why the rest does not arrive, if so and if nobody was told yet.
+    pub(crate) fn take_failure(&self) -> Option<ImageError> {
+        self.arriving.as_ref()?.0.take_failure()
+    }
+
+    /// Lets go whoever waits for what is not there yet: nobody wants it any more.
+    fn give_up(&self) {
+        if let Some((arriving, _)) = &self.arriving {
+            arriving.end(None);
+        }
+    }
+
+    /// Gives back the space of what arrived. It is not read again.
+    pub(crate) fn forget(self) {
+        if self.arriving.is_some() {
+            download::forget(&self.file, self.offset, self.length);
+        }
     }
 
     /// Returns the first bytes, up to the length of `buffer`.
@@ -61,7 +88,14 @@ impl Section {
 
 impl Read for Section {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let most = usize::try_from(self.length).map_or(buffer.len(), |left| left.min(buffer.len()));
+        let mut left = self.length;
+        if let Some((arriving, start)) = &self.arriving
+            && left > 0
+        {
+            let passed = self.offset - start;
+            left = left.min(arriving.wait_beyond(passed)? - passed);
+        }
+        let most = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
         let got = self.file.read_at(&mut buffer[..most], self.offset)?;
         self.offset += got as u64;
         self.length -= got as u64;
@@ -138,6 +172,7 @@ pub(crate) fn unpack<T>(
         emptied.send(vec![0; BUFFER]).expect("its other end is here");
     }
     std::thread::scope(|scope| {
+        let source = section.clone();
         let producer = scope.spawn(move || produce(section, Hasher::for_hash(expected.stored), watch, &filled, &empty));
         let mut unpacked =
             Unpacked { full, emptied, current: Vec::new(), start: 0, hasher: Hasher::for_hash(expected.unpacked) };
@@ -148,6 +183,9 @@ pub(crate) fn unpack<T>(
         let Unpacked { full, emptied, hasher, .. } = unpacked;
         // Lets the producer go if it is not done.
         drop((full, emptied));
+        if result.is_err() {
+            source.give_up();
+        }
         let produced = producer.join().unwrap_or(Err(UnpackError::Panicked));
         let (done, stored) = match (result, produced) {
             (Ok(done), produced) => (done, produced?),
@@ -226,20 +264,23 @@ fn produce(
     let mut start = [0; 8];
     let have = section.peek(&mut start).map_err(UnpackError::Read)?;
     let compression = Compression::of(&start[..have]);
+    let length = section.len();
     let mut input = Input::new(section, hasher, watch);
     let sent = match compression {
-        Compression::None => send(&mut input, watch, filled, empty),
-        Compression::Gzip => send(flate2::bufread::MultiGzDecoder::new(&mut input), watch, filled, empty),
+        Compression::None => send(&mut input, length, watch, filled, empty),
+        Compression::Gzip => send(flate2::bufread::MultiGzDecoder::new(&mut input), length, watch, filled, empty),
         Compression::Zstd => zstd::stream::read::Decoder::with_buffer(&mut input)
             .and_then(|mut decoder| {
                 decoder.window_log_max(watch.limits.decompressor_bytes.max(1).ilog2())?;
                 Ok(decoder)
             })
-            .map_or_else(|error| Ok(Some(error)), |decoder| send(decoder, watch, filled, empty)),
+            .map_or_else(|error| Ok(Some(error)), |decoder| send(decoder, length, watch, filled, empty)),
         Compression::Xz => {
             let flags = liblzma::stream::CONCATENATED;
             match liblzma::stream::Stream::new_stream_decoder(watch.limits.decompressor_bytes, flags) {
-                Ok(stream) => send(liblzma::bufread::XzDecoder::new_stream(&mut input, stream), watch, filled, empty),
+                Ok(stream) => {
+                    send(liblzma::bufread::XzDecoder::new_stream(&mut input, stream), length, watch, filled, empty)
+                }
                 Err(error) => Ok(Some(error.into())),
             }
         }
@@ -259,6 +300,7 @@ fn produce(
 /// Sends what `from` gives, buffer by buffer. Returns the error that reading gave.
 fn send(
     mut from: impl Read,
+    stored: u64,
     watch: &Watch<'_>,
     filled: &SyncSender<Vec<u8>>,
     empty: &Receiver<Vec<u8>>,
@@ -287,6 +329,10 @@ fn send(
         unpacked += have as u64;
         if unpacked > watch.limits.unpacked_bytes {
             return Err(UnpackError::TooLarge(watch.limits.unpacked_bytes));
+        }
+        let Limits { dense_bytes, ratio, .. } = *watch.limits;
+        if unpacked > dense_bytes && unpacked / ratio.max(1) > stored {
+            return Err(UnpackError::TooDense { unpacked, stored, ratio });
         }
         if filled.send(buffer).is_err() {
             return Ok(None);

@@ -6,10 +6,10 @@ use std::path::Path;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
-use crate::Limits;
 use crate::stream::{self, Expected, Section, Watch};
 use crate::tar::{Reader, Source, TarError};
-use crate::tree::{Tree, Whiteouts};
+use crate::tree::{Below, Tree, Whiteouts};
+use crate::{Limits, Quiet};
 
 /// Why a layer or archive could not be unpacked.
 #[derive(Debug, Error)]
@@ -48,6 +48,16 @@ pub enum UnpackError {
     /// It unpacks to too much.
     #[error("it unpacks to more than {0} bytes")]
     TooLarge(u64),
+    /// So little that unpacks to so much is an attack.
+    #[error("it unpacks to more than {unpacked} bytes, more than {ratio} times the {stored} that are stored")]
+    TooDense {
+        /// The bytes that came out so far.
+        unpacked: u64,
+        /// The bytes that are stored.
+        stored: u64,
+        /// How many times as many are accepted.
+        ratio: u64,
+    },
     /// It has so many directories that remembering their times takes too much memory.
     #[error("its directories need more than {0} bytes to remember")]
     TooManyDirectories(usize),
@@ -95,6 +105,7 @@ impl UnpackError {
             | Self::UnsupportedCompression(_)
             | Self::WrongDigest { .. }
             | Self::TooLarge(_)
+            | Self::TooDense { .. }
             | Self::TooManyDirectories(_)
             | Self::Refused { .. }
             | Self::NoTarget { .. } => true,
@@ -102,37 +113,24 @@ impl UnpackError {
     }
 }
 
-/// Unpacks the archive in `section` into `tree`, as the next layer of it.
+/// Unpacks the archive in `section` as the layer `tree`.
 ///
 /// # Errors
 ///
 /// See [`UnpackError`]. What was unpacked so far stays.
-pub(crate) fn layer(
-    section: Section,
-    expected: Expected,
-    whiteouts: Whiteouts,
-    tree: &mut Tree,
-    watch: &Watch<'_>,
-) -> Result<(), UnpackError> {
-    stream::unpack(section, expected, watch, |unpacked| members(unpacked, whiteouts, tree, watch.limits, watch.cancel))
+pub(crate) fn layer(section: Section, expected: Expected, tree: Tree, watch: &Watch<'_>) -> Result<(), UnpackError> {
+    stream::unpack(section, expected, watch, |unpacked| members(unpacked, tree, watch))
 }
 
-fn members(
-    source: impl Source,
-    whiteouts: Whiteouts,
-    tree: &mut Tree,
-    limits: &Limits,
-    cancel: &CancellationToken,
-) -> Result<(), UnpackError> {
-    tree.begin_layer(whiteouts)?;
-    let mut reader = Reader::new(source, limits);
+fn members(source: impl Source, mut tree: Tree, watch: &Watch<'_>) -> Result<(), UnpackError> {
+    let mut reader = Reader::new(source, watch.limits);
     while let Some(entry) = reader.next()? {
-        if cancel.is_cancelled() {
+        if watch.cancel.is_cancelled() {
             return Err(UnpackError::Cancelled);
         }
-        tree.add(&entry, &mut reader, cancel)?;
+        tree.add(&entry, &mut reader, watch.cancel)?;
     }
-    tree.finish_layer()
+    tree.finish(watch.progress)
 }
 
 /// Unpacks layers that are in memory, without checking digests: for tests and fuzzing.
@@ -151,7 +149,13 @@ pub fn unpack_in_memory(layers: &[&[u8]], into: &Path, limits: &Limits) -> Resul
         }
     }
 
-    let mut tree = Tree::new(into, limits).map_err(UnpackError::Read)?;
     let cancel = CancellationToken::new();
-    layers.iter().try_for_each(|layer| members(Memory(layer), Whiteouts::Apply, &mut tree, limits, &cancel))
+    let watch = Watch { limits, cancel: &cancel, progress: &Quiet, done: 0, total: 0 };
+    let mut below = Below::Nothing;
+    for layer in layers {
+        let tree = Tree::new(into, below, Whiteouts::Apply, limits).map_err(UnpackError::Read)?;
+        members(Memory(layer), tree, &watch)?;
+        below = Below::Layers;
+    }
+    Ok(())
 }

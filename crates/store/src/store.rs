@@ -160,6 +160,12 @@ impl Store {
         &self.layout.root
     }
 
+    /// Returns a directory on the store's filesystem for files that never get a name to keep: what lies in there is removed
+    /// when the store is opened next.
+    pub fn scratch_dir(&self) -> PathBuf {
+        self.layout.trash()
+    }
+
     /// Returns the result `id`, or `None` if it was never built or is no longer there. Counts as a use.
     ///
     /// # Errors

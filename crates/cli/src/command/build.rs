@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use bstr::{BString, ByteSlice};
 use kiln_engine::{Engine, Events, Request, Settings};
-use kiln_image::LocalImages;
+use kiln_image::Images;
 use kiln_sandbox::{NativeSandbox, SecretBytes};
 use kiln_store::Store;
 use tokio::signal::unix::{SignalKind, signal};
@@ -49,7 +49,7 @@ pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> 
     };
     let sandbox = Arc::new(NativeSandbox::new("/proc/self/exe")?);
     let settings = Settings { jobs: arguments.jobs.map_or_else(default_jobs, usize::from), fast_sync: true };
-    let engine = Engine::new(Arc::clone(&store), sandbox, Arc::new(LocalImages::default()), settings);
+    let engine = Engine::new(Arc::clone(&store), sandbox, Arc::new(Images::default()), settings);
     // Two threads carry the events and the logs; what blocks has threads of its own.
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(Failure::Runtime)?;

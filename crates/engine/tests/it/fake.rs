@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use kiln_engine::{Engine, Event, Events, Request, Settings};
-use kiln_image::LocalImages;
+use kiln_image::Images;
 use kiln_sandbox::{ExitStatus, Process, Root, Sandbox, SandboxError};
 use kiln_store::{Location, Store};
 use tokio::sync::{mpsc, oneshot};
@@ -92,6 +92,18 @@ impl Events for Heard {
     }
 }
 
+fn store(dir: &Path) -> Store {
+    let location = format!("overlayfs:{}", dir.join("store").display());
+    let store = Store::open(&Location::parse(&location, Path::new("/")).expect("it is a location"));
+    store.expect("root can have a store")
+}
+
+fn engine(dir: &Path, jobs: usize, started: mpsc::UnboundedSender<Command>) -> Arc<Engine> {
+    let sandbox = Arc::new(FakeSandbox { started });
+    let settings = Settings { jobs, fast_sync: true };
+    Arc::new(Engine::new(Arc::new(store(dir)), sandbox, Arc::new(Images::default()), settings))
+}
+
 /// An engine on a store of its own.
 pub(crate) struct World {
     pub(crate) engine: Arc<Engine>,
@@ -102,14 +114,24 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(jobs: usize) -> Self {
         let dir = tempfile::tempdir().expect("the system has a temporary directory");
-        let location = format!("overlayfs:{}", dir.path().join("store").display());
-        let store = Store::open(&Location::parse(&location, Path::new("/")).expect("it is a location"));
         let (started, commands) = mpsc::unbounded_channel();
-        let sandbox = Arc::new(FakeSandbox { started });
-        let settings = Settings { jobs, fast_sync: true };
-        let store = Arc::new(store.expect("root can have a store"));
-        let engine = Engine::new(store, sandbox, Arc::new(LocalImages::default()), settings);
-        Self { engine: Arc::new(engine), commands, dir }
+        let engine = engine(dir.path(), jobs, started);
+        Self { engine, commands, dir }
+    }
+
+    /// Returns a directory that goes with the world.
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Opens the store once more.
+    pub(crate) fn store(&self) -> Store {
+        store(self.dir.path())
+    }
+
+    /// Returns another engine on the same store, which runs no commands.
+    pub(crate) fn another(&self) -> Arc<Engine> {
+        engine(self.dir.path(), 8, mpsc::unbounded_channel().0)
     }
 
     /// Returns a request for operations on an empty image.
@@ -127,7 +149,12 @@ impl World {
 
     /// Starts a build.
     pub(crate) fn start(&self, request: Request) -> Building {
-        let (engine, heard, cancel) = (Arc::clone(&self.engine), Arc::new(Heard::default()), CancellationToken::new());
+        self.start_on(&self.engine, request)
+    }
+
+    /// Starts a build on this engine.
+    pub(crate) fn start_on(&self, engine: &Arc<Engine>, request: Request) -> Building {
+        let (engine, heard, cancel) = (Arc::clone(engine), Arc::new(Heard::default()), CancellationToken::new());
         let (events, token) = (Arc::clone(&heard), cancel.clone());
         let task = tokio::spawn(async move {
             let built = engine.build(request, events, &token).await;

@@ -12,7 +12,7 @@ use super::error::At;
 use super::output::{self, Unfinished, beside};
 use super::{Compression, ExportError, Opened, Output, Written, layer};
 use crate::tar::Kind;
-use crate::tree::{Content, Tree, Whiteouts};
+use crate::tree::{Below, Content, Tree, Whiteouts};
 use crate::unpack::UnpackError;
 use crate::{Limits, Progress};
 
@@ -53,8 +53,7 @@ pub(super) fn directory(
     let unpack = |source| ExportError::Unpack { path: path.to_owned(), source };
     // The tree is no stranger's any more: it may be as large as it is.
     let limits = Limits { unpacked_bytes: u64::MAX, ..Limits::default() };
-    let mut unpacked = Tree::new(new.path(), &limits).at_write(path)?;
-    unpacked.begin_layer(Whiteouts::Literal).map_err(unpack)?;
+    let mut unpacked = Tree::new(new.path(), Below::Nothing, Whiteouts::Literal, &limits).at_write(path)?;
     let mut bytes = 0;
     diff(tree, rules, cancel, &mut |change| {
         let Change::Entry(entry, file) = change else { return Ok(()) };
@@ -65,8 +64,7 @@ pub(super) fn directory(
         progress.bytes(bytes, bytes);
         Ok(())
     })?;
-    unpacked.finish_layer().map_err(unpack)?;
-    unpacked.finish(progress);
+    unpacked.finish(progress).map_err(unpack)?;
     new.rename(&target).at_write(path)?;
     Ok(Written { manifest: None, config: None, bytes, layers: 0 })
 }

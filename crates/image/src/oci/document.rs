@@ -5,8 +5,13 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use serde_json::Value;
 
-use crate::ImageConfig;
+use crate::{ImageConfig, Platform};
+
+/// Values inside each other in what is kept of a configuration. Real ones have three; and what is kept goes into a
+/// document again, whose reader has a limit too.
+const DEPTH: usize = 32;
 
 /// A list of images.
 #[derive(Debug, Deserialize)]
@@ -16,7 +21,7 @@ pub(super) struct Index {
 
 /// One image.
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct Manifest {
+pub(crate) struct Manifest {
     pub(super) config: Descriptor,
     pub(super) layers: Option<Vec<Descriptor>>,
 }
@@ -24,23 +29,24 @@ pub(super) struct Manifest {
 /// A blob, as named by another document.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Descriptor {
+pub(crate) struct Descriptor {
     #[serde(default)]
     pub(super) media_type: String,
-    pub(super) digest: String,
+    pub(crate) digest: String,
     pub(super) size: u64,
-    pub(super) platform: Option<Platform>,
-    pub(super) annotations: Option<BTreeMap<String, String>>,
+    platform: Option<Words>,
+    annotations: Option<BTreeMap<String, String>>,
+    urls: Option<Vec<String>>,
 }
 
-/// What an image runs on, in Go's words.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq)]
-pub(super) struct Platform {
+/// What an image runs on, in its maker's words.
+#[derive(Clone, Debug, Deserialize)]
+struct Words {
     #[serde(default)]
-    pub(super) os: String,
+    os: String,
     #[serde(default)]
-    pub(super) architecture: String,
-    pub(super) variant: Option<String>,
+    architecture: String,
+    variant: Option<String>,
 }
 
 /// What a descriptor in an index names.
@@ -51,19 +57,21 @@ pub(super) enum Kind {
     Other,
 }
 
-impl Descriptor {
-    pub(super) fn kind(&self) -> Kind {
-        match self.media_type.as_str() {
+impl Kind {
+    pub(super) fn of(media_type: &str) -> Self {
+        match media_type {
             "application/vnd.oci.image.index.v1+json" | "application/vnd.docker.distribution.manifest.list.v2+json" => {
-                Kind::Index
+                Self::Index
             }
             "application/vnd.oci.image.manifest.v1+json" | "application/vnd.docker.distribution.manifest.v2+json" => {
-                Kind::Manifest
+                Self::Manifest
             }
-            _ => Kind::Other,
+            _ => Self::Other,
         }
     }
+}
 
+impl Descriptor {
     /// Returns true if this is the configuration of an image, and not of a chart or a signature.
     pub(super) fn is_image_config(&self) -> bool {
         matches!(
@@ -74,15 +82,22 @@ impl Descriptor {
 
     /// Returns true if this is a layer in tar format. How it is compressed, its bytes say.
     pub(super) fn is_layer(&self) -> bool {
-        const KINDS: [&str; 4] = [
-            "application/vnd.oci.image.layer.v1.tar",
-            "application/vnd.oci.image.layer.nondistributable.v1.tar",
-            "application/vnd.docker.image.rootfs.diff.tar",
-            "application/vnd.docker.image.rootfs.foreign.diff.tar",
-        ];
+        const KINDS: [&str; 2] =
+            ["application/vnd.oci.image.layer.v1.tar", "application/vnd.docker.image.rootfs.diff.tar"];
         KINDS
             .iter()
             .any(|kind| matches!(self.media_type.strip_prefix(kind), Some("" | "+gzip" | "+zstd" | ".gzip" | ".zstd")))
+    }
+
+    /// Returns true if this is kept elsewhere than beside its image, from where nothing is fetched.
+    pub(super) fn is_foreign(&self) -> bool {
+        let has_urls = self.urls.as_ref().is_some_and(|urls| !urls.is_empty());
+        has_urls || self.media_type.contains("foreign") || self.media_type.contains("nondistributable")
+    }
+
+    pub(super) fn platform(&self) -> Option<Platform> {
+        let Words { os, architecture, variant } = self.platform.as_ref()?;
+        Some(Platform::new(os, architecture, variant.as_deref().unwrap_or_default()))
     }
 
     /// Returns the names by which the image may be chosen.
@@ -97,14 +112,11 @@ impl Descriptor {
 pub(crate) struct Config {
     architecture: Option<String>,
     os: Option<String>,
-    config: Option<Process>,
+    variant: Option<String>,
+    #[serde(default)]
+    config: Value,
+    history: Option<Vec<Value>>,
     pub(super) rootfs: RootFs,
-}
-
-#[derive(Debug, Deserialize)]
-struct Process {
-    #[serde(rename = "Env")]
-    env: Option<Vec<String>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -113,17 +125,46 @@ pub(super) struct RootFs {
 }
 
 impl Config {
-    pub(crate) fn into_image_config(self) -> ImageConfig {
-        let env = self.config.and_then(|process| process.env).unwrap_or_default();
+    /// Returns what the image was made for, if it says.
+    pub(super) fn platform(&self) -> Option<Platform> {
+        let word = |text: &Option<String>| text.clone().unwrap_or_default();
+        let (os, architecture) = (word(&self.os), word(&self.architecture));
+        (!os.is_empty() && !architecture.is_empty()).then(|| Platform::new(&os, &architecture, &word(&self.variant)))
+    }
+
+    /// Returns what is kept of it, or what is wrong with it.
+    pub(super) fn into_image_config(self) -> Result<ImageConfig, String> {
+        let history = self.history.unwrap_or_default();
+        if depth(&self.config) > DEPTH || history.iter().any(|entry| depth(entry) > DEPTH) {
+            return Err(format!("its values lie in each other more than {DEPTH} deep"));
+        }
+        let env = match self.config.get("Env") {
+            None | Some(Value::Null) => Vec::new(),
+            Some(env) => {
+                serde_json::from_value::<Vec<String>>(env.clone()).map_err(|_| "its Env is not a list of texts")?
+            }
+        };
         let variable = |text: &String| {
             let (name, value) = text.split_once('=').unwrap_or((text, ""));
             (name.to_owned(), value.to_owned())
         };
         let filled = |text: Option<String>| text.filter(|text| !text.is_empty());
-        ImageConfig {
+        Ok(ImageConfig {
             env: env.iter().map(variable).collect(),
             architecture: filled(self.architecture),
             os: filled(self.os),
-        }
+            variant: filled(self.variant),
+            raw: self.config,
+            history,
+        })
+    }
+}
+
+/// Returns how many values lie in each other. The parser has bounded them, so this may recurse.
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(values) => 1 + values.iter().map(depth).max().unwrap_or_default(),
+        Value::Object(members) => 1 + members.values().map(depth).max().unwrap_or_default(),
+        _ => 1,
     }
 }

@@ -37,6 +37,15 @@ pub(crate) enum Whiteouts {
     Literal,
 }
 
+/// What lies under a layer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Below {
+    /// It is the lowest: the directory is empty.
+    Nothing,
+    /// Other layers, whoever unpacked them.
+    Layers,
+}
+
 /// What a file holds, part by part.
 pub(crate) trait Content {
     /// Returns the next part, or nothing at the end.
@@ -55,7 +64,10 @@ impl<S: Source> Content for Reader<S> {
     }
 }
 
-/// A tree being written. The directory must not be written by others meanwhile.
+/// A layer being written over the tree below it. The directory must not be written by others meanwhile.
+///
+/// It may be an overlay of what is below and an empty layer. Then the numbers of directories stay the same when they are
+/// copied up, which `made` relies on; those of files do not.
 pub(crate) struct Tree {
     cursor: Cursor,
     /// For the targets of hard links, so that the two do not drive each other from their places.
@@ -67,7 +79,6 @@ pub(crate) struct Tree {
     /// What this layer has made; nothing is noted where nothing can be hidden.
     made: Option<Made>,
     whiteouts: Whiteouts,
-    layers: usize,
     /// The owner that new files have by themselves.
     user: (u32, u32),
     /// Bytes of files so far, holes included.
@@ -93,44 +104,31 @@ const LONGEST_NAME: usize = 255;
 const IMPLIED: Directory = Directory { mode: 0o755, owner: Some((0, 0)), mtime: Time { seconds: 0, nanoseconds: 0 } };
 
 impl Tree {
-    /// Starts to write into the empty directory `root`.
+    /// Starts to write into the directory `root`.
     ///
     /// # Errors
     ///
     /// It cannot be opened.
-    pub(crate) fn new(root: &Path, limits: &Limits) -> std::io::Result<Self> {
+    pub(crate) fn new(root: &Path, below: Below, whiteouts: Whiteouts, limits: &Limits) -> std::io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root: OwnedFd = rustix::fs::open(root, flags, Mode::empty())?;
         let user = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let targets = Cursor::new(root.try_clone()?, limits.depth)?;
+        let cursor = Cursor::new(root, limits.depth)?;
+        // Where it has no entry in the layer, the root stays as it is.
+        let root = if below == Below::Nothing { IMPLIED } else { cursor.existing()? };
         Ok(Self {
-            targets: Cursor::new(root.try_clone()?, limits.depth)?,
-            cursor: Cursor::new(root, limits.depth)?,
-            directories: HashMap::new(),
+            targets,
+            cursor,
+            directories: HashMap::from([(Vec::new(), root)]),
             remembered_bytes: 0,
-            made: None,
-            whiteouts: Whiteouts::Literal,
-            layers: 0,
+            made: (below == Below::Layers && whiteouts == Whiteouts::Apply).then(Made::default),
+            whiteouts,
             user,
             size: 0,
             skipped_devices: 0,
             limits: *limits,
         })
-    }
-
-    /// Starts the next layer.
-    pub(crate) fn begin_layer(&mut self, whiteouts: Whiteouts) -> Result<(), UnpackError> {
-        self.whiteouts = whiteouts;
-        self.made = (self.layers > 0 && whiteouts == Whiteouts::Apply).then(Made::default);
-        self.directories.clear();
-        self.remembered_bytes = 0;
-        self.cursor.rewind();
-        if self.layers == 0 {
-            self.directories.insert(Vec::new(), IMPLIED);
-        } else {
-            self.note_existing()?;
-        }
-        self.layers += 1;
-        Ok(())
     }
 
     /// Writes one member. If it is a file, `content` gives what is stored of it.
@@ -172,8 +170,8 @@ impl Tree {
         }
     }
 
-    /// Gives the directories of this layer their modes, owners and times.
-    pub(crate) fn finish_layer(&mut self) -> Result<(), UnpackError> {
+    /// Gives the directories of this layer their modes, owners and times. Tells of what could not be made.
+    pub(crate) fn finish(mut self, progress: &dyn Progress) -> Result<(), UnpackError> {
         let mut directories: Vec<_> = std::mem::take(&mut self.directories).into_iter().collect();
         // Children before their parents: without privilege, a parent may be closed to us afterwards.
         directories.sort_unstable_by(|one, other| other.0.cmp(&one.0));
@@ -183,14 +181,10 @@ impl Tree {
                 self.set_directory(directory).map_err(|source| write_error("set the mode of", &path, source))?;
             }
         }
-        Ok(())
-    }
-
-    /// Ends the tree. Tells of what could not be made.
-    pub(crate) fn finish(self, progress: &dyn Progress) {
         if self.skipped_devices > 0 {
             progress.line(&format!("left out {} device nodes: making them needs root", self.skipped_devices));
         }
+        Ok(())
     }
 
     fn set_directory(&self, directory: Directory) -> std::io::Result<()> {
@@ -212,13 +206,6 @@ impl Tree {
         cursor
             .walk(path, Missing::Make, &mut |path, found| remember(directories, remembered_bytes, limits, path, found))
             .map(drop)
-    }
-
-    /// Notes what the current directory has, to restore it at the end of the layer.
-    fn note_existing(&mut self) -> Result<(), UnpackError> {
-        let Self { cursor, directories, remembered_bytes, limits, .. } = self;
-        let found = cursor.existing().map_err(|source| write_error("open", &cursor.path(), source))?;
-        remember(directories, remembered_bytes, limits, &cursor.path(), Found::Existing(found))
     }
 
     /// Notes what the directory at `path` gets at the end of the layer.

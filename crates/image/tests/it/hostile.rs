@@ -3,12 +3,12 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use kiln_image::{Fetcher, ForgetfulDigests, ImageError, Limits, LocalImages, Quiet, Reference};
+use kiln_image::{Fetcher, ForgetfulDigests, ImageError, Images, ImagesSettings, Limits, Quiet, Reference};
 use kiln_testkit::{Need, need};
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::Archive;
-use crate::{block_on, causes, fetch, fetch_layers, fetch_rootfs};
+use crate::{block_on, causes, fetch, fetch_layers, fetch_rootfs, fetch_with};
 
 fn refusal(archive: &[u8]) -> String {
     let error = fetch_rootfs(archive).expect_err("it is refused");
@@ -185,12 +185,12 @@ fn limits_hold() {
     fs::write(file.path(), archive).expect("written");
     let fetch = |limits: Limits| {
         let reference = Reference::Rootfs(file.path().to_owned());
-        let images = LocalImages::new(limits);
+        let images = Images::new(ImagesSettings { limits, ..ImagesSettings::default() });
         let into = tempfile::tempdir().expect("a directory");
         let cancel = CancellationToken::new();
         block_on(async {
-            let resolved = images.resolve(&reference, std::sync::Arc::new(ForgetfulDigests)).await?;
-            images.fetch(&resolved, into.path(), std::sync::Arc::new(Quiet), &cancel).await
+            let resolved = images.resolve(&reference, None, std::sync::Arc::new(ForgetfulDigests)).await?;
+            fetch_with(&images, &resolved, into.path(), std::sync::Arc::new(Quiet), &cancel).await
         })
     };
     assert!(fetch(Limits::default()).is_ok());
@@ -202,6 +202,32 @@ fn limits_hold() {
         let error = fetch(limits).expect_err("too much");
         assert!(error.is_users_fault(), "{error:?}");
     }
+}
+
+#[test]
+fn what_unpacks_to_hundreds_of_times_its_length_is_refused_from_a_length_on() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let archive = Archive::new().file("zeros", &"0".repeat(10 << 20)).end();
+    let packed = zstd_of(&archive);
+    fs::write(file.path(), &packed).expect("written");
+    let fetch = |dense_bytes| {
+        let limits = Limits { dense_bytes, ..Limits::default() };
+        let images = Images::new(ImagesSettings { limits, ..ImagesSettings::default() });
+        let into = tempfile::tempdir().expect("a directory");
+        block_on(async {
+            let reference = Reference::Rootfs(file.path().to_owned());
+            let resolved = images.resolve(&reference, None, std::sync::Arc::new(ForgetfulDigests)).await?;
+            let (quiet, cancel) = (std::sync::Arc::new(Quiet), CancellationToken::new());
+            fetch_with(&images, &resolved, into.path(), quiet, &cancel).await
+        })
+    };
+    fetch(11 << 20).expect("short enough");
+    let told = causes(&fetch(8 << 20).expect_err("a bomb"));
+    assert!(told.contains(&format!(", more than 200 times the {} that are stored", packed.len())), "{told}");
+}
+
+fn zstd_of(bytes: &[u8]) -> Vec<u8> {
+    zstd::encode_all(bytes, 1).expect("in memory")
 }
 
 #[test]
@@ -245,7 +271,7 @@ fn a_cancelled_fetch_stops() {
     let cancel = CancellationToken::new();
     cancel.cancel();
     let into = tempfile::tempdir().expect("a directory");
-    let fetched = block_on(LocalImages::default().fetch(&resolved, into.path(), std::sync::Arc::new(Quiet), &cancel));
+    let fetched = block_on(fetch_with(&Images::default(), &resolved, into.path(), std::sync::Arc::new(Quiet), &cancel));
     assert!(matches!(fetched, Err(ImageError::Cancelled)), "{fetched:?}");
 }
 

@@ -5,6 +5,7 @@ use std::fs;
 use kiln_testkit::{Need, need};
 
 use crate::archive::Archive;
+use crate::overlay::fetch_chained;
 use crate::{fetch, fetch_layers, listing, sh};
 
 fn names(layers: &[Vec<u8>]) -> Vec<String> {
@@ -118,5 +119,29 @@ fn an_image_of_umoci_unpacks_as_umoci_does() {
         let without_root = |lines: &[String]| lines[..lines.len() - 1].to_vec();
         assert_eq!(without_root(&ours), without_root(&theirs), "{reference}");
         assert!(config.env.contains(&("A".to_owned(), "1".to_owned())), "{config:?}");
+        assert_eq!(config.raw["Env"], serde_json::json!(["A=1", "PATH=/x"]));
+        let chained = fetch_chained(&reference).expect(&reference);
+        let described = |root: &std::path::Path| kiln_testkit::describe(root).expect("readable")[1..].to_vec();
+        assert_eq!(described(&chained.tree.path()), described(&dir.path().join("theirs/rootfs")), "{reference}");
     }
+}
+
+/// The seeds of the fuzz target must get past the parser, or they are of no use.
+#[test]
+fn the_layers_that_fuzzing_starts_from_are_whole() {
+    need!(Need::Root);
+    let seeds = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds/layer_read");
+    let mut count = 0;
+    for seed in fs::read_dir(seeds).expect("seeds") {
+        let path = seed.expect("a seed").path();
+        let bytes = fs::read(&path).expect("readable");
+        let (lower, upper) = bytes.split_at(bytes.len() / 2);
+        let into = tempfile::tempdir().expect("a directory");
+        let limits = kiln_image::Limits::default();
+        kiln_image::unpack_in_memory(&[lower, upper], into.path(), &limits)
+            .unwrap_or_else(|error| panic!("{}: {error:?}", path.display()));
+        assert!(into.path().join("d").exists() && !into.path().join("d/a").exists(), "{}", path.display());
+        count += 1;
+    }
+    assert_eq!(count, 6);
 }

@@ -1,9 +1,11 @@
 //! Fetches real images, made by the programs that users make them with, and archives that no program makes.
 
 mod archive;
+mod daemon;
 mod export;
 mod hostile;
 mod layers;
+mod overlay;
 mod property;
 mod transports;
 
@@ -14,7 +16,9 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use kiln_image::{Digest, Fetcher, ForgetfulDigests, ImageConfig, ImageError, LocalImages, Quiet, Reference, Resolved};
+use kiln_image::{
+    Digest, Fetcher, ForgetfulDigests, ImageConfig, ImageError, Images, Platform, Progress, Quiet, Reference, Resolved,
+};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -25,19 +29,34 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 
 fn resolve(reference: &str) -> Result<Resolved, ImageError> {
     let reference = Reference::parse(reference.as_bytes(), Path::new("/nowhere")).expect("a reference");
-    block_on(LocalImages::default().resolve(&reference, Arc::new(ForgetfulDigests)))
+    block_on(Images::default().resolve(&reference, None, Arc::new(ForgetfulDigests)))
 }
 
-fn fetch_resolved(resolved: &Resolved, into: &Path) -> Result<ImageConfig, ImageError> {
-    let cancel = CancellationToken::new();
-    block_on(LocalImages::default().fetch(resolved, into, Arc::new(Quiet), &cancel))
+/// Fetches all layers into one directory.
+async fn fetch_with(
+    images: &Images,
+    resolved: &Resolved,
+    into: &Path,
+    progress: Arc<dyn Progress>,
+    cancel: &CancellationToken,
+) -> Result<(), ImageError> {
+    let mut layers = images.fetch(resolved, 0, &std::env::temp_dir(), progress, cancel).await?;
+    for _ in 0..resolved.layers.len().max(1) {
+        layers.next(into).await?;
+    }
+    Ok(())
+}
+
+fn fetch_resolved(resolved: &Resolved, into: &Path) -> Result<(), ImageError> {
+    block_on(fetch_with(&Images::default(), resolved, into, Arc::new(Quiet), &CancellationToken::new()))
 }
 
 /// Fetches into a new directory.
 fn fetch(reference: &str) -> Result<(TempDir, ImageConfig), ImageError> {
     let into = tempfile::tempdir().expect("a directory");
-    let config = fetch_resolved(&resolve(reference)?, into.path())?;
-    Ok((into, config))
+    let resolved = resolve(reference)?;
+    fetch_resolved(&resolved, into.path())?;
+    Ok((into, resolved.config))
 }
 
 /// Runs a shell script that must succeed.
@@ -95,11 +114,16 @@ fn blob(layout: &Path, media_type: &str, bytes: &[u8]) -> serde_json::Value {
     json!({"mediaType": media_type, "digest": digest.to_string(), "size": bytes.len()})
 }
 
+/// Returns what images call this machine's processor.
+fn architecture() -> String {
+    Platform::here().architecture().to_owned()
+}
+
 /// Writes an image of these unpacked layers and returns the descriptor of its manifest.
 fn image(layout: &Path, layers: &[Vec<u8>]) -> serde_json::Value {
     let diff_ids: Vec<String> = layers.iter().map(|layer| Digest::of(layer).to_string()).collect();
     let config = json!({
-        "architecture": "amd64", "os": "linux",
+        "architecture": architecture(), "os": "linux",
         "config": {"Env": ["PATH=/bin", "EMPTY=", "A=b=c"]},
         "rootfs": {"type": "layers", "diff_ids": diff_ids},
     });

@@ -155,7 +155,7 @@ macro_rules! need_root_in_proptest {
         }
     };
 }
-use need_root_in_proptest;
+pub(crate) use need_root_in_proptest;
 
 #[test]
 fn an_archive_of_zstd_and_one_of_several_gzip_members() {

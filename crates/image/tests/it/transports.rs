@@ -2,14 +2,15 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
-use kiln_image::{Fetcher, LocalImages, Progress, Reference};
+use kiln_image::{Fetcher, ForgetfulDigests, Images, ImagesSettings, Platform, Progress, Reference};
 use kiln_testkit::{Need, need};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::Archive;
-use crate::{blob, block_on, causes, fetch, fetch_resolved, image, index, resolve, sh};
+use crate::{architecture, blob, block_on, causes, fetch, fetch_resolved, fetch_with, image, index, resolve, sh};
 
 fn layer(content: &str) -> Vec<u8> {
     Archive::new().file("f", content).end()
@@ -64,11 +65,7 @@ fn indexes_choose_by_platform() {
         manifest["platform"] = json!({"os": os, "architecture": architecture});
         manifest
     };
-    let here = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
+    let here = &architecture();
     let all = [on("s390", "linux", "s390x"), on("here", "linux", here), on("?", "unknown", "unknown")];
     let nest = |manifests: &[serde_json::Value]| {
         let nested = json!({"schemaVersion": 2, "manifests": manifests}).to_string();
@@ -82,10 +79,40 @@ fn indexes_choose_by_platform() {
     }
     index(dir.path(), &[nest(&all[..1])]);
     let wrong = told(&oci, dir.path());
-    assert!(wrong.ends_with("it has linux/s390x"), "{wrong}");
+    assert!(wrong.ends_with("it has linux/s390x; choose with `--platform`"), "{wrong}");
     let deep = (0..8).fold(nest(&all), |inner, _| nest(&[inner]));
     index(dir.path(), &[deep]);
     assert!(told(&oci, dir.path()).contains("indexes lie in each other"));
+}
+
+#[test]
+fn an_image_for_another_platform_is_refused_and_can_be_asked_for() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut manifest = image(dir.path(), &[layer("1")]);
+    let path = |descriptor: &serde_json::Value| {
+        let digest = descriptor["digest"].as_str().expect("a digest");
+        dir.path().join("blobs/sha256").join(digest.trim_start_matches("sha256:"))
+    };
+    let read = |descriptor| -> serde_json::Value {
+        serde_json::from_slice(&fs::read(path(descriptor)).expect("a blob")).expect("JSON")
+    };
+    let mut inner = read(&manifest);
+    let mut config = read(&inner["config"]);
+    (config["architecture"], config["variant"]) = (json!("s390x"), json!("z15"));
+    inner["config"] = blob(dir.path(), "application/vnd.oci.image.config.v1+json", config.to_string().as_bytes());
+    manifest = blob(dir.path(), "application/vnd.oci.image.manifest.v1+json", inner.to_string().as_bytes());
+    index(dir.path(), &[manifest]);
+    let oci = format!("oci:{}", dir.path().display());
+    let here = Platform::here();
+    assert_eq!(
+        told(&oci, dir.path()),
+        format!("DIR has no image for {here}; it has linux/s390x/z15; choose with `--platform`")
+    );
+    let platform = "linux/s390x/z15".parse().expect("a platform");
+    let images = Images::new(ImagesSettings { platform, ..ImagesSettings::default() });
+    let reference = Reference::parse(oci.as_bytes(), Path::new("/")).expect("a reference");
+    let resolved = block_on(images.resolve(&reference, None, Arc::new(ForgetfulDigests))).expect("resolved");
+    assert_eq!(resolved.config.variant.as_deref(), Some("z15"));
 }
 
 #[test]
@@ -152,6 +179,54 @@ fn damage_is_found_wherever_it_is() {
         manifest["layers"][0]["mediaType"] = json!("application/vnd.oci.image.layer.v1.tar+encrypted");
         rewrite(dir, &manifest);
     });
+    for kind in [
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar",
+    ] {
+        damaged("layer of a foreign kind", &|dir, manifest| {
+            let mut manifest = read(dir, manifest);
+            manifest["layers"][0]["mediaType"] = json!(kind);
+            rewrite(dir, &manifest);
+        });
+    }
+    damaged("layer from elsewhere", &|dir, manifest| {
+        let mut manifest = read(dir, manifest);
+        manifest["layers"][0]["urls"] = json!(["https://example.com/layer"]);
+        rewrite(dir, &manifest);
+    });
+    damaged("layers longer than any disk", &|dir, manifest| {
+        let mut manifest = read(dir, manifest);
+        manifest["layers"][0]["size"] = json!(u64::MAX);
+        rewrite(dir, &manifest);
+    });
+    damaged("a size that is negative, in JSON", &|dir, manifest| {
+        let mut manifest = read(dir, manifest);
+        manifest["layers"][0]["size"] = json!(-1);
+        rewrite(dir, &manifest);
+    });
+    let configure = |dir: &Path, manifest: &serde_json::Value, change: &dyn Fn(&mut serde_json::Value)| {
+        let mut manifest = read(dir, manifest);
+        let mut config = read(dir, &manifest["config"]);
+        change(&mut config);
+        let kind = "application/vnd.oci.image.config.v1+json";
+        manifest["config"] = blob(dir, kind, config.to_string().as_bytes());
+        let count = config["rootfs"]["diff_ids"].as_array().expect("a list").len();
+        manifest["layers"] = vec![manifest["layers"][0].clone(); count].into();
+        rewrite(dir, &manifest);
+    };
+    damaged("more layers than anyone makes", &|dir, manifest| {
+        configure(dir, manifest, &|config| {
+            config["rootfs"]["diff_ids"] = vec![config["rootfs"]["diff_ids"][0].clone(); 1001].into();
+        });
+    });
+    damaged("a configuration as deep as no other", &|dir, manifest| {
+        configure(dir, manifest, &|config| {
+            config["config"]["Labels"] = (0..40).fold(json!({}), |inner, _| json!([inner]));
+        });
+    });
+    damaged("an environment that is none", &|dir, manifest| {
+        configure(dir, manifest, &|config| config["config"]["Env"] = json!({"A": "1"}));
+    });
     damaged("more layers than digests", &|dir, manifest| {
         let mut manifest = read(dir, manifest);
         manifest["layers"] = json!([manifest["layers"][0], manifest["layers"][0]]);
@@ -178,7 +253,7 @@ fn a_docker_archive_may_share_layers_by_links() {
     let dir = tempfile::tempdir().expect("a directory");
     let layer = layer("1");
     let digest = kiln_image::Digest::of(&layer).to_string();
-    let config = json!({"architecture": "amd64", "os": "linux", "config": {"Env": null},
+    let config = json!({"architecture": architecture(), "os": "linux", "config": {"Env": null},
         "rootfs": {"type": "layers", "diff_ids": [digest, digest]}})
     .to_string();
     let name = kiln_image::Digest::of(config.as_bytes()).hex() + ".json";
@@ -197,7 +272,7 @@ fn a_docker_archive_may_share_layers_by_links() {
     let reference = format!("docker-archive:{}", file.display());
     let (tree, config_read) = fetch(&format!("{reference}:debian:12")).expect("fetched");
     assert_eq!(fs::read_to_string(tree.path().join("f")).expect("a file"), "1");
-    assert_eq!((config_read.env.len(), config_read.architecture.as_deref()), (0, Some("amd64")));
+    assert_eq!((config_read.env.len(), config_read.architecture.as_deref()), (0, Some(&*architecture())));
     assert_eq!(told(&reference, dir.path()), "DIR/a.tar holds several images; choose one by its tag: debian:12");
     assert!(told(&format!("{reference}:debian"), dir.path()).contains("it has debian:12"));
     assert!(told(&format!("oci-archive:{}", file.display()), dir.path()).contains("for `docker-archive:`"));
@@ -260,12 +335,10 @@ impl Progress for CancelAtFirstLine {
 fn the_installation_of_a_suite_can_be_cancelled() {
     need!(Need::Root, Need::Tool("mmdebstrap", "mmdebstrap"));
     let resolved = resolve("debootstrap:bookworm").expect("resolved");
-    assert!(!resolved.pinned);
     let into = tempfile::tempdir().expect("a directory");
     let cancel = CancellationToken::new();
     let progress = std::sync::Arc::new(CancelAtFirstLine(cancel.clone()));
-    let images = LocalImages::default();
-    let cancelled = block_on(images.fetch(&resolved, into.path(), progress, &cancel));
+    let cancelled = block_on(fetch_with(&Images::default(), &resolved, into.path(), progress, &cancel));
     assert!(cancelled.expect_err("cancelled").is_cancelled());
     let mounts = fs::read_to_string("/proc/self/mounts").expect("readable");
     assert!(!mounts.contains(&into.path().display().to_string()));
