@@ -106,12 +106,14 @@ fn capabilities_attributes_and_odd_files_survive() {
     results.step(|tree| {
         sh(
             tree,
-            "echo >ping; chown 12:34 ping; chmod 4711 ping; mkdir noted
+            "echo >ping; chown 12:34 ping; chmod 4711 ping; mkdir noted long
             mkfifo fifo; mknod null c 1 3; mknod loop b 7 200
             truncate -s 5M sparse; echo end >>sparse; ln -s $(printf %0200d 7) link
             touch owned; chown 3000000:4000000000 owned; touch -d @20000000000 late; touch -d @-5 early",
         );
         attribute(&tree.join("noted"), "user.empty", b"");
+        attribute(&tree.join("long"), &format!("user.{}", "n".repeat(250)), b"1");
+        attribute(&tree.join("long"), &format!("user.{}", "o".repeat(250)), b"2");
         attribute(&tree.join("noted"), "user.binary", b"\0\xff\n=");
         // vfs_cap_data, revision 2: cap_net_raw, permitted.
         attribute(&tree.join("ping"), "security.capability", b"\0\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
