@@ -1,4 +1,4 @@
-//! Base images in: from what stands after `from` to a tree on disk.
+//! Images in and out: from what stands after `from` to a tree on disk, and from results to images.
 //!
 //! ```text
 //! text ──Reference::parse──► Reference ──Fetcher::resolve──► Resolved ──Fetcher::fetch──► Layers ──next──► tree
@@ -17,13 +17,14 @@
 //! * `stream`: decompresses on a thread of its own and takes digests. `tar`: reads archives. `tree`: writes into
 //!   the target, and nowhere else; read its module's comment before changing it.
 //! * [`Registry`]: the client of registries, [`RegistrySettings`] what it is told.
+//! * [`export`]: the way out; its module is a room of its own.
 //! * [`Limits`]: how much an image may make us do.
 //!
 //! Images are written by strangers: lengths are checked before anything is read into memory, digests before
 //! anything is believed, and no name of theirs reaches the kernel as a path.
 //!
 //! This room does not keep images: it knows no store, and remembers nothing between calls (digests of files
-//! are remembered by the caller's [`FileDigests`]). It does not talk to registries yet. It does not write images.
+//! are remembered by the caller's [`FileDigests`]).
 #![forbid(unsafe_code)]
 
 mod container;

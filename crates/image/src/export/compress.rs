@@ -24,17 +24,34 @@ use tokio_util::sync::CancellationToken;
 use super::{Compression, ExportError};
 use crate::Digest;
 
-/// What is compressed at once.
-const CHUNK: usize = 1 << 20;
 /// How far back deflate refers.
 const WINDOW: usize = 32 << 10;
-/// More workers than one producer can feed need memory only.
-const WORKERS: usize = 16;
 
-/// Level 6 of zlib-rs: within 1 % of the size of `gzip -6`, at twice its speed on one processor.
+/// The numbers are of 170 MB of a Debian system, on one processor. `gzip -6` makes 60.9 MB of them in 6 s.
+///
+/// Level 6: 61.6 MB in 2.5 s. Level 4 is 1.4 % longer and takes 2.1 s; level 9 is 2.5 % shorter and takes 8.3 s.
 const GZIP_LEVEL: u32 = 6;
-/// The default of zstd: smaller than gzip, and several times faster.
+/// Level 3: 53.4 MB in 0.7 s. Level 6 makes 52 MB, in 1.9 s.
 const ZSTD_LEVEL: i32 = 3;
+
+/// How a stream is cut.
+struct Cut {
+    /// What is compressed at once.
+    chunk: usize,
+    /// More workers than one producer can feed need memory only.
+    most_workers: usize,
+}
+
+impl Cut {
+    fn of(compression: Compression) -> Self {
+        match compression {
+            // The length of a chunk costs nothing.
+            Compression::Gzip | Compression::None => Self { chunk: 1 << 20, most_workers: 16 },
+            // Frames know nothing of each other: chunks of half the length would make 5 % more.
+            Compression::Zstd => Self { chunk: 2 << 20, most_workers: 8 },
+        }
+    }
+}
 
 /// No time, unknown system: what does not say when and where.
 const GZIP_HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
@@ -64,7 +81,8 @@ pub(super) fn pack(
     cancel: &CancellationToken,
     produce: impl FnOnce(&mut Feed<'_>) -> Result<(), ExportError>,
 ) -> Result<Packed, ExportError> {
-    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(WORKERS);
+    let Cut { chunk: size, most_workers } = Cut::of(compression);
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(most_workers);
     let buffers = workers + 3;
     let (emptied, empty) = sync_channel(buffers);
     let (filled, full) = sync_channel(buffers);
@@ -84,6 +102,7 @@ pub(super) fn pack(
         let feed = Feed {
             empty,
             filled,
+            size,
             chunk: Chunk::default(),
             number: 0,
             end: Vec::new(),
@@ -122,6 +141,8 @@ struct Chunk {
 pub(super) struct Feed<'a> {
     empty: Receiver<Chunk>,
     filled: SyncSender<Chunk>,
+    /// How long a chunk is.
+    size: usize,
     chunk: Chunk,
     number: u64,
     /// The last bytes of the chunk before.
@@ -182,11 +203,11 @@ impl Feed<'_> {
 
     /// Returns how much fits into the chunk at hand, which is more than nothing.
     fn room(&mut self) -> Result<usize, ExportError> {
-        if self.chunk.data.len() == CHUNK {
+        if self.chunk.data.len() == self.size {
             self.send()?;
             self.next()?;
         }
-        Ok(CHUNK - self.chunk.data.len())
+        Ok(self.size - self.chunk.data.len())
     }
 
     fn send(&mut self) -> Result<(), ExportError> {
@@ -204,7 +225,7 @@ impl Feed<'_> {
     /// Takes an empty chunk. There is none any more once the writer failed.
     fn next(&mut self) -> Result<(), ExportError> {
         self.chunk = self.empty.recv().map_err(|_| ExportError::Panicked)?;
-        self.chunk.data.reserve_exact(CHUNK);
+        self.chunk.data.reserve_exact(self.size);
         self.chunk.before.extend_from_slice(&self.end);
         self.chunk.number = self.number;
         self.number += 1;
@@ -351,6 +372,8 @@ impl Hashed<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const CHUNK: usize = 1 << 20;
 
     /// Bytes that compress about as well as programs do.
     fn sample(length: usize) -> Vec<u8> {

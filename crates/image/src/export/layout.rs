@@ -24,21 +24,37 @@ const LONGEST_INDEX: u64 = 64 << 20;
 /// A layout that is being written to. It is locked against other processes of ours.
 pub(super) struct Layout {
     dir: PathBuf,
+    new: New,
+    /// Given up last.
     _lock: File,
-    /// What is removed again if the image does not get into the index.
-    new: Vec<Unfinished>,
+}
+
+/// What is removed again if the image does not get into the index. Directories that others put something into stay.
+#[derive(Default)]
+struct New(Vec<PathBuf>);
+
+impl Drop for New {
+    fn drop(&mut self) {
+        // A directory goes after what is in it.
+        for path in self.0.drain(..).rev() {
+            let removed = if path.is_dir() { fs::remove_dir(&path) } else { fs::remove_file(&path) };
+            if let Err(error) = removed {
+                tracing::warn!(path = %path.display(), %error, "cannot remove what was not finished");
+            }
+        }
+    }
 }
 
 impl Layout {
     /// Opens the layout in `dir`, or starts one if that is empty or does not exist.
     pub(super) fn open(dir: &Path) -> Result<Self, ExportError> {
-        let mut new = Vec::new();
+        let mut new = New::default();
         let mut make = |path: PathBuf| {
             match fs::create_dir(&path) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 made => {
                     made.at_write(&path)?;
-                    new.push(Unfinished(Some(path)));
+                    new.0.push(path);
                 }
             }
             Ok::<_, ExportError>(())
@@ -91,7 +107,7 @@ impl Layout {
             }
         };
         self.write("index.json", &mut &*index)?;
-        self.new.drain(..).for_each(Unfinished::keep);
+        self.new.0.clear();
         Ok(())
     }
 
@@ -108,15 +124,8 @@ impl Layout {
         let is_replaced = path.exists();
         new.rename(&path).at_write(&path)?;
         if !is_replaced {
-            self.new.push(Unfinished(Some(path)));
+            self.new.0.push(path);
         }
         Ok(())
-    }
-}
-
-impl Drop for Layout {
-    fn drop(&mut self) {
-        // A directory goes after what is in it.
-        while self.new.pop().is_some() {}
     }
 }

@@ -59,11 +59,6 @@ impl Unfinished {
         self.0.as_deref().unwrap_or(Path::new(""))
     }
 
-    /// It has its name already.
-    pub(super) fn keep(mut self) {
-        self.0 = None;
-    }
-
     /// Gives it its name, in place of what has it.
     pub(super) fn rename(mut self, to: &Path) -> io::Result<()> {
         fs::rename(self.path(), to)?;

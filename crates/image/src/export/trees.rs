@@ -124,8 +124,13 @@ impl Side {
         let mut path = format!("/proc/self/fd/{}/", self.directory.as_fd().as_raw_fd()).into_bytes();
         path.extend_from_slice(name.to_bytes());
         let path = PathBuf::from(std::ffi::OsString::from_vec(path));
-        let mut names = [0_u8; XATTR];
+        // Most have none: the kernel would clear the large buffer each time.
+        let mut names = vec![0_u8; 256];
         let length = match rustix::fs::llistxattr(&path, &mut names[..]) {
+            Err(Errno::RANGE) => {
+                names = vec![0; XATTR];
+                rustix::fs::llistxattr(&path, &mut names[..])?
+            }
             Err(Errno::OPNOTSUPP) => 0,
             length => length?,
         };

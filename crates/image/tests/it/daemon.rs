@@ -17,14 +17,14 @@ use crate::archive::Archive;
 use crate::{block_on, causes, fetch_with, image, index, listing, sh};
 
 /// A Docker daemon that knows nothing of the system's.
-struct Dockerd {
+pub(crate) struct Dockerd {
     child: Child,
     dir: TempDir,
 }
 
 impl Dockerd {
     /// Starts it, or returns what it said last.
-    fn start() -> Result<Self, String> {
+    pub(crate) fn start() -> Result<Self, String> {
         let dir = tempfile::tempdir().expect("a directory");
         let path = |name: &str| dir.path().join(name);
         fs::write(path("configuration"), "{}").expect("written");
@@ -59,7 +59,7 @@ impl Dockerd {
         Err(said)
     }
 
-    fn environment(&self) -> Vec<(OsString, OsString)> {
+    pub(crate) fn environment(&self) -> Vec<(OsString, OsString)> {
         vec![("DOCKER_HOST".into(), format!("unix://{}", self.dir.path().join("socket").display()).into())]
     }
 }

@@ -184,6 +184,17 @@ fn a_failure_leaves_a_layout_as_it_was() {
     write(results.image(true), oci(&out), options(dir)).expect_err("a name that cannot be");
     let files = |lines: Vec<String>| lines.into_iter().filter(|line| !line.starts_with('.')).collect::<Vec<_>>();
     assert_eq!(files(listing(&out)), files(before));
+    let held = File::open(&out).expect("readable");
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).expect("nobody has it");
+    let error = write(results.image(true), oci(&out), options(dir)).expect_err("locked");
+    assert!(matches!(error, ExportError::InUse { .. }) && !error.is_users_fault(), "{error}");
+    drop(held);
+    fs::write(out.join("index.json"), "[]").expect("writable");
+    let squash = Options { squash: true, ..options(dir) };
+    let good = two_steps();
+    let error = write(good.image(true), oci(&out), squash).expect_err("no index");
+    assert!(matches!(error, ExportError::NotALayout { .. }) && error.is_users_fault(), "{error}");
+    assert_eq!(fs::read_to_string(out.join("index.json")).expect("it stays"), "[]");
     fs::create_dir(dir.join("used")).expect("writable");
     fs::write(dir.join("used/mine"), "precious").expect("writable");
     let error = write(results.image(true), oci(&dir.join("used")), options(dir)).expect_err("no layout");

@@ -6,6 +6,7 @@ use kiln_image::export::{Compression, Destination, Image, Options};
 use kiln_testkit::{Need, busybox_root, need};
 
 use super::{Results, assert_same, file, in_seconds, oci, options, seen, write};
+use crate::daemon::Dockerd;
 use crate::sh;
 
 const PODMAN: Need<'_> = Need::Tool("podman", "podman");
@@ -114,4 +115,35 @@ fn buildah_pulls_it() {
         echo; cat $($buildah mount $container)/etc/greeting; $buildah umount -a >/dev/null; $buildah rm -a >/dev/null",
     );
     assert_eq!(said, "[/bin/cat /etc/greeting again]\nhello\nmore\n");
+}
+
+#[test]
+fn docker_loads_and_runs_it() {
+    need!(Need::Root, Need::Tool("dockerd", "docker.io"), Need::Tool("docker", "docker.io"));
+    let docker = match Dockerd::start() {
+        Ok(docker) => docker,
+        Err(said) => return println!("SKIPPED: dockerd does not start here: {said}"),
+    };
+    let host = docker.environment().into_iter().map(|(name, value)| format!("{}={}", name.display(), value.display()));
+    let host: String = host.collect::<Vec<_>>().join(" ");
+    let results = busybox();
+    let dir = results.dir.path();
+    for (name, options) in packings(dir) {
+        let mut image = greeting(&results);
+        image.names.push(format!("registry.example:5000/{name}").parse().expect("a name"));
+        write(image, Destination::DockerArchive(file(&dir.join(format!("{name}.tar")))), options).expect("written");
+        let said = sh(
+            dir,
+            &format!(
+                "export {host}; docker load -q -i {name}.tar
+                docker image inspect --format '{{{{len .RootFS.Layers}}}} {{{{.Config.Cmd}}}}' kiln/test:1
+                docker run --rm --network=none --ulimit nofile=256 kiln/test:1"
+            ),
+        );
+        let expected = format!(
+            "Loaded image: kiln/test:1\nLoaded image: registry.example:5000/{name}:latest\n\
+             3 [/bin/cat /etc/greeting again]\nhello\nmore\nhello\nmore\n"
+        );
+        assert_eq!(said, expected, "{name}");
+    }
 }
