@@ -49,6 +49,11 @@ impl Section {
         self.length
     }
 
+    /// Returns where it starts in its file.
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
+    }
+
     pub(crate) fn file(&self) -> Arc<File> {
         Arc::clone(&self.file)
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use crate::RegistryError;
 use crate::unpack::UnpackError;
 
 /// Why an image could not be exported.
@@ -97,6 +98,9 @@ pub enum ExportError {
         #[source]
         source: UnpackError,
     },
+    /// The registry does not take it.
+    #[error(transparent)]
+    Push(RegistryError),
     /// There is no tree to be exported: no step has a layer.
     #[error("the image has no files")]
     NoTree,
@@ -121,6 +125,7 @@ impl ExportError {
                     | io::ErrorKind::InvalidFilename
             ),
             Self::Unpack { source, .. } => source.is_images_fault(),
+            Self::Push(source) => source.is_users_fault(),
             Self::Cancelled
             | Self::InUse { .. }
             | Self::Open { .. }
@@ -133,7 +138,12 @@ impl ExportError {
 
     /// Returns true if the caller's own cancellation is why.
     pub fn is_cancelled(&self) -> bool {
-        matches!(self, Self::Cancelled | Self::Unpack { source: UnpackError::Cancelled, .. })
+        matches!(
+            self,
+            Self::Cancelled
+                | Self::Push(RegistryError::Cancelled)
+                | Self::Unpack { source: UnpackError::Cancelled, .. }
+        )
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use crate::{Digest, ImageName};
+use crate::{Digest, ImageName, Registry};
 
 /// An image to be written: its steps, and what it says of itself.
 #[derive(Debug)]
@@ -156,6 +156,13 @@ pub enum Destination {
     },
     /// A tar file for `docker load`: an OCI layout with a `manifest.json` beside.
     DockerArchive(Output),
+    /// A repository of a registry.
+    Registry {
+        /// The client.
+        registry: Registry,
+        /// Which repository, and with which tag; `latest` if it has none.
+        name: ImageName,
+    },
     /// The whole tree of the last layer as a tar file.
     Tar(Output),
     /// The whole tree of the last layer in a directory, which must be empty or not exist.

@@ -8,7 +8,7 @@
 //! * `image`: what is exported, where to, and how: all that callers see. [`export`] does it.
 //! * `diff`, with `trees`: walks the trees that hostile steps wrote.
 //! * `layer`, `compress`: the bytes of a layer, the same on every machine.
-//! * `layout`, `archive`, `whole`: the destinations. `output`: files that appear when they are whole.
+//! * `layout`, `archive`, `push`, `whole`: the destinations. `output`: files that appear when they are whole.
 //!
 //! Layers are made from results when a destination needs them, one at a time; no layer is in memory.
 
@@ -21,6 +21,7 @@ mod image;
 mod layer;
 mod layout;
 mod output;
+mod push;
 mod trees;
 mod whole;
 mod write;

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::archive::Archive;
@@ -13,11 +14,12 @@ use super::diff::Rules;
 use super::document::{self, Descriptor, Layer, Layers};
 use super::layout::Layout;
 use super::output::Spool;
+use super::push::Push;
 use super::{
     Compression, Destination, ExportError, Image, LayerSource, Memory, Opened, Options, Step, Written, layer, whole,
 };
-use crate::Progress;
 use crate::stream::Section;
+use crate::{Progress, Quiet};
 
 /// A new version whenever the same tree gives other bytes.
 const VERSION: &str = "layer 1";
@@ -42,19 +44,17 @@ pub async fn export(
     progress: Arc<dyn Progress>,
     cancel: &CancellationToken,
 ) -> Result<Written, ExportError> {
-    let cancel = cancel.clone();
+    let (cancel, runtime) = (cancel.clone(), Handle::current());
     // The work looks at the token itself: a blocking thread cannot be aborted.
-    let work = move || {
-        let export = Export { options: &options, memory: &*memory, progress: &*progress, cancel: &cancel };
-        export.run(image, destination)
-    };
+    let work = move || Export { options, memory, progress, runtime, cancel: &cancel }.run(image, destination);
     tokio::task::spawn_blocking(work).await.unwrap_or(Err(ExportError::Panicked))
 }
 
 struct Export<'a> {
-    options: &'a Options,
-    memory: &'a dyn Memory,
-    progress: &'a dyn Progress,
+    options: Options,
+    memory: Arc<dyn Memory>,
+    progress: Arc<dyn Progress>,
+    runtime: Handle,
     cancel: &'a CancellationToken,
 }
 
@@ -64,11 +64,11 @@ impl Export<'_> {
         match destination {
             Destination::Tar(output) => {
                 let tree = open_whole(last(&image)?)?;
-                whole::tar(&tree, output, self.options.compression, literal, self.progress, self.cancel)
+                whole::tar(&tree, output, self.options.compression, literal, &*self.progress, self.cancel)
             }
             Destination::Dir(path) => {
                 let tree = open_whole(last(&image)?)?;
-                whole::directory(&tree, &path, literal, self.progress, self.cancel)
+                whole::directory(&tree, &path, literal, &*self.progress, self.cancel)
             }
             Destination::OciLayout { dir, tag } => {
                 let tag = tag.as_deref().map(check_tag).transpose()?;
@@ -79,6 +79,11 @@ impl Export<'_> {
                 self.image(image, Target::Archive(Archive::new(output, false)), tag)
             }
             Destination::DockerArchive(output) => self.image(image, Target::Archive(Archive::new(output, true)), None),
+            Destination::Registry { registry, name } => {
+                let (memory, progress) = (Arc::clone(&self.memory), Arc::clone(&self.progress));
+                let push = Push::new(registry, name, memory, progress, self.runtime.clone(), self.cancel);
+                self.image(image, Target::Registry(push), None)
+            }
         }
     }
 
@@ -102,10 +107,9 @@ impl Export<'_> {
         }
         let bytes = document::config(&image, &layers, self.options.source_date_epoch);
         let config = Descriptor::of(document::CONFIG, &bytes);
-        target.put_document(&config, bytes)?;
+        target.put_document(&config, bytes, &mut spool)?;
         let bytes = document::manifest(&config, &layers);
         let manifest = Descriptor::of(document::MANIFEST, &bytes);
-        target.put_document(&manifest, bytes)?;
         if self.cancel.is_cancelled() {
             return Err(ExportError::Cancelled);
         }
@@ -117,8 +121,15 @@ impl Export<'_> {
         };
         let entries = document::entries(&image, &manifest, tag);
         match target {
-            Target::Layout(layout) => layout.finish(&entries)?,
-            Target::Archive(archive) => archive.finish(&image, &config, &layers, &entries, self.cancel)?,
+            Target::Layout(mut layout) => {
+                layout.put(&manifest, &mut &*bytes)?;
+                layout.finish(&entries)?;
+            }
+            Target::Archive(mut archive) => {
+                archive.put_document(&manifest.digest, bytes);
+                archive.finish(&image, &config, &layers, &entries, self.cancel)?;
+            }
+            Target::Registry(push) => push.finish(&manifest, &bytes)?,
         }
         Ok(written)
     }
@@ -131,20 +142,22 @@ impl Export<'_> {
         target: &mut Target,
         spool: &mut Spool,
     ) -> Result<Option<Layer>, ExportError> {
-        let Options { compression, source_date_epoch, squash, .. } = self.options;
+        let Options { compression, source_date_epoch, squash, .. } = &self.options;
         let question = format!("{VERSION} {compression:?} {source_date_epoch:?} {squash} {}", source.key);
         match self.memory.recall(&question).and_then(|answer| recalled(&answer, *compression)) {
             Some(None) => return Ok(None),
-            Some(Some(layer)) if target.has(&layer.blob) => {
+            Some(Some(layer)) if target.has(&layer.blob)? => {
                 self.progress.line(&format!("layer {} is there: {}", layer.blob.digest, step.history.created_by));
                 return Ok(Some(layer));
             }
             _ => {}
         }
         let trees = if *squash { open_whole(source)? } else { open(source)? };
+        // Of what is sent, how much is sent is what people wait for.
+        let progress: &dyn Progress = if target.tells_progress() { &Quiet } else { &*self.progress };
         let mut has_changes = false;
         let packed = pack(*compression, &mut spool.writer(), &|error| spool.failed(error), self.cancel, |feed| {
-            has_changes = layer::write(feed, &trees, self.rules(), self.progress, self.cancel)?;
+            has_changes = layer::write(feed, &trees, self.rules(), progress, self.cancel)?;
             Ok(())
         })?;
         drop(trees);
@@ -155,7 +168,7 @@ impl Export<'_> {
         self.memory.remember(&question, &format!("{} {} {}", packed.unpacked, packed.stored, packed.size));
         let blob = Descriptor::new(document::layer_type(*compression), packed.stored, packed.size);
         self.progress.line(&format!("layer {}, {} bytes: {}", blob.digest, blob.size, step.history.created_by));
-        if !target.has(&blob) {
+        if !target.has(&blob)? {
             target.put(&blob, spool.take(packed.size))?;
             if !target.keeps_blobs() {
                 spool.clear()?;
@@ -176,18 +189,19 @@ fn recalled(answer: &str, compression: Compression) -> Option<Option<Layer>> {
     Some(Some(Layer { unpacked, blob: Descriptor::new(document::layer_type(compression), stored, size) }))
 }
 
-/// Where blobs go. A registry is one more: it knows what it has, takes blobs in this order, and gets the name with the
-/// manifest at the end.
+/// Where blobs go, in this order; the image gets its names at the end.
 enum Target {
     Layout(Layout),
     Archive(Archive),
+    Registry(Push),
 }
 
 impl Target {
-    fn has(&self, blob: &Descriptor) -> bool {
+    fn has(&mut self, blob: &Descriptor) -> Result<bool, ExportError> {
         match self {
-            Self::Layout(layout) => layout.has(blob),
-            Self::Archive(archive) => archive.has(&blob.digest),
+            Self::Layout(layout) => Ok(layout.has(blob)),
+            Self::Archive(archive) => Ok(archive.has(&blob.digest)),
+            Self::Registry(push) => push.has(blob),
         }
     }
 
@@ -198,22 +212,29 @@ impl Target {
                 archive.put(&blob.digest, content);
                 Ok(())
             }
+            Self::Registry(push) => push.put(blob, &content),
         }
     }
 
-    fn put_document(&mut self, blob: &Descriptor, bytes: Vec<u8>) -> Result<(), ExportError> {
+    fn put_document(&mut self, blob: &Descriptor, bytes: Vec<u8>, spool: &mut Spool) -> Result<(), ExportError> {
         match self {
             Self::Layout(layout) => layout.put(blob, &mut &*bytes),
             Self::Archive(archive) => {
                 archive.put_document(&blob.digest, bytes);
                 Ok(())
             }
+            Self::Registry(push) => push.put_bytes(blob, &bytes, spool),
         }
     }
 
     /// Returns whether blobs are read again after [`Target::put`].
     fn keeps_blobs(&self) -> bool {
-        matches!(self, Self::Archive(_))
+        matches!(self, Self::Archive(_) | Self::Registry(_))
+    }
+
+    /// Returns whether it tells itself how far it is.
+    fn tells_progress(&self) -> bool {
+        matches!(self, Self::Registry(_))
     }
 }
 
