@@ -16,6 +16,7 @@
 //!   after the other.
 //! * `stream`: decompresses on a thread of its own and takes digests. `tar`: reads archives. `tree`: writes into
 //!   the target, and nowhere else; read its module's comment before changing it.
+//! * [`Registry`]: the client of registries, [`RegistrySettings`] what it is told.
 //! * [`Limits`]: how much an image may make us do.
 //!
 //! Images are written by strangers: lengths are checked before anything is read into memory, digests before
@@ -41,6 +42,7 @@ mod name;
 mod oci;
 mod platform;
 mod reference;
+mod registry;
 mod rootfs;
 mod stream;
 mod tar;
@@ -57,6 +59,7 @@ pub use limits::Limits;
 pub use name::{ImageName, NameError, Which};
 pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError};
+pub use registry::{FilePart, HostSettings, Manifest, Patience, Proxies, Registry, RegistryError, RegistrySettings};
 pub use tar::TarError;
 pub use unpack::UnpackError;
 #[doc(hidden)]

@@ -173,7 +173,7 @@ fn is_host(first: &str) -> bool {
     first.contains(['.', ':']) || first == "localhost"
 }
 
-pub(crate) fn check_tag(tag: &str) -> Result<(), NameError> {
+fn check_tag(tag: &str) -> Result<(), NameError> {
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
     if tag.is_empty() || tag.len() > TAG_LENGTH || !tag.chars().all(fits) || tag.starts_with(['.', '-']) {
         return Err(NameError::Tag(tag.to_owned()));
@@ -181,7 +181,7 @@ pub(crate) fn check_tag(tag: &str) -> Result<(), NameError> {
     Ok(())
 }
 
-fn check_host(text: &str) -> Result<(), NameError> {
+pub(crate) fn check_host(text: &str) -> Result<(), NameError> {
     let bad = || NameError::Host(text.to_owned());
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => {
@@ -209,7 +209,7 @@ fn check_host(text: &str) -> Result<(), NameError> {
 }
 
 /// Checks one part of a path: lower-case letters and digits, joined by `.`, `_`, `__` or dashes.
-fn check_part(part: &str) -> Result<(), NameError> {
+pub(crate) fn check_part(part: &str) -> Result<(), NameError> {
     if part.is_empty() {
         return Err(NameError::EmptyPart);
     }

@@ -205,6 +205,10 @@ fn until_closed(mut stream: &TcpStream) -> io::Result<()> {
 
 /// Reads a request; `None` at the end of the connection.
 fn read_request(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
+    // As real servers do, rather than wait for the end of a line that a client with TLS never sends.
+    if reader.fill_buf()?.first().is_some_and(|byte| !byte.is_ascii_alphabetic()) {
+        return Err(bad("plain HTTP"));
+    }
     let mut head = reader.take(HEAD_BYTES);
     let Some(first) = read_line(&mut head)? else { return Ok(None) };
     let mut words = first.split(' ').map(str::to_owned);

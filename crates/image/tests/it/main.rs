@@ -6,6 +6,7 @@ mod hostile;
 mod layers;
 mod overlay;
 mod property;
+mod registry;
 mod transports;
 
 use std::fs;
