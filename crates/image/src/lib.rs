@@ -10,10 +10,9 @@
 //!   registries.
 //! * [`Fetcher`]: the seam; [`Images`] is it for all transports. [`Resolved`] identifies a tree before it is made.
 //!   [`Layers`] makes it: layer by layer, so that the caller can keep each once and share it among images.
-//! * `rootfs`, `dir`, `oci`, `docker`, `debootstrap`: one module for each transport. `container` reads the files of an
-//!   image from a directory, or in place from an archive.
-//! * `daemon`: images that other programs keep. `download`: blobs on their way, read while they arrive. `layers`: one
-//!   after the other.
+//! * `rootfs`, `dir`, `oci`, `docker`, `daemon`, `debootstrap`, `remote`: one module for each transport. `container`
+//!   reads the files of an image from a directory, or in place from an archive.
+//! * `download`: blobs on their way, read while they arrive. `layers`: unpacks them, one after the other.
 //! * `stream`: decompresses on a thread of its own and takes digests. `tar`: reads archives. `tree`: writes into
 //!   the target, and nowhere else; read its module's comment before changing it.
 //! * [`Registry`]: the client of registries, [`RegistrySettings`] what it is told.
@@ -23,7 +22,7 @@
 //! anything is believed, and no name of theirs reaches the kernel as a path.
 //!
 //! This room does not keep images: it knows no store, and remembers nothing between calls (digests of files
-//! are remembered by the caller's [`FileDigests`]). It does not talk to registries yet. It does not write images.
+//! are remembered by the caller's [`FileDigests`]). It does not write images.
 #![forbid(unsafe_code)]
 
 mod container;
@@ -32,7 +31,6 @@ mod debootstrap;
 mod digest;
 mod dir;
 mod docker;
-#[cfg_attr(not(test), expect(dead_code, reason = "registries come next"))]
 mod download;
 mod error;
 mod fetch;
@@ -43,6 +41,7 @@ mod oci;
 mod platform;
 mod reference;
 mod registry;
+mod remote;
 mod rootfs;
 mod stream;
 mod tar;
