@@ -28,7 +28,10 @@ impl Import {
     /// Makes the base, and what it lacks of its layers. `text` is the step. Layers that were finished before a failure stay.
     pub(crate) async fn run(self, lease: Lease, text: String) -> Result<Snapshot, BuildError> {
         let Shared { store, fetcher, .. } = &*self.shared;
-        let resolved = self.base.resolved(store, &**fetcher).await?;
+        let resolved = tokio::select! {
+            () = self.cancel.cancelled() => return Err(BuildError::Cancelled),
+            resolved = self.base.resolved(store, &**fetcher) => resolved?,
+        };
         let description = Description { summary: text, detail: base::detail(&self.base, &resolved.config) };
         let told = Arc::new(Told { publisher: self.publisher.clone(), log: Mutex::default() });
         if resolved.layers.is_empty() {
@@ -52,6 +55,9 @@ impl Import {
         let layers = &resolved.layers;
         let (mut below, leases) = self.claim(layers).await?;
         let from = layers.len() - leases.len();
+        if let (Some(top), true) = (&below, leases.is_empty()) {
+            return Ok(Arc::clone(top));
+        }
         let mut fetched = self.fetch(resolved, from, told).await?;
         for (layer, lease) in layers[from..].iter().zip(leases) {
             let draft = self.shared.begin(lease, below).await?;

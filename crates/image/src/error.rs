@@ -6,8 +6,8 @@ use std::process::ExitStatus;
 
 use thiserror::Error;
 
-use crate::DigestError;
 use crate::unpack::UnpackError;
+use crate::{DigestError, RegistryError};
 
 /// Why an image could not be resolved or fetched.
 #[derive(Debug, Error)]
@@ -15,15 +15,9 @@ pub enum ImageError {
     /// The caller cancelled.
     #[error("cancelled")]
     Cancelled,
-    /// The reference names an image of a registry.
-    #[error(
-        "cannot pull `{reference}`: registries are not supported yet; use `rootfs:`, `dir:`, `oci:`, `oci-archive:`, \
-         `docker-archive:`, `debootstrap:` or `scratch`"
-    )]
-    RegistryUnsupported {
-        /// The reference.
-        reference: String,
-    },
+    /// The registry did not give it.
+    #[error(transparent)]
+    Registry(RegistryError),
     /// What the reference names cannot be opened.
     #[error("cannot open {}", path.display())]
     Open {
@@ -283,8 +277,8 @@ impl ImageError {
             | Self::Failed { .. }
             | Self::NoMoreLayers
             | Self::Panicked => false,
-            Self::RegistryUnsupported { .. }
-            | Self::NotA { .. }
+            Self::Registry(error) => error.is_users_fault(),
+            Self::NotA { .. }
             | Self::Missing { .. }
             | Self::WrongSize { .. }
             | Self::WrongDigest { .. }
@@ -307,6 +301,12 @@ impl ImageError {
     /// Returns true if the caller's own cancellation is why.
     pub fn is_cancelled(&self) -> bool {
         matches!(self, Self::Cancelled | Self::Unpack { source: UnpackError::Cancelled, .. })
+    }
+}
+
+impl From<RegistryError> for ImageError {
+    fn from(error: RegistryError) -> Self {
+        if error.is_cancelled() { Self::Cancelled } else { Self::Registry(error) }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use rustix::fs::Mode;
@@ -14,7 +14,10 @@ use crate::error::At;
 use crate::layers::{Fetch, Unpacking};
 use crate::oci::Wanted;
 use crate::tree::Below;
-use crate::{ImageError, Layer, Layers, Limits, Platform, Reference, daemon, debootstrap, dir, docker, oci, rootfs};
+use crate::{
+    ImageError, ImageName, Layer, Layers, Limits, Platform, Reference, Registry, RegistryError, RegistrySettings,
+    daemon, debootstrap, dir, docker, oci, remote, rootfs,
+};
 
 /// What a reference stands for right now, and how to fetch just that.
 #[derive(Clone, Debug)]
@@ -38,6 +41,7 @@ pub(crate) enum Plan {
     Oci(oci::Place),
     Docker(docker::Plan),
     Kept(daemon::Plan),
+    Registry(ImageName),
 }
 
 /// What an image says about running it. Trees without a configuration say nothing.
@@ -143,18 +147,35 @@ pub struct ImagesSettings {
     /// Variables for the programs that keep images, besides those of this program: `DOCKER_HOST`,
     /// `CONTAINERS_STORAGE_CONF`.
     pub environment: Vec<(OsString, OsString)>,
+    /// How to talk to registries.
+    pub registry: RegistrySettings,
 }
 
-/// The fetcher for all transports.
+/// The fetcher for all transports. Clones share connections to registries.
 #[derive(Clone, Debug, Default)]
 pub struct Images {
     settings: Arc<ImagesSettings>,
+    registry: Arc<OnceLock<Registry>>,
 }
 
 impl Images {
     /// Returns a fetcher with these settings.
     pub fn new(settings: ImagesSettings) -> Self {
-        Self { settings: Arc::new(settings) }
+        Self { settings: Arc::new(settings), registry: Arc::default() }
+    }
+
+    /// Returns the client of registries, made at the first use.
+    ///
+    /// # Errors
+    ///
+    /// Its settings are wrong.
+    pub fn registry(&self) -> Result<Registry, RegistryError> {
+        if let Some(registry) = self.registry.get() {
+            return Ok(registry.clone());
+        }
+        let made = Registry::new(self.settings.registry.clone())?;
+        // Another may have been faster.
+        Ok(self.registry.get_or_init(|| made).clone())
     }
 }
 
@@ -172,35 +193,33 @@ impl Fetcher for Images {
     async fn resolve(
         &self,
         reference: &Reference,
-        _remembered: Option<&str>,
+        remembered: Option<&str>,
         digests: Arc<dyn FileDigests>,
     ) -> Result<Resolved, ImageError> {
-        let reference = reference.clone();
         let settings = Arc::clone(&self.settings);
         let wanted = Wanted { platform: &self.settings.platform, limits: &self.settings.limits };
         let environment = &self.settings.environment;
-        match &reference {
+        let local = match reference.clone() {
+            Reference::Registry(name) => return remote::resolve(&self.registry()?, &name, remembered, wanted).await,
             Reference::DockerDaemon { name } => {
-                return daemon::resolve(daemon::DOCKER, name, environment, wanted).await;
+                return daemon::resolve(daemon::DOCKER, &name, environment, wanted).await;
             }
             Reference::ContainersStorage { name } => {
-                return daemon::resolve(daemon::CONTAINERS, name, environment, wanted).await;
+                return daemon::resolve(daemon::CONTAINERS, &name, environment, wanted).await;
             }
-            _ => {}
-        }
+            Reference::Scratch => return Ok(Resolved::tree("scratch".to_owned(), Plan::Scratch)),
+            Reference::Debootstrap { suite } => return debootstrap::resolve(suite),
+            Reference::Rootfs(file) => return blocking(move || rootfs::resolve(file, &*digests)).await,
+            Reference::Dir(dir) => return blocking(move || dir::resolve(dir, &*digests)).await,
+            Reference::OciLayout { dir, tag } => (Image::Oci(oci::Place::Dir(dir)), tag),
+            Reference::OciArchive { file, tag } => (Image::Oci(oci::Place::Archive(file)), tag),
+            Reference::DockerArchive { file, tag } => (Image::Docker(file), tag),
+        };
         blocking(move || {
             let wanted = Wanted { platform: &settings.platform, limits: &settings.limits };
-            match reference {
-                Reference::Scratch => Ok(Resolved::tree("scratch".to_owned(), Plan::Scratch)),
-                Reference::Rootfs(file) => rootfs::resolve(file, &*digests),
-                Reference::Dir(dir) => dir::resolve(dir, &*digests),
-                Reference::OciLayout { dir, tag } => oci::resolve(oci::Place::Dir(dir), tag.as_deref(), wanted),
-                Reference::OciArchive { file, tag } => oci::resolve(oci::Place::Archive(file), tag.as_deref(), wanted),
-                Reference::DockerArchive { file, tag } => docker::resolve(file, tag.as_deref(), wanted),
-                Reference::Debootstrap { suite } => debootstrap::resolve(suite),
-                Reference::DockerDaemon { .. } | Reference::ContainersStorage { .. } | Reference::Registry(_) => {
-                    Err(ImageError::RegistryUnsupported { reference: reference.to_string() })
-                }
+            match local {
+                (Image::Oci(place), tag) => oci::resolve(place, tag.as_deref(), wanted),
+                (Image::Docker(file), tag) => docker::resolve(file, tag.as_deref(), wanted),
             }
         })
         .await
@@ -216,20 +235,26 @@ impl Fetcher for Images {
     ) -> Result<Box<dyn Layers>, ImageError> {
         let fetch = Fetch { limits: self.settings.limits, progress, cancel: cancel.clone() };
         let (limits, plan, layers) = (self.settings.limits, resolved.plan.clone(), resolved.layers.clone());
-        let parts = match plan {
+        let (parts, downloads) = match plan {
             Plan::Scratch | Plan::Rootfs { .. } | Plan::Dir { .. } | Plan::Debootstrap { .. } => {
                 return Ok(Box::new(Whole { plan, fetch }));
             }
             Plan::Oci(place) => {
-                blocking(move || oci::parts(&place, layers.get(from..).unwrap_or_default(), &limits)).await
+                (blocking(move || oci::parts(&place, layers.get(from..).unwrap_or_default(), &limits)).await?, None)
             }
-            Plan::Docker(plan) => blocking(move || docker::parts(&plan, &layers, from, &limits)).await,
+            Plan::Docker(plan) => (blocking(move || docker::parts(&plan, &layers, from, &limits)).await?, None),
             Plan::Kept(plan) => {
-                daemon::parts(&plan, &layers, from, &self.settings.environment, temp, (&limits, cancel)).await
+                let environment = &self.settings.environment;
+                (daemon::parts(&plan, &layers, from, environment, temp, (&limits, cancel)).await?, None)
             }
-        }?;
+            Plan::Registry(name) => {
+                let layers = layers.get(from..).unwrap_or_default();
+                let (parts, downloads) = remote::parts(&self.registry()?, &name, layers, temp, cancel)?;
+                (parts, Some(downloads))
+            }
+        };
         let below = if from == 0 { Below::Nothing } else { Below::Layers };
-        Ok(Box::new(Unpacking::new(parts, below, fetch, None)))
+        Ok(Box::new(Unpacking::new(parts, below, fetch, downloads)))
     }
 }
 
@@ -245,6 +270,12 @@ impl Resolved {
     pub(crate) fn tree(identity: String, plan: Plan) -> Self {
         Self { identity, config: ImageConfig::default(), layers: Vec::new(), plan }
     }
+}
+
+/// An image in files of this machine.
+enum Image {
+    Oci(oci::Place),
+    Docker(PathBuf),
 }
 
 /// A tree without layers.

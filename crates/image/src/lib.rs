@@ -10,10 +10,9 @@
 //!   registries.
 //! * [`Fetcher`]: the seam; [`Images`] is it for all transports. [`Resolved`] identifies a tree before it is made.
 //!   [`Layers`] makes it: layer by layer, so that the caller can keep each once and share it among images.
-//! * `rootfs`, `dir`, `oci`, `docker`, `debootstrap`: one module for each transport. `container` reads the files of an
-//!   image from a directory, or in place from an archive.
-//! * `daemon`: images that other programs keep. `download`: blobs on their way, read while they arrive. `layers`: one
-//!   after the other.
+//! * `rootfs`, `dir`, `oci`, `docker`, `daemon`, `debootstrap`, `remote`: one module for each transport. `container`
+//!   reads the files of an image from a directory, or in place from an archive.
+//! * `download`: blobs on their way, read while they arrive. `layers`: unpacks them, one after the other.
 //! * `stream`: decompresses on a thread of its own and takes digests. `tar`: reads archives. `tree`: writes into
 //!   the target, and nowhere else; read its module's comment before changing it.
 //! * [`Registry`]: the client of registries, [`RegistrySettings`] what it is told.
@@ -33,7 +32,6 @@ mod debootstrap;
 mod digest;
 mod dir;
 mod docker;
-#[cfg_attr(not(test), expect(dead_code, reason = "registries come next"))]
 mod download;
 mod error;
 pub mod export;
@@ -45,6 +43,7 @@ mod oci;
 mod platform;
 mod reference;
 mod registry;
+mod remote;
 mod rootfs;
 mod stream;
 mod tar;

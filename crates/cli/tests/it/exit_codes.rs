@@ -13,7 +13,6 @@ fn mistakes_of_the_caller_are_2() {
     let env = TestEnv::new();
     env.write("bad", "((from rootfs:base.tar)\n (rnu (shell x)))\n");
     env.write("good", "((from rootfs:base.tar))");
-    env.write("registry", "((from debian:12))");
     env.write("typo", "((from rotfs:base.tar))");
     env.write("none", "((from rootfs:none.tar))");
     env.write("text", "not an image");
@@ -21,7 +20,6 @@ fn mistakes_of_the_caller_are_2() {
     let mut told = String::new();
     for arguments in [
         &["build", "-f", "bad", "src"][..],
-        &["build", "-f", "registry", "src"],
         &["build", "-f", "typo", "src"],
         &["build", "-f", "none", "src"],
         &["build", "-f", "no-image", "src"],
@@ -45,10 +43,6 @@ fn mistakes_of_the_caller_are_2() {
       |   ^^^ expected `build`, `from`, `comment`, `workdir`, `shell`, `env`, `user`, `run` or `copy`
     hint: did you mean `run`?
 
-    $ kiln build -f registry src
-    (from debian:12)
-    error: cannot import the base image `debian:12`
-      caused by: cannot pull `debian:12`: registries are not supported yet; use `rootfs:`, `dir:`, `oci:`, `oci-archive:`, `docker-archive:`, `debootstrap:` or `scratch`
     $ kiln build -f typo src
     (from rotfs:base.tar)
     error: `rotfs:base.tar`: there is no transport `rotfs`; did you mean `rootfs`, as in `rootfs:base.tar.gz`?

@@ -164,3 +164,74 @@ async fn an_image_without_layers_is_empty() {
     assert_eq!(base.meta().parent, None);
     world.end().await;
 }
+
+fn request_from(world: &World, name: &str, pull: bool) -> Request {
+    let spec = kiln_spec::parse(format!("((from {name}))").as_bytes()).expect("a spec");
+    Request { spec, pull, ..world.request("") }
+}
+
+#[tokio::test]
+async fn a_tag_is_what_it_was_until_it_is_pulled_and_a_digest_is_never_asked_for_again() {
+    kiln_testkit::need!(
+        kiln_testkit::Need::Root,
+        kiln_testkit::Need::Tool("docker-registry", "docker-registry"),
+        kiln_testkit::Need::Tool("skopeo", "skopeo")
+    );
+    let world = World::new(2);
+    let registry = kiln_testkit::Registry::start(kiln_testkit::Access::default()).unwrap();
+    let build = |name: String, pull| world.start(request_from(&world, &name, pull)).end();
+    let push = |tag: &str| {
+        let layout = image(world.path(), tag, &[&layer("f", tag)]);
+        registry.push(&format!("oci:{}", layout.display()), "name:1").unwrap();
+        let index: Value = serde_json::from_slice(&fs::read(layout.join("index.json")).unwrap()).unwrap();
+        index["manifests"][0]["digest"].as_str().unwrap().to_owned()
+    };
+    let tag = format!("{}/name:1", registry.host());
+    let digest = push("old");
+    let fixed = format!("{tag}@{digest}");
+    let old = build(tag.clone(), false).await.unwrap();
+    assert_eq!(build(fixed.clone(), false).await.unwrap(), old);
+    push("new");
+    assert_eq!(build(tag.clone(), false).await.unwrap(), old);
+    // Pruned: the tag has moved, and yet it is the same image that comes again.
+    let store = world.store();
+    for result in store.list().unwrap().iter().filter(|result| result.parent.is_none()) {
+        store.remove(&result.id, true).unwrap();
+    }
+    assert!(steps(&store).is_empty());
+    assert_eq!(build(tag.clone(), false).await.unwrap(), old);
+    let new = build(tag.clone(), true).await.unwrap();
+    assert_ne!(new, old);
+    assert_eq!(build(tag.clone(), false).await.unwrap(), new);
+    drop(registry);
+    assert_eq!(build(tag, false).await.unwrap(), new);
+    assert_eq!(build(fixed, true).await.unwrap(), old);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_cancelled_import_leaves_only_whole_layers() {
+    kiln_testkit::need!(
+        kiln_testkit::Need::Root,
+        kiln_testkit::Need::Tool("docker-registry", "docker-registry"),
+        kiln_testkit::Need::Tool("skopeo", "skopeo")
+    );
+    let world = World::new(2);
+    let registry = kiln_testkit::Registry::start(kiln_testkit::Access::default()).unwrap();
+    let small = layer("small", "x");
+    let layout = image(world.path(), "image", &[&small, &layer("large", &"x".repeat(4 << 20))]);
+    registry.push(&format!("oci:{}", layout.display()), "name:1").unwrap();
+    let link = kiln_testkit::Link::to(registry.address()).unwrap();
+    link.stall_after(Some(1 << 20));
+    let name = format!("{}/name:1", link.host());
+    let build = world.start(request_from(&world, &name, false));
+    let store = world.store();
+    while steps(&store).is_empty() {
+        tokio::task::yield_now().await;
+    }
+    build.cancel.cancel();
+    assert_eq!(build.end().await.unwrap_err(), "cancelled");
+    world.engine.idle().await;
+    assert_eq!(steps(&store), [summary(&small)]);
+    world.end().await;
+}

@@ -295,7 +295,6 @@ fn a_file_that_is_no_archive_is_told_apart_from_a_missing_one() {
         "oci-archive:H/gz",
         "oci-archive:H/bz",
         "docker-archive:H/empty",
-        "debian:12",
     ]
     .map(|reference| {
         let error = fetch(&reference.replace('H', &here.to_string())).expect_err("an error");

@@ -8,6 +8,7 @@ mod layers;
 mod overlay;
 mod property;
 mod registry;
+mod remote;
 mod transports;
 
 use std::fs;
