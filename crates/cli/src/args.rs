@@ -7,7 +7,10 @@ use std::time::Duration;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::settings::KILN_STORE;
+use kiln_image::{ImageName, Platform};
+
+use crate::output::{self, OutputTo};
+use crate::settings::{KILN_REGISTRIES, KILN_STORE, REGISTRY_AUTH_FILE};
 
 /// Sandboxed, cached builds.
 #[derive(Debug, Parser)]
@@ -27,6 +30,8 @@ const EXIT_CODES: &str = "Exit codes: 0 done; 1 the build failed by its own faul
 pub(crate) enum Command {
     /// Builds a spec and prints the id of the result
     Build(Build),
+    /// Writes a result as an image, an archive or a directory, or pushes it to a registry
+    Export(Export),
     /// Prints the log of a step, also while it runs
     Log(Log),
     /// Lists results, those used last at the end
@@ -54,6 +59,83 @@ pub(crate) struct StoreArgs {
     pub(crate) store: String,
 }
 
+/// How to reach registries.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Registries")]
+pub(crate) struct RegistryArgs {
+    /// Credentials, as `docker login` and `podman login` write them
+    /// [default: those of Docker and Podman]
+    #[arg(long, value_name = "FILE", env = REGISTRY_AUTH_FILE, hide_env_values = true)]
+    pub(crate) auth_file: Option<PathBuf>,
+    /// Mirrors and insecure registries, see docs/base-images.md [default: /etc/kiln/registries.toml and
+    /// ~/.config/kiln/registries.toml]
+    #[arg(long, value_name = "FILE", env = KILN_REGISTRIES, hide_env_values = true)]
+    pub(crate) registries: Option<PathBuf>,
+}
+
+/// Where a result goes besides the store.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
+pub(crate) struct OutputArgs {
+    /// Writes the result: TYPE is `oci`, `docker`, `tar` or `dir`; PATH may be `-` for standard output
+    #[arg(short, long = "output", value_name = "type=TYPE,dest=PATH", value_parser = output::parse)]
+    pub(crate) outputs: Vec<OutputTo>,
+    /// A name for the image, as registry.example.com/app:1.0
+    #[arg(short, long = "tag", value_name = "NAME", value_parser = output::parse_name)]
+    pub(crate) tags: Vec<ImageName>,
+    /// Pushes the image to the registries of its names
+    #[arg(long, requires = "tags")]
+    pub(crate) push: bool,
+    /// Makes one layer of the whole tree, instead of one a step
+    #[arg(long)]
+    pub(crate) squash: bool,
+    /// How layers and archives are packed
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    pub(crate) compression: Packing,
+    /// A label for the image
+    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = output::parse_label)]
+    pub(crate) labels: Vec<(String, String)>,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub(crate) enum Packing {
+    /// With gzip, which everything reads; archives of type `docker` and `tar` not at all
+    #[default]
+    Auto,
+    /// With gzip
+    Gzip,
+    /// With zstd: smaller and faster
+    Zstd,
+    /// Not at all
+    None,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Export {
+    /// The id, or how it starts
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) id: String,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    #[command(flatten)]
+    pub(crate) show: ShowArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArgs,
+}
+
+/// How to show what happens.
+#[derive(Debug, Args)]
+pub(crate) struct ShowArgs {
+    /// How to show what happens, on stderr
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    pub(crate) progress: Progress,
+    /// Shows nothing but errors
+    #[arg(short, long, conflicts_with = "progress")]
+    pub(crate) quiet: bool,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Build {
     /// The source directory, for `copy`
@@ -79,12 +161,15 @@ pub(crate) struct Build {
     /// Builds the stage of this name instead of the last one
     #[arg(long, value_name = "STAGE")]
     pub(crate) target: Option<String>,
-    /// How to show what happens, on stderr
-    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
-    pub(crate) progress: Progress,
-    /// Shows nothing but errors
-    #[arg(short, long, conflicts_with = "progress")]
-    pub(crate) quiet: bool,
+    /// Of base images for several platforms, takes those for this one, as linux/arm64 [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub(crate) platform: Option<Platform>,
+    #[command(flatten)]
+    pub(crate) show: ShowArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArgs,
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]

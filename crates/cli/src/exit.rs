@@ -1,12 +1,15 @@
 //! How the program ends: one place that prints errors and picks the exit code.
 
 use std::error::Error;
+use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use kiln_engine::{BuildError, Fault};
+use kiln_image::RegistryError;
+use kiln_image::export::ExportError;
 use kiln_sandbox::SandboxError;
 use kiln_store::StoreError;
 use thiserror::Error;
@@ -47,6 +50,25 @@ pub(crate) enum Failure {
     NotCanonical { path: PathBuf },
     #[error("{} has comments, which the canonical form cannot keep", path.display())]
     HasComments { path: PathBuf },
+    /// What could not be written, and where: `the image to FILE`.
+    #[error("cannot write {what}")]
+    Export {
+        what: String,
+        #[source]
+        source: ExportError,
+    },
+    #[error("cannot set up access to registries")]
+    Registry(#[source] RegistryError),
+    #[error("{} cannot be understood", path.display())]
+    Registries {
+        path: PathBuf,
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    #[error("SOURCE_DATE_EPOCH is {value:?}, which is not a number of seconds since 1970")]
+    SourceDateEpoch { value: OsString },
+    #[error("cannot export {what}: {reason}")]
+    CannotExport { what: String, reason: &'static str },
     #[error("cannot start the runtime")]
     Runtime(#[source] io::Error),
     #[error("cannot write to standard output")]
@@ -69,6 +91,11 @@ impl Failure {
             Self::Store(StoreError::HasChildren { .. } | StoreError::InUse(_)) | Self::NotCanonical { .. } => {
                 Fault::Build
             }
+            Self::Export { source, .. } if source.is_cancelled() => Fault::Cancelled,
+            Self::Export { source, .. } if source.is_users_fault() => Fault::Usage,
+            Self::Registry(error) if error.is_users_fault() => Fault::Usage,
+            Self::Registries { .. } | Self::SourceDateEpoch { .. } | Self::CannotExport { .. } => Fault::Usage,
+            Self::Export { .. } | Self::Registry(_) => Fault::Host,
             Self::Spec(_) | Self::Secret { .. } | Self::NoHome | Self::HasComments { .. } => Fault::Usage,
             // What the user named is not there.
             Self::Read { .. } => Fault::Usage,

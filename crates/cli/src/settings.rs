@@ -1,15 +1,27 @@
 //! Everything that is read from the environment, and the defaults, each beside its reason.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
 
+use kiln_image::{HostSettings, Proxies, RegistrySettings};
 use kiln_store::{Location, Store};
+use serde::Deserialize;
 
+use crate::args::RegistryArgs;
 use crate::exit::Failure;
 
 /// Selects diagnostics, as `tracing_subscriber::EnvFilter` has it.
 pub(crate) const KILN_TRACE: &str = "KILN_TRACE";
 /// The store, unless `--store` is given.
 pub(crate) const KILN_STORE: &str = "KILN_STORE";
+
+/// The file with credentials, unless `--auth-file` is given: as Podman, Buildah and Skopeo have it.
+pub(crate) const REGISTRY_AUTH_FILE: &str = "REGISTRY_AUTH_FILE";
+/// The file with mirrors and insecure registries, unless `--registries` is given.
+pub(crate) const KILN_REGISTRIES: &str = "KILN_REGISTRIES";
+/// Seconds since 1970: no time in an exported image is later. See reproducible-builds.org.
+const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
 
 /// Where a spec is looked for in the source directory.
 pub(crate) const DEFAULT_SPEC: &str = "kiln.spec";
@@ -19,9 +31,12 @@ fn default_store() -> Result<PathBuf, Failure> {
     if rustix::process::geteuid().is_root() {
         return Ok(PathBuf::from("/var/lib/kiln"));
     }
-    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let data = set("XDG_DATA_HOME").or_else(|| Some(set("HOME")?.join(".local/share")));
+    let data = directory("XDG_DATA_HOME").or_else(|| Some(directory("HOME")?.join(".local/share")));
     data.map(|data| data.join("kiln")).ok_or(Failure::NoHome)
+}
+
+fn directory(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 /// Opens the store that `--store` or the environment names.
@@ -32,4 +47,76 @@ pub(crate) fn open_store(text: &str) -> Result<Store, Failure> {
 /// How many steps run at once unless told otherwise: as many as there are processors.
 pub(crate) fn default_jobs() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// What registries.toml holds.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Registries {
+    #[serde(default)]
+    host: BTreeMap<String, HostSettings>,
+}
+
+/// How to reach registries.
+pub(crate) fn registries(arguments: &RegistryArgs) -> Result<RegistrySettings, Failure> {
+    let home = directory("HOME");
+    let in_home = |path: &str| Some(home.as_ref()?.join(path));
+    let auth_files = [
+        arguments.auth_file.clone(),
+        // As Podman and Docker look for them.
+        directory("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json")),
+        directory("XDG_CONFIG_HOME")
+            .map(|dir| dir.join("containers"))
+            .or_else(|| in_home(".config/containers"))
+            .map(|dir| dir.join("auth.json")),
+        directory("DOCKER_CONFIG").or_else(|| in_home(".docker")).map(|dir| dir.join("config.json")),
+    ];
+    if let Some(file) = &arguments.auth_file
+        && let Err(source) = file.metadata()
+    {
+        // Files that nobody named may be missing.
+        return Err(Failure::Read { path: file.clone(), source });
+    }
+    let mut hosts = BTreeMap::new();
+    if let Some(file) = &arguments.registries {
+        hosts = read_registries(file)?;
+    } else {
+        let config =
+            directory("XDG_CONFIG_HOME").or_else(|| in_home(".config")).map(|dir| dir.join("kiln/registries.toml"));
+        // What the user says of a host replaces what the system says of it.
+        for file in [Some(PathBuf::from("/etc/kiln/registries.toml")), config].into_iter().flatten() {
+            match read_registries(&file) {
+                Err(Failure::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                read => hosts.extend(read?),
+            }
+        }
+    }
+    // Lower case first: a web server's environment may hold an `HTTP_PROXY` of a stranger (CVE-2016-5385), and curl sets the custom.
+    let proxy = |names: [&str; 3]| {
+        names.into_iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+    };
+    Ok(RegistrySettings {
+        auth_files: auth_files.into_iter().flatten().collect(),
+        hosts,
+        proxies: Proxies {
+            http: proxy(["http_proxy", "HTTP_PROXY", "all_proxy"]),
+            https: proxy(["https_proxy", "HTTPS_PROXY", "all_proxy"]),
+            no_proxy: proxy(["no_proxy", "NO_PROXY", "no_proxy"]),
+        },
+        ..RegistrySettings::default()
+    })
+}
+
+fn read_registries(file: &Path) -> Result<BTreeMap<String, HostSettings>, Failure> {
+    let text = std::fs::read_to_string(file).map_err(|source| Failure::Read { path: file.to_owned(), source })?;
+    let registries: Registries = toml::from_str(&text)
+        .map_err(|source| Failure::Registries { path: file.to_owned(), source: Box::new(source) })?;
+    Ok(registries.host)
+}
+
+/// The latest time that an exported image may hold, if the environment says one.
+pub(crate) fn source_date_epoch() -> Result<Option<u64>, Failure> {
+    let Some(value) = std::env::var_os(SOURCE_DATE_EPOCH).filter(|value| !value.is_empty()) else { return Ok(None) };
+    let seconds = value.to_str().and_then(|text| text.parse().ok());
+    seconds.map(Some).ok_or_else(|| Failure::SourceDateEpoch { value })
 }

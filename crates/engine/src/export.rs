@@ -57,7 +57,7 @@ pub(crate) struct StepDetail {
 }
 
 impl StepDetail {
-    pub(crate) fn new(context: &Context) -> serde_json::Value {
+    pub(crate) fn of(context: &Context) -> serde_json::Value {
         let detail = Self { runs_as: RunsAs::new(context) };
         serde_json::to_value(detail).expect("it has string keys only")
     }

@@ -101,7 +101,7 @@ impl Build {
                     Err(BuildError::StepFailed { step: command.step, id, status })
                 }
                 ended => {
-                    let description = ended.map(|_| Description { summary, detail: StepDetail::new(&command.context) });
+                    let description = ended.map(|_| Description { summary, detail: StepDetail::of(&command.context) });
                     shared.finish(draft, description).await
                 }
             }
@@ -153,7 +153,7 @@ impl Build {
             StepKey::Copy { parent: parent.id(), user: &context.user, dst: &copying.dst, manifest: &manifest }.id();
         let build = Arc::clone(self);
         let user = context.user.clone();
-        let detail = StepDetail::new(context);
+        let detail = StepDetail::of(context);
         let text = step.text.clone();
         self.step(step, id, true, move |shared, _, cancel, lease| async move {
             let draft = shared.begin(lease, Some(parent)).await?;

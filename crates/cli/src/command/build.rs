@@ -11,18 +11,16 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use bstr::{BString, ByteSlice};
-use kiln_engine::{Engine, Events, Request, Settings};
-use kiln_image::Images;
+use kiln_engine::{Built, Engine, Events, Request, Settings};
+use kiln_image::{Images, ImagesSettings};
 use kiln_sandbox::{NativeSandbox, SecretBytes};
 use kiln_store::Store;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
-use super::print;
+use super::{cancel_on_signals, export, print, runtime};
 use crate::args::{self, Progress};
 use crate::exit::Failure;
 use crate::render::{self, Json, Plain, Quiet, Tty};
-use crate::settings::{DEFAULT_SPEC, default_jobs, open_store};
+use crate::settings::{DEFAULT_SPEC, default_jobs, open_store, registries};
 
 /// Larger ones are no secrets but data.
 const MAX_SECRET_BYTES: u64 = 256 << 10;
@@ -39,31 +37,33 @@ pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> 
         pull: arguments.pull,
         target: arguments.target.clone().map(BString::from),
     };
+    let is_exported = export::is_wanted(&arguments.output)?;
+    let images = Images::new(ImagesSettings {
+        platform: arguments.platform.clone().unwrap_or_default(),
+        registry: registries(&arguments.registry)?,
+        ..ImagesSettings::default()
+    });
     let store = Arc::new(open_store(&arguments.store.store)?);
-    let is_terminal = console::user_attended_stderr();
-    let (events, shows_logs): (Arc<dyn Events>, bool) = match arguments.progress {
-        _ if arguments.quiet => (Arc::new(Quiet), false),
-        Progress::Json => (Arc::new(Json::default()), true),
-        Progress::Tty | Progress::Auto if is_terminal => (Arc::new(Tty::new(verbose)), false),
-        Progress::Tty | Progress::Auto | Progress::Plain => (Arc::new(Plain::default()), true),
-    };
+    let (events, shows_logs) = events(&arguments.show, verbose);
     let sandbox = Arc::new(NativeSandbox::new("/proc/self/exe")?);
     let settings = Settings { jobs: arguments.jobs.map_or_else(default_jobs, usize::from), fast_sync: true };
-    let engine = Engine::new(Arc::clone(&store), sandbox, Arc::new(Images::default()), settings);
-    // Two threads carry the events and the logs; what blocks has threads of its own.
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(Failure::Runtime)?;
+    let engine = Engine::new(Arc::clone(&store), sandbox, Arc::new(images.clone()), settings);
     let cancel = cancel_on_signals().map_err(Failure::Runtime)?;
-    let built = runtime.block_on(async {
+    let built = runtime()?.block_on(async {
         let built = engine.build(request, Arc::clone(&events), &cancel).await.map_err(Failure::from);
         engine.idle().await;
-        built
+        let Built { snapshot, runs_as } = built?;
+        if is_exported {
+            export::export(&store, &snapshot, Some(runs_as), &arguments.output, &images, &events, &cancel).await?;
+        }
+        Ok(snapshot)
     });
     // Takes its last lines off the terminal before anything else is printed.
     drop(events);
     start_marking(&store);
     match built {
-        Ok(built) => print(format!("{}\n", built.snapshot.id())),
+        Ok(_) if export::takes_stdout(&arguments.output) => Ok(()),
+        Ok(snapshot) => print(format!("{}\n", snapshot.id())),
         Err(failure) => {
             if !shows_logs && let Failure::Build(error) = &failure {
                 render::failed_log(&store, error);
@@ -73,33 +73,15 @@ pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> 
     }
 }
 
-/// Returns a token that fires at the first Ctrl-C or `SIGTERM`. The second ends the program at once; its sandboxes
-/// go with it.
-fn cancel_on_signals() -> std::io::Result<CancellationToken> {
-    // Its own thread: all those of the build may be waiting for a terminal that has stopped to read.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (mut interrupt, mut terminate) = {
-        let _in_runtime = runtime.enter();
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
-    };
-    let cancel = CancellationToken::new();
-    let fired = cancel.clone();
-    // Ends with the program.
-    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        runtime.block_on(async {
-            loop {
-                tokio::select! {
-                    _ = interrupt.recv() => {}
-                    _ = terminate.recv() => {}
-                }
-                if fired.is_cancelled() {
-                    std::process::exit(130);
-                }
-                fired.cancel();
-            }
-        })
-    })?;
-    Ok(cancel)
+/// Returns what shows a build, and whether it shows the logs of steps.
+pub(super) fn events(show: &args::ShowArgs, verbose: bool) -> (Arc<dyn Events>, bool) {
+    let is_terminal = console::user_attended_stderr();
+    match show.progress {
+        _ if show.quiet => (Arc::new(Quiet), false),
+        Progress::Json => (Arc::new(Json::default()), true),
+        Progress::Tty | Progress::Auto if is_terminal => (Arc::new(Tty::new(verbose)), false),
+        Progress::Tty | Progress::Auto | Progress::Plain => (Arc::new(Plain::default()), true),
+    }
 }
 
 /// Starts a process that waits for the disk and marks the results durable: this one need not wait.

@@ -1,6 +1,7 @@
 //! One file a subcommand. Each takes its arguments and returns why it failed.
 
 mod build;
+mod export;
 mod log;
 mod ls;
 mod prune;
@@ -9,6 +10,9 @@ mod spec;
 
 use std::io::{self, Write};
 
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
 use crate::args::{Command, Kiln};
 use crate::exit::Failure;
 
@@ -16,6 +20,7 @@ use crate::exit::Failure;
 pub(crate) fn run(arguments: Kiln) -> Result<(), Failure> {
     match arguments.command {
         Command::Build(build) => build::run(build, arguments.verbose),
+        Command::Export(export) => export::run(&export, arguments.verbose),
         Command::Log(log) => log::run(&log),
         Command::Ls(ls) => ls::run(&ls),
         Command::Rm(rm) => rm::run(&rm),
@@ -25,6 +30,41 @@ pub(crate) fn run(arguments: Kiln) -> Result<(), Failure> {
         Command::Dockerfile(dockerfile) => spec::dockerfile(&dockerfile),
         Command::MarkDurable(store) => Ok(crate::settings::open_store(&store.store)?.mark_durable()?),
     }
+}
+
+/// Returns the runtime of commands that build or write. Two threads carry the events and the logs; what blocks has threads
+/// of its own.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(Failure::Runtime)
+}
+
+/// Returns a token that fires at the first Ctrl-C or `SIGTERM`. The second ends the program at once; its sandboxes
+/// go with it.
+fn cancel_on_signals() -> std::io::Result<CancellationToken> {
+    // Its own thread: all those of the build may be waiting for a terminal that has stopped to read.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut interrupt, mut terminate) = {
+        let _in_runtime = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    let cancel = CancellationToken::new();
+    let fired = cancel.clone();
+    // Ends with the program.
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        runtime.block_on(async {
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+                if fired.is_cancelled() {
+                    std::process::exit(130);
+                }
+                fired.cancel();
+            }
+        })
+    })?;
+    Ok(cancel)
 }
 
 /// Writes a result to stdout.

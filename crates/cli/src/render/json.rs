@@ -80,6 +80,9 @@ fn object(event: &Event) -> Option<Value> {
             let more = json!({ "id": id.to_string(), "code": code, "signal": signal, "seconds": took.as_secs_f64() });
             with(step, "failed", more)
         }
+        Event::Exported(step, what, took) => {
+            with(step, "exported", json!({ "what": what, "seconds": took.as_secs_f64() }))
+        }
         _ => return None,
     })
 }

@@ -69,6 +69,7 @@ impl State {
             Event::Cached(step, id) => self.end(&step, &format!("---> using \"{id}\" from cache"), out),
             Event::Saved(step, id, _) => self.end(&step, &format!("---> saved as \"{id}\""), out),
             Event::Failed(step, ..) => self.end(&step, "---> failed", out),
+            Event::Exported(step, what, _) => self.end(&step, &format!("---> {what}"), out),
             _ => Ok(()),
         }
     }

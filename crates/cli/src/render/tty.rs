@@ -54,11 +54,19 @@ impl Tty {
         state.running.insert(step.number, running);
     }
 
-    fn end(&self, state: &mut State, step: &StepInfo, mark: console::StyledObject<&str>, how: &str) {
-        state.done += 1;
-        let Some(running) = state.running.remove(&step.number) else { return };
+    /// Takes a step off the running ones. Returns false if it was not among them.
+    fn stop(&self, state: &mut State, step: &StepInfo) -> bool {
+        let Some(running) = state.running.remove(&step.number) else { return false };
         running.bar.finish_and_clear();
         self.bars.remove(&running.bar);
+        true
+    }
+
+    fn end(&self, state: &mut State, step: &StepInfo, mark: console::StyledObject<&str>, how: &str) {
+        state.done += 1;
+        if !self.stop(state, step) {
+            return;
+        }
         let counted = format!("[{}/{}]", state.done, state.steps);
         let room = width().saturating_sub(counted.len() + how.len() + 4);
         self.say(&format!("{mark} {counted} {} {}", clip(&label(step), room), Style::new().dim().apply_to(how)));
@@ -131,6 +139,13 @@ impl Events for Tty {
             }
             Event::Failed(step, _, _, took) => {
                 self.end(state, &step, Style::new().red().apply_to("✗"), &format!("{:.1}s", took.as_secs_f64()));
+            }
+            Event::Exported(step, what, took) => {
+                self.stop(state, &step);
+                let took = format!("{:.1}s", took.as_secs_f64());
+                let mark = Style::new().green().apply_to("✓");
+                let room = width().saturating_sub(took.len() + 4);
+                self.say(&format!("{mark} {} {}", clip(&what, room), Style::new().dim().apply_to(took)));
             }
             _ => {}
         }

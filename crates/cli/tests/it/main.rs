@@ -6,6 +6,7 @@ mod cache;
 mod copy;
 mod env;
 mod exit_codes;
+mod export;
 mod hostile;
 mod operations;
 mod output;
