@@ -195,7 +195,7 @@ fn layers(layout: &Path) -> Vec<Vec<u8>> {
         .map(|layer| {
             let mut unpacked = Vec::new();
             let file = fs::File::open(blob(layer)).expect("a layer");
-            std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(file), &mut unpacked).expect("gzip");
+            std::io::Read::read_to_end(&mut flate2::read::MultiGzDecoder::new(file), &mut unpacked).expect("gzip");
             unpacked
         })
         .collect()
