@@ -49,6 +49,7 @@ mod stream;
 mod tar;
 mod tree;
 mod unpack;
+mod untrusted;
 
 pub use digest::{Digest, DigestError};
 pub use error::ImageError;
@@ -65,3 +66,5 @@ pub use tar::TarError;
 pub use unpack::UnpackError;
 #[doc(hidden)]
 pub use unpack::unpack_in_memory;
+#[doc(hidden)]
+pub use untrusted::parse_untrusted;

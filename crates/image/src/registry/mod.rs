@@ -78,6 +78,11 @@ impl fmt::Debug for Registry {
     }
 }
 
+/// Parses a header that says whom a registry wants to know; for the fuzzer.
+pub(crate) fn parse_challenges(header: &str) {
+    drop(challenge::parse(header));
+}
+
 /// Does `work` until `cancel` says otherwise; dropping it is enough to stop it.
 async fn until_cancelled<T>(
     cancel: &CancellationToken,
