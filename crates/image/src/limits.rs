@@ -11,7 +11,7 @@ pub struct Limits {
     pub ratio: u64,
     /// Bytes from which on `ratio` counts: little zeros pack better than much data.
     pub dense_bytes: u64,
-    /// Layers of one image.
+    /// Layers of one image. While they are made, each costs an open file descriptor, of which a process has 1024 at first.
     pub layers: usize,
     /// Bytes of one extended header: long names, PAX records, maps of sparse files.
     pub extended_header_bytes: u64,
@@ -36,7 +36,7 @@ impl Default for Limits {
             ratio: 200,
             dense_bytes: 1 << 30,
             // Docker makes 127 at most.
-            layers: 1000,
+            layers: 500,
             extended_header_bytes: 1 << 20,
             depth: 256,
             remembered_bytes: 256 << 20,
