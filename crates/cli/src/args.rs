@@ -67,7 +67,7 @@ pub(crate) struct RegistryArgs {
     /// [default: those of Docker and Podman]
     #[arg(long, value_name = "FILE", env = REGISTRY_AUTH_FILE, hide_env_values = true)]
     pub(crate) auth_file: Option<PathBuf>,
-    /// Mirrors and insecure registries, see docs/base-images.md [default: /etc/kiln/registries.toml and
+    /// Mirrors, certificates and insecure registries, see docs/base-images.md [default: /etc/kiln/registries.toml and
     /// ~/.config/kiln/registries.toml]
     #[arg(long, value_name = "FILE", env = KILN_REGISTRIES, hide_env_values = true)]
     pub(crate) registries: Option<PathBuf>,

@@ -59,11 +59,14 @@ pub(crate) enum Failure {
     },
     #[error("cannot set up access to registries")]
     Registry(#[source] RegistryError),
-    #[error("{} cannot be understood", path.display())]
-    Registries {
+    /// Without the line itself: it may hold a password that does not belong there.
+    #[error("{}:{line}:{column}: {reason}", path.display())]
+    ParseRegistries { path: PathBuf, line: usize, column: usize, reason: String },
+    #[error("{} cannot be used", path.display())]
+    BadRegistries {
         path: PathBuf,
         #[source]
-        source: Box<toml::de::Error>,
+        source: RegistryError,
     },
     #[error("SOURCE_DATE_EPOCH is {value:?}, which is not a number of seconds since 1970")]
     SourceDateEpoch { value: OsString },
@@ -94,7 +97,8 @@ impl Failure {
             Self::Export { source, .. } if source.is_cancelled() => Fault::Cancelled,
             Self::Export { source, .. } if source.is_users_fault() => Fault::Usage,
             Self::Registry(error) if error.is_users_fault() => Fault::Usage,
-            Self::Registries { .. } | Self::SourceDateEpoch { .. } | Self::CannotExport { .. } => Fault::Usage,
+            Self::ParseRegistries { .. } | Self::BadRegistries { .. } => Fault::Usage,
+            Self::SourceDateEpoch { .. } | Self::CannotExport { .. } => Fault::Usage,
             Self::Export { .. } | Self::Registry(_) => Fault::Host,
             Self::Spec(_) | Self::Secret { .. } | Self::NoHome | Self::HasComments { .. } => Fault::Usage,
             // What the user named is not there.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use kiln_image::{HostSettings, Proxies, RegistrySettings};
+use kiln_image::{HostSettings, Notices, Proxies, RegistrySettings};
 use kiln_store::{Location, Store};
 use serde::Deserialize;
 
@@ -57,8 +57,8 @@ struct Registries {
     host: BTreeMap<String, HostSettings>,
 }
 
-/// How to reach registries.
-pub(crate) fn registries(arguments: &RegistryArgs) -> Result<RegistrySettings, Failure> {
+/// How to reach registries. `notices` hear why it takes longer.
+pub(crate) fn registries(arguments: &RegistryArgs, notices: Notices) -> Result<RegistrySettings, Failure> {
     let home = directory("HOME");
     let in_home = |path: &str| Some(home.as_ref()?.join(path));
     let auth_files = [
@@ -103,14 +103,23 @@ pub(crate) fn registries(arguments: &RegistryArgs) -> Result<RegistrySettings, F
             https: proxy(["https_proxy", "HTTPS_PROXY", "all_proxy"]),
             no_proxy: proxy(["no_proxy", "NO_PROXY", "no_proxy"]),
         },
+        notices,
         ..RegistrySettings::default()
     })
 }
 
 fn read_registries(file: &Path) -> Result<BTreeMap<String, HostSettings>, Failure> {
     let text = std::fs::read_to_string(file).map_err(|source| Failure::Read { path: file.to_owned(), source })?;
-    let registries: Registries = toml::from_str(&text)
-        .map_err(|source| Failure::Registries { path: file.to_owned(), source: Box::new(source) })?;
+    let path = || file.to_owned();
+    let registries: Registries = toml::from_str(&text).map_err(|error| {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let in_line = before.rsplit('\n').next().unwrap_or_default();
+        let (line, column) = (1 + before.matches('\n').count(), 1 + in_line.chars().count());
+        Failure::ParseRegistries { path: path(), line, column, reason: error.message().replace('\n', "; ") }
+    })?;
+    for (host, settings) in &registries.host {
+        settings.check(host).map_err(|source| Failure::BadRegistries { path: path(), source })?;
+    }
     Ok(registries.host)
 }
 

@@ -61,7 +61,9 @@ pub use limits::Limits;
 pub use name::{ImageName, NameError, Which};
 pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError};
-pub use registry::{FilePart, HostSettings, Manifest, Patience, Proxies, Registry, RegistryError, RegistrySettings};
+pub use registry::{
+    FilePart, HostSettings, HttpError, Manifest, Notices, Patience, Proxies, Registry, RegistryError, RegistrySettings,
+};
 pub use tar::TarError;
 pub use unpack::UnpackError;
 #[doc(hidden)]

@@ -8,11 +8,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bstr::{BString, ByteSlice};
 use kiln_engine::{Built, Engine, Events, Request, Settings};
-use kiln_image::{Images, ImagesSettings};
+use kiln_image::{Images, ImagesSettings, Notices};
 use kiln_sandbox::{NativeSandbox, SecretBytes};
 use kiln_store::Store;
 
@@ -38,13 +38,13 @@ pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> 
         target: arguments.target.clone().map(BString::from),
     };
     let is_exported = export::is_wanted(&arguments.output)?;
+    let Shown { events, notices, shows_logs } = Shown::new(&arguments.show, verbose);
     let images = Images::new(ImagesSettings {
         platform: arguments.platform.clone().unwrap_or_default(),
-        registry: registries(&arguments.registry)?,
+        registry: registries(&arguments.registry, notices)?,
         ..ImagesSettings::default()
     });
     let store = Arc::new(open_store(&arguments.store.store)?);
-    let (events, shows_logs) = events(&arguments.show, verbose);
     let sandbox = Arc::new(NativeSandbox::new("/proc/self/exe")?);
     let settings = Settings { jobs: arguments.jobs.map_or_else(default_jobs, usize::from), fast_sync: true };
     let engine = Engine::new(Arc::clone(&store), sandbox, Arc::new(images.clone()), settings);
@@ -73,14 +73,41 @@ pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> 
     }
 }
 
-/// Returns what shows a build, and whether it shows the logs of steps.
-pub(super) fn events(show: &args::ShowArgs, verbose: bool) -> (Arc<dyn Events>, bool) {
-    let is_terminal = console::user_attended_stderr();
-    match show.progress {
-        _ if show.quiet => (Arc::new(Quiet), false),
-        Progress::Json => (Arc::new(Json::default()), true),
-        Progress::Tty | Progress::Auto if is_terminal => (Arc::new(Tty::new(verbose)), false),
-        Progress::Tty | Progress::Auto | Progress::Plain => (Arc::new(Plain::default()), true),
+/// What shows a build.
+pub(super) struct Shown {
+    pub(super) events: Arc<dyn Events>,
+    /// Hears why registries take longer. Shows nothing any more once `events` are gone.
+    pub(super) notices: Notices,
+    /// Whether the events show the logs of steps.
+    pub(super) shows_logs: bool,
+}
+
+impl Shown {
+    pub(super) fn new(show: &args::ShowArgs, verbose: bool) -> Self {
+        let is_terminal = console::user_attended_stderr();
+        match show.progress {
+            _ if show.quiet => Self { events: Arc::new(Quiet), notices: Notices::default(), shows_logs: false },
+            Progress::Json => Self::by(Json::default(), Json::notice, true),
+            Progress::Tty | Progress::Auto if is_terminal => Self::by(Tty::new(verbose), Tty::notice, false),
+            Progress::Tty | Progress::Auto | Progress::Plain => Self::by(Plain::default(), Plain::notice, true),
+        }
+    }
+
+    fn by<E: Events + 'static>(events: E, notice: fn(&E, &str), shows_logs: bool) -> Self {
+        let events = Arc::new(events);
+        let weak = Arc::downgrade(&events);
+        let last = Mutex::new(String::new());
+        let notices = Notices::to(move |text| {
+            // Downloads side by side often have the same to say.
+            let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+            if *last != text
+                && let Some(events) = weak.upgrade()
+            {
+                text.clone_into(&mut last);
+                notice(&events, &render::one_line(text));
+            }
+        });
+        Self { events, notices, shows_logs }
     }
 }
 

@@ -12,6 +12,7 @@ use kiln_image::{Images, ImagesSettings, Progress};
 use kiln_store::{Snapshot, State, Store, StoreError};
 use tokio_util::sync::CancellationToken;
 
+use super::build::Shown;
 use super::{cancel_on_signals, print, runtime, size};
 use crate::args::{self, OutputArgs, Packing};
 use crate::exit::Failure;
@@ -31,9 +32,11 @@ pub(super) fn run(arguments: &args::Export, verbose: bool) -> Result<(), Failure
         State::Failed => return Err(cannot("the step failed, and only its log was kept")),
     };
     let snapshot = Arc::new(snapshot.ok_or_else(|| StoreError::NoSuchResult(arguments.id.clone()))?);
-    let images =
-        Images::new(ImagesSettings { registry: registries(&arguments.registry)?, ..ImagesSettings::default() });
-    let (events, _) = super::build::events(&arguments.show, verbose);
+    let Shown { events, notices, .. } = Shown::new(&arguments.show, verbose);
+    let images = Images::new(ImagesSettings {
+        registry: registries(&arguments.registry, notices)?,
+        ..ImagesSettings::default()
+    });
     let cancel = cancel_on_signals().map_err(Failure::Runtime)?;
     let exporting = export(&store, &snapshot, None, &arguments.output, &images, &events, &cancel);
     let manifest = runtime()?.block_on(exporting)?;

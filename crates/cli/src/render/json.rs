@@ -49,6 +49,14 @@ fn whole(begun: &mut HashMap<usize, Vec<u8>>, event: Event) -> Vec<Event> {
     }
 }
 
+impl Json {
+    /// Shows what is of no step.
+    pub(crate) fn notice(&self, text: &str) {
+        // Nobody is left to tell if stderr is closed.
+        let _ = writeln!(io::stderr().lock(), "{}", json!({ "event": "notice", "text": text }));
+    }
+}
+
 fn object(event: &Event) -> Option<Value> {
     let with = |step: &StepInfo, event: &str, more: Value| {
         let mut object = json!({ "event": event, "step": step.number, "stage": step.stage, "text": step.text });

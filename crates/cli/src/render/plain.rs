@@ -32,6 +32,18 @@ impl Events for Plain {
     }
 }
 
+impl Plain {
+    /// Shows what is of no step.
+    pub(crate) fn notice(&self, text: &str) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut out = io::stderr().lock();
+        if std::mem::take(&mut state.is_in_line) {
+            let _ = out.write_all(b"\n");
+        }
+        let _ = writeln!(out, "note: {text}");
+    }
+}
+
 impl State {
     fn show(&mut self, event: Event, out: &mut impl Write) -> io::Result<()> {
         match event {

@@ -72,6 +72,11 @@ impl Tty {
         self.say(&format!("{mark} {counted} {} {}", clip(&label(step), room), Style::new().dim().apply_to(how)));
     }
 
+    /// Shows what is of no step, above the running ones.
+    pub(crate) fn notice(&self, text: &str) {
+        self.say(&format!("{} {text}", Style::new().yellow().apply_to("note:")));
+    }
+
     fn say(&self, line: &str) {
         // Nobody is left to tell if stderr is closed.
         let _ = self.bars.println(line);

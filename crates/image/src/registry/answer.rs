@@ -48,7 +48,7 @@ pub(super) async fn refusal(response: Response, host: &str, what: &str, patience
     let (host, what) = (host.to_owned(), what.to_owned());
     let error = match status {
         404 if !is_page => RegistryError::NotFound { host, what },
-        401 | 403 if !is_page => RegistryError::Denied { host, what, detail },
+        401 | 403 if !is_page => RegistryError::Denied { host, what, detail, login: None },
         429 => RegistryError::TooManyRequests { host, detail },
         200..=399 if is_page => RegistryError::NotARegistry { host, what },
         _ => RegistryError::Status { host, what, status, detail },

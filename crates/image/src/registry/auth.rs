@@ -4,6 +4,7 @@
 //! token that is fetched from where the challenge says (`Bearer`). What was let in is remembered until it expires.
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -69,6 +70,8 @@ impl Scope {
 #[derive(Debug, Default)]
 pub(super) struct Auth {
     grants: Mutex<HashMap<(String, Scope), Grant>>,
+    /// By host: the file with the credentials that were shown.
+    shown: Mutex<HashMap<String, PathBuf>>,
     /// By host: held while one asks for a token, so that others who need the same wait for it instead of asking, too.
     asking: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -89,6 +92,11 @@ impl Auth {
 
     fn remember(&self, site: &Site, scope: &Scope, grant: Grant) {
         lock(&self.grants).insert((site.host.clone(), scope.clone()), grant);
+    }
+
+    /// Returns the file with the credentials that a host was shown.
+    pub(super) fn shown(&self, host: &str) -> Option<Box<Path>> {
+        lock(&self.shown).get(host).map(|file| file.clone().into())
     }
 
     fn asking(&self, host: &str) -> Arc<tokio::sync::Mutex<()>> {
@@ -118,7 +126,11 @@ impl Shared {
         let challenges: Vec<_> = texts.iter().flat_map(|text| challenge::parse(text)).collect();
         let find = |scheme: &str| challenges.iter().find(|challenge| challenge.scheme == scheme);
         let credential = if home.scheme() == "https" || site.is_insecure() {
-            credentials::find(&self.settings, &site.host, &site.repository).await?
+            let found = credentials::find(&self.settings, &site.host, &site.repository).await?;
+            found.map(|(credential, file)| {
+                lock(&self.auth.shown).insert(site.host.clone(), file);
+                credential
+            })
         } else {
             None
         };

@@ -14,7 +14,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use super::site::lock;
-use super::{Patience, RegistryError, RegistrySettings};
+use super::{HttpError, Patience, RegistryError, RegistrySettings};
 
 const USER_AGENT: &str = concat!("kiln/", env!("CARGO_PKG_VERSION"));
 /// What may be on its way in HTTP/2 before we have taken it. The default, 64 KiB, is slow over long distances.
@@ -53,7 +53,7 @@ impl Clients {
         for (scheme, text) in [("http", &proxies.http), ("https", &proxies.https)] {
             let Some(text) = text.as_deref().filter(|text| !text.is_empty()) else { continue };
             let proxy = if scheme == "http" { Proxy::http(text) } else { Proxy::https(text) };
-            let proxy = proxy.map_err(|source| RegistryError::Proxy { scheme, source: source.without_url() })?;
+            let proxy = proxy.map_err(|source| RegistryError::Proxy { scheme, source: HttpError::new(source) })?;
             made.push(proxy.no_proxy(NoProxy::from_string(&direct)));
         }
         Ok(Self { patience: settings.patience, proxies: made, made: Mutex::default() })
@@ -82,7 +82,7 @@ impl Clients {
         for proxy in &self.proxies {
             builder = builder.proxy(proxy.clone());
         }
-        let client = builder.build().map_err(|source| RegistryError::Client { source })?;
+        let client = builder.build().map_err(|source| RegistryError::Client { source: HttpError::new(source) })?;
         lock(&self.made).insert(trust.clone(), client.clone());
         Ok(client)
     }

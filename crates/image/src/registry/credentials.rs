@@ -56,7 +56,8 @@ pub(super) fn secret(text: &str) -> Option<HeaderValue> {
     Some(value)
 }
 
-/// Finds the credentials for a repository in the files of the settings. `None` means that nobody knows any.
+/// Finds the credentials for a repository in the files of the settings, and the file that has them or names who does.
+/// `None` means that nobody knows any.
 ///
 /// # Errors
 ///
@@ -65,13 +66,13 @@ pub(super) async fn find(
     settings: &RegistrySettings,
     host: &str,
     repository: &str,
-) -> Result<Option<Credential>, RegistryError> {
+) -> Result<Option<(Credential, PathBuf)>, RegistryError> {
     for path in &settings.auth_files {
         let Some(file) = read(path).await? else { continue };
         if let Some(entry) = file.entry(host, repository)
             && let Some(credential) = entry.credential(path, host)?
         {
-            return Ok(Some(credential));
+            return Ok(Some((credential, path.clone())));
         }
         let names = [file.helper(host), file.creds_store.as_ref().filter(|name| !name.is_empty())];
         for name in names.into_iter().flatten() {
@@ -79,7 +80,7 @@ pub(super) async fn find(
             for key in keys {
                 let asked = helper::ask(name, key, path, settings.helper_path.as_deref()).await?;
                 if let Some(credential) = asked {
-                    return Ok(Some(credential));
+                    return Ok(Some((credential, path.clone())));
                 }
             }
         }
@@ -199,7 +200,7 @@ mod tests {
         let missing = dir.path().join("missing.json");
         let settings = RegistrySettings { auth_files: vec![missing, path], ..RegistrySettings::default() };
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-        runtime.block_on(find(&settings, host, repository))
+        Ok(runtime.block_on(find(&settings, host, repository))?.map(|(credential, _)| credential))
     }
 
     fn user(json: &str, name: &str) -> String {

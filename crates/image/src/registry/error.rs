@@ -1,20 +1,26 @@
 //! Why a registry did not give or take what it was asked for.
 
+use std::error::Error;
+use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-use thiserror::Error;
 
 /// Why a conversation with a registry failed. Never contains credentials or signed addresses.
 ///
 /// `host` is the registry as users write it, `what` the thing that was asked for, as ``image `debian:12` ``.
-#[derive(Debug, Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// The caller cancelled.
     #[error("cancelled")]
     Cancelled,
 
+    /// The settings name a host that no image's name can have.
+    #[error("`{text}` is not a registry to have settings for: write `HOST[:PORT]`, as in the names of images")]
+    Host {
+        /// The host as written.
+        text: String,
+    },
     /// A mirror in the settings cannot be one.
     #[error(
         "`{text}` is not a mirror for {host}: write `HOST[:PORT][/PREFIX]`, with or without `https://` or `http://`"
@@ -32,7 +38,7 @@ pub enum RegistryError {
         scheme: &'static str,
         /// What the parser said. (The address itself may hold a password.)
         #[source]
-        source: reqwest::Error,
+        source: HttpError,
     },
     /// The file with authorities cannot be read.
     #[error("cannot read {}, the certificate authorities for {host}", path.display())]
@@ -58,7 +64,7 @@ pub enum RegistryError {
     Client {
         /// What the library said.
         #[source]
-        source: reqwest::Error,
+        source: HttpError,
     },
     /// TLS cannot be set up.
     #[error("cannot prepare TLS")]
@@ -114,7 +120,7 @@ pub enum RegistryError {
         host: String,
         /// What the library said.
         #[source]
-        source: reqwest::Error,
+        source: HttpError,
     },
     /// The registry's certificate is not vouched for.
     #[error(
@@ -126,7 +132,7 @@ pub enum RegistryError {
         host: String,
         /// What the library said.
         #[source]
-        source: reqwest::Error,
+        source: HttpError,
     },
     /// The connection broke.
     #[error("the connection to {host} broke during the transfer of {what}")]
@@ -137,7 +143,7 @@ pub enum RegistryError {
         what: String,
         /// What the library said.
         #[source]
-        source: reqwest::Error,
+        source: HttpError,
     },
     /// The body ended before its length.
     #[error("{host} ended the transfer of {what} after {received} of {size} bytes")]
@@ -184,9 +190,17 @@ pub enum RegistryError {
     },
     /// The registry does not allow it. Many say this, too, of what does not exist.
     #[error(
-        "{host} denies access to {what}{}; if it exists, log in with `docker login {host}`, or name a file with credentials \
-         by `--auth-file`",
-        said(detail)
+        "{host} denies access to {what}{}; {}",
+        said(detail),
+        match login {
+            None => format!(
+                "if the name is right, log in with `docker login {host}`, or name a file with credentials by `--auth-file`"
+            ),
+            Some(file) => format!(
+                "it was shown the credentials of {}: log in again with `docker login {host}` if they are wrong",
+                file.display()
+            ),
+        }
     )]
     Denied {
         /// The registry.
@@ -195,6 +209,8 @@ pub enum RegistryError {
         what: String,
         /// What the registry said.
         detail: String,
+        /// The file whose credentials it was shown, if any are known.
+        login: Option<Box<Path>>,
     },
     /// The registry wants fewer requests, and still does after the last attempt.
     #[error("{host} allows no more requests for now{}; wait, or log in for a higher limit", said(detail))]
@@ -366,13 +382,52 @@ pub enum RegistryError {
     },
 }
 
+/// What the library for HTTP said: of its many causes, those that tell something.
+#[derive(Debug)]
+pub struct HttpError(reqwest::Error);
+
+impl HttpError {
+    /// Addresses may be signed, and proxies may have passwords: they are taken out.
+    pub(super) fn new(error: reqwest::Error) -> Self {
+        Self(error.without_url())
+    }
+}
+
+impl Error for HttpError {}
+
+impl fmt::Display for HttpError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        /// How layers of the library say that it was the one below; what was tried is known already.
+        const EMPTY: [&str; 5] =
+            ["error sending request", "client error", "tcp connect", "dns error", "error resolving DNS"];
+        let mut told = Vec::new();
+        let mut cause: Option<&dyn Error> = Some(&self.0);
+        while let Some(error) = cause {
+            let text = error.to_string();
+            cause = error.source();
+            let is_empty = cause.is_some() && EMPTY.iter().any(|empty| text.starts_with(empty));
+            let text = text.replace("tunnel error: ", "through the proxy: ");
+            if !is_empty && told.last() != Some(&text) {
+                told.push(text);
+            }
+        }
+        f.write_str(&told.join(": "))
+    }
+}
+
 impl RegistryError {
-    /// Returns true if naming another image, or logging in, would help. False if the registry, the network or the
-    /// settings failed.
+    /// Returns true if naming another image, logging in, or correcting the settings would help. False if the registry or
+    /// the network failed.
     pub fn is_users_fault(&self) -> bool {
         matches!(
             self,
-            Self::NotFound { .. }
+            Self::Host { .. }
+                | Self::Mirror { .. }
+                | Self::Proxy { .. }
+                | Self::ReadAuthorities { .. }
+                | Self::BadAuthorities { .. }
+                | Self::BadAuthFile { .. }
+                | Self::NotFound { .. }
                 | Self::Denied { .. }
                 | Self::TooOld { .. }
                 | Self::NotAManifest { .. }

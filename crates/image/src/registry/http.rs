@@ -13,9 +13,9 @@ use reqwest::{Body, Method, Response, StatusCode, Url};
 use super::auth::{self, Scope};
 use super::body::{FileBody, Progress};
 use super::push::FilePart;
-use super::retry::{Failure, Speed};
+use super::retry::{Again, Failure, Speed};
 use super::site::{Scheme, Site};
-use super::{Patience, RegistryError, Shared};
+use super::{HttpError, Patience, RegistryError, Shared};
 
 /// How many redirects are followed.
 const REDIRECTS: usize = 5;
@@ -179,7 +179,16 @@ impl Shared {
         let status = result.as_ref().ok().map(|response| response.status().as_u16());
         // Without the query: it may be signed.
         tracing::debug!(method = %ask.method, %host, path = ask.url.path(), status, "request");
-        result
+        match result {
+            Ok(response) => {
+                self.sites.has_answered(&host);
+                Ok(response)
+            }
+            Err(Failure { error: error @ RegistryError::Connect { .. }, .. }) if !self.sites.is_answering(&host) => {
+                Err(Failure { error, again: Again::Hardly })
+            }
+            Err(failure) => Err(failure),
+        }
     }
 }
 
@@ -281,13 +290,13 @@ impl Failure {
     pub(super) fn broken(error: reqwest::Error, host: &str, what: &str) -> Self {
         let (host, what) = (host.to_owned(), what.to_owned());
         let is_untrusted = is_untrusted(&error);
-        // Addresses may be signed; proxies may have passwords.
-        let source = error.without_url();
+        let (is_builder, is_connect) = (error.is_builder(), error.is_connect());
+        let source = HttpError::new(error);
         if is_untrusted {
             RegistryError::Untrusted { host, source }.into()
-        } else if source.is_builder() {
+        } else if is_builder {
             RegistryError::Client { source }.into()
-        } else if source.is_connect() {
+        } else if is_connect {
             Self::passing(RegistryError::Connect { host, source })
         } else {
             Self::passing(RegistryError::Cut { host, what, source })

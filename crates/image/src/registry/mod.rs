@@ -32,10 +32,10 @@ mod retry;
 mod settings;
 mod site;
 
-pub use error::RegistryError;
+pub use error::{HttpError, RegistryError};
 pub use pull::Manifest;
 pub use push::FilePart;
-pub use settings::{HostSettings, Patience, Proxies, RegistrySettings};
+pub use settings::{HostSettings, Notices, Patience, Proxies, RegistrySettings};
 
 use std::fmt;
 use std::sync::Arc;
@@ -85,10 +85,22 @@ pub(crate) fn parse_challenges(header: &str) {
 
 /// Does `work` until `cancel` says otherwise; dropping it is enough to stop it.
 async fn until_cancelled<T>(
+    shared: &Shared,
     cancel: &CancellationToken,
     work: impl Future<Output = Result<T, RegistryError>>,
 ) -> Result<T, RegistryError> {
-    cancel.run_until_cancelled(work).await.unwrap_or(Err(RegistryError::Cancelled))
+    let mut result = cancel.run_until_cancelled(work).await.unwrap_or(Err(RegistryError::Cancelled));
+    if let Err(RegistryError::Denied { host, login, .. }) = &mut result {
+        *login = shared.auth.shown(host);
+    }
+    result
+}
+
+impl Shared {
+    /// Counts attempts with the patience of the settings.
+    fn tries(&self) -> retry::Tries<'_> {
+        retry::Tries::new(&self.settings.patience, &self.settings.notices)
+    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::auth::Scope;
 use super::http::{self, Ask};
-use super::retry::{Failure, Speed, Tries};
+use super::retry::{Failure, Speed, Tries, in_one_line};
 use super::site::Site;
 use super::{Patience, Registry, RegistryError, Shared, answer, until_cancelled};
 use crate::{Digest, ImageName, Which};
@@ -59,7 +59,7 @@ impl Registry {
             Which::Tag(_) if name.which() == *which => format!("image `{name}`"),
             _ => format!("manifest {which} of `{}`", name.repository()),
         };
-        until_cancelled(cancel, async {
+        until_cancelled(shared, cancel, async {
             let mut sites = shared.sites.for_pull(&shared.settings, name);
             let origin = sites.pop().expect("the registry itself");
             for mirror in sites {
@@ -119,7 +119,7 @@ impl Registry {
         let shared = &*self.shared;
         let what = blob(name, digest);
         let mut transfer = Transfer { digest, size, what: &what, done: 0, speed: Speed::new(), sink };
-        until_cancelled(cancel, async {
+        until_cancelled(shared, cancel, async {
             let mut sites = shared.sites.for_pull(&shared.settings, name);
             let origin = sites.pop().expect("the registry itself");
             for mirror in sites {
@@ -157,7 +157,8 @@ impl Shared {
         if matches!(error, RegistryError::Connect { .. } | RegistryError::Untrusted { .. }) {
             self.sites.is_dead(mirror);
         }
-        tracing::warn!(mirror = mirror.host, error = error as &dyn std::error::Error, "mirror passed over");
+        tracing::info!(mirror = mirror.host, error = error as &dyn std::error::Error, "mirror passed over");
+        self.settings.notices.tell(format_args!("mirror {} passed over: {}", mirror.host, in_one_line(error)));
     }
 
     async fn manifest(
@@ -168,7 +169,7 @@ impl Shared {
         what: &str,
         patience: &Patience,
     ) -> Result<Manifest, RegistryError> {
-        let mut tries = Tries::new(patience);
+        let mut tries = Tries::new(patience, &self.settings.notices);
         loop {
             match self.try_manifest(site, which, limit, what).await {
                 Ok(manifest) => return Ok(manifest),
@@ -211,7 +212,7 @@ impl Shared {
         transfer: &mut Transfer<'_>,
         patience: &Patience,
     ) -> Result<(), RegistryError> {
-        let mut tries = Tries::new(patience);
+        let mut tries = Tries::new(patience, &self.settings.notices);
         loop {
             let before = transfer.done;
             let Err(failure) = self.download_some(site, transfer, patience).await else { return Ok(()) };

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::auth::Scope;
 use super::http::{Ask, Payload, location};
 use super::pull::{blob, digest_header};
-use super::retry::{Again, Failure, Speed, Tries};
+use super::retry::{Again, Failure, Speed};
 use super::site::Site;
 use super::{Registry, RegistryError, Shared, answer, until_cancelled};
 use crate::{Digest, ImageName};
@@ -53,8 +53,8 @@ impl Registry {
     ) -> Result<bool, RegistryError> {
         let (shared, what) = (&*self.shared, blob(name, digest));
         let site = shared.sites.origin(&shared.settings, name);
-        until_cancelled(cancel, async {
-            let mut tries = Tries::new(&shared.settings.patience);
+        until_cancelled(shared, cancel, async {
+            let mut tries = shared.tries();
             loop {
                 match shared.has_blob(&site, digest, &what).await {
                     Ok(has) => return Ok(has),
@@ -80,8 +80,8 @@ impl Registry {
     ) -> Result<bool, RegistryError> {
         let (shared, what) = (&*self.shared, blob(name, digest));
         let site = shared.sites.origin(&shared.settings, name);
-        until_cancelled(cancel, async {
-            let mut tries = Tries::new(&shared.settings.patience);
+        until_cancelled(shared, cancel, async {
+            let mut tries = shared.tries();
             loop {
                 match shared.mount_blob(&site, digest, from_repository, &what).await {
                     Ok(is_mounted) => return Ok(is_mounted),
@@ -111,7 +111,7 @@ impl Registry {
         let (shared, what) = (&*self.shared, blob(name, digest));
         let site = shared.sites.origin(&shared.settings, name);
         let upload = Upload { shared, site: &site, scope: Scope::push(&site), digest, part, what: &what, progress };
-        until_cancelled(cancel, upload.run()).await
+        until_cancelled(shared, cancel, upload.run()).await
     }
 
     /// Stores a manifest under a tag, or, without one, only by its digest, which is returned. All that it refers to must be
@@ -132,8 +132,8 @@ impl Registry {
         let site = shared.sites.origin(&shared.settings, name);
         let reference = tag.map_or_else(|| digest.to_string(), str::to_owned);
         let bytes = Bytes::copy_from_slice(bytes);
-        until_cancelled(cancel, async {
-            let mut tries = Tries::new(&shared.settings.patience);
+        until_cancelled(shared, cancel, async {
+            let mut tries = shared.tries();
             loop {
                 match shared.put_manifest(&site, &reference, media_type, &bytes, digest).await {
                     Ok(()) => return Ok(digest),
@@ -259,7 +259,7 @@ impl Upload<'_> {
 
     /// Asks for a new upload.
     async fn begin(&self, chunk: u64) -> Result<Session, RegistryError> {
-        let mut tries = Tries::new(&self.shared.settings.patience);
+        let mut tries = self.shared.tries();
         loop {
             match self.try_begin(chunk).await {
                 Ok(session) => return Ok(session),
@@ -282,7 +282,7 @@ impl Upload<'_> {
     /// Sends what is missing, and closes the upload.
     async fn finish(&self, session: &mut Session) -> Result<Step, RegistryError> {
         let patience = &self.shared.settings.patience;
-        let (mut tries, mut speed) = (Tries::new(patience), Speed::new());
+        let (mut tries, mut speed) = (self.shared.tries(), Speed::new());
         loop {
             let before = session.done;
             let is_sent = session.done == self.part.length;
@@ -355,7 +355,7 @@ impl Upload<'_> {
 
     /// Asks how much the registry has, after something broke.
     async fn ask_again(&self, session: &mut Session) -> Result<Step, RegistryError> {
-        let mut tries = Tries::new(&self.shared.settings.patience);
+        let mut tries = self.shared.tries();
         loop {
             match self.try_ask_again(session).await {
                 Ok(step) => return Ok(step),

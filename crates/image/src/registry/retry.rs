@@ -1,9 +1,10 @@
 //! When to try again, and when to lose patience.
 
+use std::error::Error;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::{Duration, Instant};
 
-use super::{Patience, RegistryError};
+use super::{Notices, Patience, RegistryError};
 
 /// Why one attempt failed, and whether another may do better.
 #[derive(Debug)]
@@ -16,9 +17,16 @@ pub(super) struct Failure {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Again {
     Never,
+    /// As `Later`, but not often: nobody has ever answered there, so a wrong name is more likely than a bad network.
+    Hardly,
     /// After a wait; how long, if the registry says so.
     Later(Option<Duration>),
 }
+
+/// How often a host is tried that has never answered.
+const HARDLY: u32 = 3;
+/// A wait that is worth a word.
+const TOLD: Duration = Duration::from_secs(1);
 
 impl From<RegistryError> for Failure {
     fn from(error: RegistryError) -> Self {
@@ -35,21 +43,22 @@ impl Failure {
 
 /// Counts attempts that brought nothing.
 #[derive(Debug)]
-pub(super) struct Tries {
+pub(super) struct Tries<'a> {
     patience: Patience,
-    left: u32,
+    notices: &'a Notices,
+    made: u32,
     wait: Duration,
 }
 
-impl Tries {
+impl<'a> Tries<'a> {
     /// Allows as many attempts as `patience` does.
-    pub(super) fn new(patience: &Patience) -> Self {
-        Self { patience: *patience, left: patience.attempts, wait: patience.first_wait }
+    pub(super) fn new(patience: &Patience, notices: &'a Notices) -> Self {
+        Self { patience: *patience, notices, made: 0, wait: patience.first_wait }
     }
 
     /// Starts counting anew: it went on a little.
     pub(super) fn reset(&mut self) {
-        *self = Self::new(&self.patience);
+        *self = Self::new(&self.patience, self.notices);
     }
 
     /// Waits until the next attempt is due.
@@ -58,17 +67,36 @@ impl Tries {
     ///
     /// The failure's error, if there is to be no other attempt.
     pub(super) async fn again(&mut self, failure: Failure) -> Result<(), RegistryError> {
-        let Again::Later(asked) = failure.again else { return Err(failure.error) };
-        self.left = self.left.saturating_sub(1);
-        if self.left == 0 {
+        let (asked, most) = match failure.again {
+            Again::Never => return Err(failure.error),
+            Again::Hardly => (None, self.patience.attempts.min(HARDLY)),
+            Again::Later(asked) => (asked, self.patience.attempts),
+        };
+        self.made += 1;
+        if self.made >= most {
             return Err(failure.error);
         }
         let wait = asked.unwrap_or_else(|| vary(self.wait)).min(self.patience.longest_wait);
         self.wait = (self.wait * 2).min(self.patience.longest_wait);
         tracing::debug!(error = &failure.error as &dyn std::error::Error, ?wait, "trying again");
+        // What is over at once needs no words.
+        if self.made > 1 || wait >= TOLD || matches!(failure.error, RegistryError::Silent { .. }) {
+            let seconds = wait.as_secs_f32().ceil();
+            self.notices.tell(format_args!("{}; trying again in {seconds} s", in_one_line(&failure.error)));
+        }
         tokio::time::sleep(wait).await;
         Ok(())
     }
+}
+
+/// Returns an error with its causes.
+pub(super) fn in_one_line(error: &RegistryError) -> String {
+    let (mut text, mut cause) = (error.to_string(), error.source());
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
 }
 
 /// Returns between half of `wait` and all of it, so that clients that failed together do not come back together.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -23,6 +24,34 @@ pub struct RegistrySettings {
     pub proxies: Proxies,
     /// How long to wait and how often to try.
     pub patience: Patience,
+    /// Hears why it takes longer.
+    pub notices: Notices,
+}
+
+/// Hears, in a line each, what a user should know while it still goes on: why there is a wait, which mirror is passed over.
+/// By default nobody does. Called from any thread; must return at once.
+#[derive(Clone, Default)]
+pub struct Notices(Option<Arc<Hear>>);
+
+type Hear = dyn Fn(&str) + Send + Sync;
+
+impl Notices {
+    /// Calls this with each line.
+    pub fn to(hear: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(hear)))
+    }
+
+    pub(super) fn tell(&self, text: impl fmt::Display) {
+        if let Some(hear) = &self.0 {
+            hear(&text.to_string());
+        }
+    }
+}
+
+impl fmt::Debug for Notices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Notices").field(&self.0.is_some()).finish()
+    }
 }
 
 /// What is special about one host.

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::connect::Trust;
-use super::{RegistryError, RegistrySettings};
+use super::{HostSettings, RegistryError, RegistrySettings};
 use crate::ImageName;
 use crate::name::{self, DOCKER_HUB};
 
@@ -56,6 +56,8 @@ pub(super) struct Sites {
     schemes: Mutex<HashMap<String, Scheme>>,
     /// Hosts of mirrors that could not be reached; not tried again.
     dead: Mutex<HashSet<String>>,
+    /// Hosts that have answered anything.
+    answering: Mutex<HashSet<String>>,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -70,12 +72,9 @@ impl Sites {
     pub(super) fn new(settings: &RegistrySettings) -> Result<Self, RegistryError> {
         let mut mirrors = BTreeMap::new();
         for (host, special) in &settings.hosts {
-            let parsed = special.mirrors.iter().map(|text| {
-                parse_mirror(text).ok_or_else(|| RegistryError::Mirror { host: host.clone(), text: text.clone() })
-            });
-            mirrors.insert(host.to_ascii_lowercase(), parsed.collect::<Result<_, _>>()?);
+            mirrors.insert(host.to_ascii_lowercase(), parse_mirrors(host, special)?);
         }
-        Ok(Self { mirrors, schemes: Mutex::default(), dead: Mutex::default() })
+        Ok(Self { mirrors, schemes: Mutex::default(), dead: Mutex::default(), answering: Mutex::default() })
     }
 
     /// Returns where to pull from, in order; the last is the registry itself.
@@ -100,6 +99,19 @@ impl Sites {
     /// Remembers that a mirror cannot be reached.
     pub(super) fn is_dead(&self, mirror: &Site) {
         lock(&self.dead).insert(mirror.host.clone());
+    }
+
+    /// Remembers that a host has answered.
+    pub(super) fn has_answered(&self, host: &str) {
+        let mut answering = lock(&self.answering);
+        if !answering.contains(host) {
+            answering.insert(host.to_owned());
+        }
+    }
+
+    /// Returns true if a host has answered before.
+    pub(super) fn is_answering(&self, host: &str) -> bool {
+        lock(&self.answering).contains(host)
     }
 
     /// Returns how an authority that may be spoken to either way answers, if that is known.
@@ -139,6 +151,27 @@ fn is_loopback(host: &str) -> bool {
     name == "localhost" || name == "::1" || name.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback())
 }
 
+impl HostSettings {
+    /// Checks whether these can be the settings for `host`, as [`Registry::new`](super::Registry::new) does.
+    ///
+    /// # Errors
+    ///
+    /// `host` is none that an image's name can have, or a mirror is none.
+    pub fn check(&self, host: &str) -> Result<(), RegistryError> {
+        parse_mirrors(host, self).map(drop)
+    }
+}
+
+fn parse_mirrors(host: &str, special: &HostSettings) -> Result<Vec<Mirror>, RegistryError> {
+    name::check_host(host).map_err(|_| RegistryError::Host { text: host.to_owned() })?;
+    let parsed = special.mirrors.iter().map(|text| {
+        // What stands before the sign may be a password.
+        let shown = || text.rsplit('@').next().unwrap_or_default().to_owned();
+        parse_mirror(text).ok_or_else(|| RegistryError::Mirror { host: host.to_owned(), text: shown() })
+    });
+    parsed.collect()
+}
+
 fn parse_mirror(text: &str) -> Option<Mirror> {
     let (scheme, rest) = match (text.strip_prefix("https://"), text.strip_prefix("http://")) {
         (Some(rest), _) => (Some(Scheme::Https), rest),
@@ -163,7 +196,6 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::registry::HostSettings;
 
     fn sites(hosts: &[(&str, HostSettings)], name: &str) -> Result<Vec<String>, RegistryError> {
         let hosts = hosts.iter().map(|(host, special)| ((*host).to_owned(), special.clone())).collect();
