@@ -7,6 +7,7 @@
 
 mod base;
 mod change;
+mod dockerd;
 mod link;
 mod loopfs;
 mod net;
@@ -17,6 +18,7 @@ mod tree;
 
 pub use base::{busybox_root, busybox_tar};
 pub use change::{Changes, Random};
+pub use dockerd::Dockerd;
 pub use link::Link;
 pub use loopfs::LoopFs;
 pub use registry::{Access, Registry, oci_image};

@@ -11,6 +11,7 @@ mod hostile;
 mod operations;
 mod output;
 mod processes;
+mod registry;
 mod spec;
 mod stages;
 mod store;

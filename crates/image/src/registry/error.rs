@@ -125,7 +125,7 @@ pub enum RegistryError {
     /// The registry's certificate is not vouched for.
     #[error(
         "cannot verify that {host} is what it claims to be; if an authority of your own vouches for it, set `ca-file` for \
-         this host, or `insecure` to trust it blindly"
+         this host in registries.toml, or `insecure` to trust it blindly"
     )]
     Untrusted {
         /// The registry, or where it sent us.

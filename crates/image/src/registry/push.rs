@@ -244,14 +244,17 @@ enum Step {
 impl Upload<'_> {
     async fn run(&self) -> Result<(), RegistryError> {
         let mut chunk = CHUNK_BYTES;
-        for _ in 0..RESTARTS {
+        for times in 1..=RESTARTS {
             let mut session = self.begin(chunk).await?;
             match self.finish(&mut session).await? {
                 Step::Going | Step::Done => return Ok(()),
+                Step::Lost if times < RESTARTS => {
+                    let notice = format!("{} lost the upload of {}; beginning again", self.site.host, self.what);
+                    self.shared.settings.notices.tell(notice);
+                }
                 Step::Lost => {}
                 Step::Refused => chunk = self.part.length,
             }
-            tracing::debug!(what = self.what, "the upload was lost, beginning again");
         }
         let (host, what) = (self.site.host.clone(), self.what.to_owned());
         Err(RegistryError::UploadLost { host, what, times: RESTARTS })

@@ -166,7 +166,7 @@ fn parse_mirrors(host: &str, special: &HostSettings) -> Result<Vec<Mirror>, Regi
     name::check_host(host).map_err(|_| RegistryError::Host { text: host.to_owned() })?;
     let parsed = special.mirrors.iter().map(|text| {
         // What stands before the sign may be a password.
-        let shown = || text.rsplit('@').next().unwrap_or_default().to_owned();
+        let shown = || text.rsplit_once('@').map_or_else(|| text.clone(), |(_, rest)| format!("…@{rest}"));
         parse_mirror(text).ok_or_else(|| RegistryError::Mirror { host: host.to_owned(), text: shown() })
     });
     parsed.collect()

@@ -1,78 +1,15 @@
 //! Images that Docker's daemon and Podman keep: real ones, each in a directory of the test's own.
 
-use std::ffi::OsString;
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use kiln_image::{Fetcher, ForgetfulDigests, ImageError, Images, ImagesSettings, Quiet, Reference, Resolved};
-use kiln_testkit::{Need, need};
-use rustix::process::{Pid, Signal};
-use tempfile::TempDir;
+use kiln_testkit::{Dockerd, Need, need};
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::Archive;
 use crate::{block_on, causes, fetch_with, image, index, listing, sh};
-
-/// A Docker daemon that knows nothing of the system's.
-pub(crate) struct Dockerd {
-    child: Child,
-    dir: TempDir,
-}
-
-impl Dockerd {
-    /// Starts it, or returns what it said last.
-    pub(crate) fn start() -> Result<Self, String> {
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = |name: &str| dir.path().join(name);
-        fs::write(path("configuration"), "{}").expect("written");
-        let mut child = Command::new("dockerd")
-            .arg("--data-root")
-            .arg(path("data"))
-            .arg("--exec-root")
-            .arg(path("exec"))
-            .arg("--pidfile")
-            .arg(path("pid"))
-            .arg("--host")
-            .arg(format!("unix://{}", path("socket").display()))
-            .arg("--config-file")
-            .arg(path("configuration"))
-            .args(["--bridge=none", "--iptables=false"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|error| error.to_string())?;
-        let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines().map_while(Result::ok);
-        let dockerd = Self { child, dir };
-        let mut said = String::new();
-        for line in &mut lines {
-            if line.contains("API listen on") {
-                // It must not wait for a full pipe; this ends with it.
-                std::thread::spawn(move || lines.for_each(drop));
-                return Ok(dockerd);
-            }
-            said = line;
-        }
-        Err(said)
-    }
-
-    pub(crate) fn environment(&self) -> Vec<(OsString, OsString)> {
-        vec![("DOCKER_HOST".into(), format!("unix://{}", self.dir.path().join("socket").display()).into())]
-    }
-}
-
-impl Drop for Dockerd {
-    fn drop(&mut self) {
-        // It stops its containerd, and unmounts.
-        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
-            let _ = rustix::process::kill_process(pid, Signal::TERM);
-        }
-        let _ = self.child.wait();
-    }
-}
 
 /// Writes an image as an archive that Docker and Podman load, and returns the layout that it was made from.
 fn archive(dir: &Path, name: &str) -> String {

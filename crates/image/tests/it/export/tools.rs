@@ -3,10 +3,9 @@
 use std::path::Path;
 
 use kiln_image::export::{Compression, Destination, Image, Options};
-use kiln_testkit::{Need, busybox_root, need};
+use kiln_testkit::{Dockerd, Need, busybox_root, need};
 
 use super::{Results, assert_same, file, in_seconds, oci, options, seen, write};
-use crate::daemon::Dockerd;
 use crate::sh;
 
 const PODMAN: Need<'_> = Need::Tool("podman", "podman");

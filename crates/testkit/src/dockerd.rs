@@ -1,0 +1,73 @@
+//! A real Docker daemon in a directory of its own.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal};
+use tempfile::TempDir;
+
+/// A Docker daemon that knows nothing of the system's. It ends with this value. Needs dockerd, and docker to talk to it.
+#[derive(Debug)]
+pub struct Dockerd {
+    child: Child,
+    dir: TempDir,
+}
+
+impl Dockerd {
+    /// Starts it and waits until it listens.
+    ///
+    /// # Errors
+    ///
+    /// What it said last: not every machine can run one.
+    pub fn start() -> Result<Self, String> {
+        let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("configuration"), "{}").map_err(|error| error.to_string())?;
+        let mut child = Command::new("dockerd")
+            .arg("--data-root")
+            .arg(path("data"))
+            .arg("--exec-root")
+            .arg(path("exec"))
+            .arg("--pidfile")
+            .arg(path("pid"))
+            .arg("--host")
+            .arg(format!("unix://{}", path("socket").display()))
+            .arg("--config-file")
+            .arg(path("configuration"))
+            .args(["--bridge=none", "--iptables=false"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| error.to_string())?;
+        let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines().map_while(Result::ok);
+        let dockerd = Self { child, dir };
+        let mut said = String::new();
+        for line in &mut lines {
+            if line.contains("API listen on") {
+                // It must not wait for a full pipe; this ends with it.
+                std::thread::spawn(move || lines.for_each(drop));
+                return Ok(dockerd);
+            }
+            said = line;
+        }
+        Err(said)
+    }
+
+    /// Returns the environment in which `docker` finds it.
+    pub fn environment(&self) -> Vec<(OsString, OsString)> {
+        vec![("DOCKER_HOST".into(), format!("unix://{}", self.dir.path().join("socket").display()).into())]
+    }
+}
+
+impl Drop for Dockerd {
+    fn drop(&mut self) {
+        // It stops its containerd, and unmounts.
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, Signal::TERM);
+        }
+        let _ = self.child.wait();
+    }
+}
