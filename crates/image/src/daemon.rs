@@ -13,12 +13,12 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
-use crate::download::nameless;
 use crate::error::At;
 use crate::fetch::Plan as AnyPlan;
 use crate::layers::{Part, chain};
 use crate::oci::{Config, Wanted};
 use crate::stream::Section;
+use crate::temporary::nameless;
 use crate::{Digest, ImageError, Layer, Limits, Resolved, container, docker};
 
 /// How much of what a program says of its failure is kept, and how many lines of it are shown.

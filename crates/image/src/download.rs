@@ -9,16 +9,15 @@ use std::future::Future;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{FallocateFlags, Mode, OFlags};
-use rustix::io::Errno;
+use rustix::fs::FallocateFlags;
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::ImageError;
 use crate::stream::Section;
+use crate::temporary::nameless;
 
 /// How many blobs arrive at once. More do not come faster from one server, and the lowest is wanted first.
 const AT_ONCE: usize = 4;
@@ -162,24 +161,6 @@ pub(crate) fn forget(file: &File, offset: u64, length: u64) {
     }
 }
 
-/// Makes a file in `dir` that has no name, and is gone with its last descriptor.
-pub(crate) fn nameless(dir: &Path) -> io::Result<File> {
-    let flags = OFlags::RDWR | OFlags::CLOEXEC;
-    match rustix::fs::open(dir, flags | OFlags::TMPFILE, Mode::RUSR | Mode::WUSR) {
-        // Not every filesystem can.
-        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => named_for_a_moment(dir, flags),
-        made => Ok(made?.into()),
-    }
-}
-
-fn named_for_a_moment(dir: &Path, flags: OFlags) -> io::Result<File> {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let path = dir.join(format!("temporary-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-    let file = rustix::fs::open(&path, flags | OFlags::CREATE | OFlags::EXCL, Mode::RUSR | Mode::WUSR)?;
-    std::fs::remove_file(&path)?;
-    Ok(file.into())
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Read;
@@ -258,14 +239,5 @@ mod tests {
             let (failed, why) = reader.await.unwrap();
             assert!(failed && matches!(why, Some(ImageError::Cancelled)));
         }
-    }
-
-    #[test]
-    fn a_file_without_a_name_is_had_on_any_filesystem() {
-        let dir = tempfile::tempdir().unwrap();
-        for file in [nameless(dir.path()), named_for_a_moment(dir.path(), OFlags::RDWR)] {
-            file.unwrap().write_all_at(b"x", 0).unwrap();
-        }
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

@@ -47,6 +47,7 @@ mod remote;
 mod rootfs;
 mod stream;
 mod tar;
+mod temporary;
 mod tree;
 mod unpack;
 mod untrusted;

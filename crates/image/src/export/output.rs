@@ -6,12 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
-use rustix::io::Errno;
-
 use super::error::At;
 use super::{ExportError, Output};
 use crate::stream::Section;
+use crate::temporary::nameless;
 
 /// Says what it means that the output cannot be written.
 pub(super) type Failed<'a> = dyn Fn(io::Error) -> ExportError + Sync + 'a;
@@ -132,21 +130,5 @@ impl Write for Writer {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-/// Makes a file that is gone when it is closed.
-fn nameless(dir: &Path) -> io::Result<File> {
-    let mode = Mode::RUSR | Mode::WUSR;
-    let flags = OFlags::RDWR | OFlags::CLOEXEC;
-    match rustix::fs::openat(CWD, dir, flags | OFlags::TMPFILE, mode) {
-        // Not every filesystem has them.
-        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
-            let path = beside(&dir.join("file"));
-            let file = rustix::fs::openat(CWD, &path, flags | OFlags::CREATE | OFlags::EXCL, mode)?;
-            rustix::fs::unlinkat(CWD, &path, AtFlags::empty())?;
-            Ok(file.into())
-        }
-        made => Ok(made?.into()),
     }
 }
