@@ -7,6 +7,7 @@ use std::fmt;
 use std::net::Ipv6Addr;
 use std::str::FromStr;
 
+use reqwest::Url;
 use thiserror::Error;
 
 use crate::{Digest, DigestError};
@@ -203,9 +204,16 @@ pub(crate) fn check_host(text: &str) -> Result<(), NameError> {
             && !label.ends_with('-')
     };
     match host {
-        Some(host) if !host.split('.').all(fits) => Err(NameError::Host(host.to_owned())),
+        Some(host) if !host.split('.').all(fits) || !is_plain(host) => Err(NameError::Host(host.to_owned())),
         _ => Ok(()),
     }
+}
+
+/// Returns true if addresses have the host as it is. `127.1` and `0x7f.1` are 127.0.0.1 there, and `1.2.3.999` and ill-formed
+/// `xn--` names are nothing.
+fn is_plain(host: &str) -> bool {
+    let url = Url::parse(&format!("https://{host}/"));
+    url.is_ok_and(|url| url.host_str().is_some_and(|found| found.eq_ignore_ascii_case(host)))
 }
 
 /// Checks one part of a path: lower-case letters and digits, joined by `.`, `_`, `__` or dashes.
@@ -252,6 +260,19 @@ mod tests {
             parts(&format!("ghcr.io/x/y:tag@{digest}")),
             (owned("ghcr.io"), owned("x/y"), Some(owned("tag")), Some(digest))
         );
+    }
+
+    #[test]
+    fn a_host_that_an_address_would_not_keep_is_refused() {
+        for host in ["127.1:5", "0x7f.1", "2130706433:5", "1.2.3.999", "1.2.3.4.5", "foo.0x:80", "xn--a.com", "a.xn--0"]
+        {
+            let text = format!("{host}/x");
+            assert!(matches!(text.parse::<ImageName>(), Err(NameError::Host(_))), "{text}");
+        }
+        for host in ["127.0.0.1:5", "EXAMPLE.com", "xn--bcher-kva.example", "a-b.c:1", "1a.b"] {
+            let text = format!("{host}/x");
+            assert!(text.parse::<ImageName>().is_ok(), "{text}");
+        }
     }
 
     #[test]
