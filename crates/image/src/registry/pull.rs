@@ -261,6 +261,8 @@ impl Shared {
                 return Err(transfer.wrong_length(site, found).into());
             }
             let started = Instant::now();
+            // What comes again is no progress, or a registry that starts anew each time would never be too slow.
+            transfer.speed.uncount(skipped);
             (transfer.sink)(new).map_err(|source| RegistryError::Sink { what: what.to_owned(), source })?;
             transfer.speed.excuse(started.elapsed());
             transfer.done = found;

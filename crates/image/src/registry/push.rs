@@ -286,6 +286,8 @@ impl Upload<'_> {
     async fn finish(&self, session: &mut Session) -> Result<Step, RegistryError> {
         let patience = &self.shared.settings.patience;
         let (mut tries, mut speed) = (self.shared.tries(), Speed::new());
+        // What is sent again is no progress, or a registry that forgets would be sent to for ever.
+        let mut furthest = session.done;
         loop {
             let before = session.done;
             let is_sent = session.done == self.part.length;
@@ -301,7 +303,8 @@ impl Upload<'_> {
             if step != Step::Going {
                 return Ok(step);
             }
-            let more = session.done.saturating_sub(before);
+            let more = session.done.saturating_sub(furthest);
+            furthest = furthest.max(session.done);
             if more > 0 {
                 tries.reset();
             }

@@ -123,6 +123,11 @@ impl Speed {
         self.since += time;
     }
 
+    /// Takes back bytes that were counted: they were there before.
+    pub(super) fn uncount(&mut self, bytes: u64) {
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+
     /// Counts bytes. Returns how many came in how long, if that is too slow.
     pub(super) fn passed(&mut self, bytes: u64, patience: &Patience) -> Option<(u64, Duration)> {
         self.bytes += bytes;

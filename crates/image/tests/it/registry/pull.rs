@@ -1,5 +1,6 @@
 //! Pulls from a real registry, over good and bad networks.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use kiln_image::{Digest, Patience, Registry, RegistryError, RegistrySettings, Which};
@@ -117,6 +118,26 @@ fn a_download_that_always_gets_a_little_further_ends_nevertheless() {
         let all = serve(request, &served);
         Response { body: Body::Cut(served[start..=start].to_vec()), ..all }
             .header("Content-Length", (served.len() - start).to_string())
+    });
+    let script = script.expect("a server");
+    let patience = Patience { slow_for: Duration::from_secs(2), ..patience() };
+    let client = Registry::new(RegistrySettings { patience, ..settings() }).expect("a client");
+    let (got, result) = download(&client, &name(&script.host(), "a"), Digest::of(&blob), blob.len());
+    assert!(matches!(result, Err(RegistryError::TooSlow { .. })), "{result:?}");
+    assert!(got == blob[..got.len()] && !got.is_empty());
+}
+
+#[test]
+fn a_download_that_begins_anew_each_time_ends_though_much_is_sent() {
+    let blob = noise(1_000_000);
+    let (served, times) = (blob.clone(), AtomicUsize::new(0));
+    let script = Script::start(move |request| {
+        if request.path == "/v2/" {
+            return Response::new(200);
+        }
+        // Each time a byte further, and nothing but that byte is new.
+        let end = 100_000 + times.fetch_add(1, Ordering::Relaxed);
+        Response::new(200).body(Body::Cut(served[..end].to_vec())).header("Content-Length", served.len().to_string())
     });
     let script = script.expect("a server");
     let patience = Patience { slow_for: Duration::from_secs(2), ..patience() };

@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
-use kiln_image::{Digest, Registry, RegistryError, RegistrySettings};
+use kiln_image::{Digest, Patience, Registry, RegistryError, RegistrySettings};
 use kiln_testkit::{Link, Request, Response, Script, need};
 
 use super::*;
@@ -230,6 +231,26 @@ fn a_lost_upload_begins_again_but_not_for_ever() {
     });
     let error = upload(&liar, b"blob").expect_err("stored something else");
     assert!(matches!(error, RegistryError::WrongDigest { .. }), "{error}");
+}
+
+#[test]
+fn an_upload_that_is_forgotten_again_and_again_ends_though_much_is_sent() {
+    // Half of what comes is taken, and then it is gone: never nothing new, never more than before.
+    let is_taken = AtomicBool::new(false);
+    let script = receiver(move |request, _| {
+        if request.method != "PATCH" {
+            return None;
+        }
+        let range = if is_taken.fetch_xor(true, Ordering::Relaxed) { "0-0" } else { "0-49999" };
+        let at = format!("http://{}/up", request.header("host").expect("a host"));
+        Some(Response::new(202).header("Location", at).header("Range", range))
+    });
+    let patience = Patience { slow_for: Duration::from_secs(2), ..patience() };
+    let client = Registry::new(RegistrySettings { patience, ..settings() }).expect("a client");
+    let (name, blob) = (name(&script.host(), "a"), noise(100_000));
+    let result = block_on(client.upload(&name, Digest::of(&blob), &part_of(&blob), &|_| {}, &go_on()));
+    // The first half is fast enough for the first two seconds.
+    assert!(matches!(result, Err(RegistryError::TooSlow { .. })), "{result:?}");
 }
 
 #[test]
