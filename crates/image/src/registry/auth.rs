@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use super::challenge::{self, Challenge};
 use super::credentials::{self, Credential, secret};
-use super::http::{Ask, Payload, Proof};
+use super::http::{Ask, Payload, Proof, is_link_local};
 use super::retry::Failure;
 use super::site::{Site, lock};
 use super::{RegistryError, Shared, answer};
@@ -162,8 +162,10 @@ impl Shared {
     ) -> Result<Grant, Failure> {
         let host = || site.host.clone();
         let realm = challenge.parameters.get("realm").and_then(|realm| Url::parse(realm).ok());
-        let Some(mut realm) = realm.filter(|realm| matches!(realm.scheme(), "https" | "http") && realm.has_host())
-        else {
+        let Some(mut realm) = realm.filter(|realm| {
+            let is_elsewhere = !is_link_local(realm) || is_link_local(home);
+            matches!(realm.scheme(), "https" | "http") && realm.has_host() && is_elsewhere
+        }) else {
             return Err(RegistryError::Challenge { host: host(), challenge: "a token from nowhere".to_owned() }.into());
         };
         let realm_host = realm.host_str().unwrap_or_default().to_owned();

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::io;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ use super::{HttpError, Patience, RegistryError, Shared};
 
 /// How many redirects are followed.
 const REDIRECTS: usize = 5;
+/// Where Amazon's machines find their secrets by IPv6.
+const AMAZON: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
 /// How often the sending of a body is looked at.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -270,7 +273,21 @@ fn resolve(from: &Url, text: &str, is_redirect: bool) -> Target {
             return Target::Plain(url.host_str().unwrap_or_default().to_owned());
         }
     }
+    if is_link_local(&url) && !is_link_local(from) {
+        return Target::Nowhere;
+    }
     Target::Url(url)
+}
+
+/// Returns true for addresses that mean something else on each machine: clouds give out a machine's own secrets there.
+pub(super) fn is_link_local(url: &Url) -> bool {
+    // Addresses of hosts are in their canonical form here, `[::ffff:…]` included.
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    match host.parse::<IpAddr>().map(|address| address.to_canonical()) {
+        Ok(IpAddr::V4(address)) => address.is_link_local(),
+        Ok(IpAddr::V6(address)) => address.is_unicast_link_local() || address == AMAZON,
+        Err(_) => false,
+    }
 }
 
 /// Returns true if a login for `home` may be shown at `url`.
@@ -337,6 +354,16 @@ mod tests {
         for text in ["https://u@r.x/", "https://:p@r.x/", "ftp://r.x/", "data:x", "https://"] {
             assert_eq!(upload(text), "Nowhere", "{text}");
         }
+        for text in [
+            "http://169.254.169.254/",
+            "https://0xa9fea9fe/",
+            "https://[fe80::1]/",
+            "https://[::ffff:169.254.169.254]/",
+        ] {
+            assert_eq!(at("http://127.0.0.1/", text, true), "Nowhere", "{text}");
+        }
+        assert_eq!(at("http://r.x/", "http://[fd00:ec2::254]/", true), "Nowhere");
+        assert_eq!(at("http://169.254.1.1/a", "/b", true), "http://169.254.1.1/b");
         let redirect = |from: &str, text: &str| at(from, text, true);
         assert_eq!(redirect("https://r.x/", "http://r.x/"), r#"Plain("r.x")"#);
         assert_eq!(redirect("http://r.x/", "http://s.x/"), "http://s.x/");
