@@ -33,6 +33,20 @@ pub(super) struct Layout {
 #[derive(Default)]
 struct New(Vec<PathBuf>);
 
+impl New {
+    /// Makes a directory, unless it is there.
+    fn make(&mut self, path: PathBuf) -> Result<(), ExportError> {
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => {
+                made.at_write(&path)?;
+                self.0.push(path);
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Drop for New {
     fn drop(&mut self) {
         // A directory goes after what is in it.
@@ -49,20 +63,14 @@ impl Layout {
     /// Opens the layout in `dir`, or starts one if that is empty or does not exist.
     pub(super) fn open(dir: &Path) -> Result<Self, ExportError> {
         let mut new = New::default();
-        let mut make = |path: PathBuf| {
-            match fs::create_dir(&path) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                made => {
-                    made.at_write(&path)?;
-                    new.0.push(path);
-                }
-            }
-            Ok::<_, ExportError>(())
-        };
-        make(dir.to_owned())?;
+        new.make(dir.to_owned())?;
         let lock = File::open(dir).at_write(dir)?;
         match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => return Err(ExportError::InUse { path: dir.to_owned() }),
+            Err(Errno::WOULDBLOCK) => {
+                // Whoever was faster to lock what we made has it now.
+                new.0.clear();
+                return Err(ExportError::InUse { path: dir.to_owned() });
+            }
             locked => locked.at_write(dir)?,
         }
         let bad = |reason: &str| ExportError::NotALayout { path: dir.to_owned(), reason: reason.to_owned() };
@@ -70,8 +78,8 @@ impl Layout {
         if !is_layout && fs::read_dir(dir).at_write(dir)?.next().is_some() {
             return Err(bad("it is not empty, and has no `oci-layout`"));
         }
-        make(dir.join("blobs"))?;
-        make(dir.join("blobs/sha256"))?;
+        new.make(dir.join("blobs"))?;
+        new.make(dir.join("blobs/sha256"))?;
         let mut layout = Self { dir: dir.to_owned(), _lock: lock, new };
         if !is_layout {
             let mut text = document::LAYOUT;
