@@ -6,6 +6,8 @@ use std::str::FromStr;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
+use crate::tree::shown;
+
 /// The SHA-256 digest of a blob: `sha256:` and 64 hex digits.
 #[derive(Clone, Copy, Eq, Hash, PartialEq)]
 pub struct Digest([u8; 32]);
@@ -36,7 +38,7 @@ impl FromStr for Digest {
     type Err = DigestError;
 
     fn from_str(text: &str) -> Result<Self, DigestError> {
-        let bad = || DigestError(text.chars().take(100).collect());
+        let bad = || DigestError(shown(text.as_bytes()));
         let digits = text.strip_prefix("sha256:").ok_or_else(bad)?.as_bytes();
         // Strict, because the digits become a file name.
         if digits.len() != 64 || !digits.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')) {

@@ -6,6 +6,7 @@ use std::process::ExitStatus;
 
 use thiserror::Error;
 
+use crate::tree::shown;
 use crate::unpack::UnpackError;
 use crate::{DigestError, RegistryError};
 
@@ -311,13 +312,15 @@ impl From<RegistryError> for ImageError {
 }
 
 /// Returns `names` as the end of a sentence.
+/// Returns names of strangers so that a terminal shows them and does nothing else.
 fn list(names: &[String]) -> String {
     const SHOWN: usize = 20;
-    match names.len() {
-        0 => "none".to_owned(),
-        count if count > SHOWN => format!("{} and {} more", names[..SHOWN].join(", "), count - SHOWN),
-        _ => names.join(", "),
+    if names.is_empty() {
+        return "none".to_owned();
     }
+    let first: Vec<_> = names.iter().take(SHOWN).map(|name| shown(name.as_bytes())).collect();
+    let more = names.len().checked_sub(SHOWN + 1).map(|more| format!(" and {} more", more + 1));
+    first.join(", ") + &more.unwrap_or_default()
 }
 
 fn last_words(lines: &[String]) -> String {

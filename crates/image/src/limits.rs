@@ -21,6 +21,8 @@ pub struct Limits {
     pub remembered_bytes: usize,
     /// Bytes of one JSON document: index, manifest, configuration.
     pub document_bytes: u64,
+    /// Values in one configuration. A byte of JSON can become hundreds in memory.
+    pub config_values: usize,
     /// Indexes inside each other.
     pub index_depth: usize,
     /// Bytes of memory that a decompressor may ask for.
@@ -42,6 +44,8 @@ impl Default for Limits {
             remembered_bytes: 256 << 20,
             // What registries accept for a manifest.
             document_bytes: 4 << 20,
+            // Real ones have hundreds.
+            config_values: 20_000,
             index_depth: 4,
             // `zstd --long` and `xz -9` stay below.
             decompressor_bytes: 128 << 20,

@@ -179,13 +179,19 @@ pub(crate) fn unpack<T>(
     std::thread::scope(|scope| {
         let source = section.clone();
         let producer = scope.spawn(move || produce(section, Hasher::for_hash(expected.stored), watch, &filled, &empty));
-        let mut unpacked =
-            Unpacked { full, emptied, current: Vec::new(), start: 0, hasher: Hasher::for_hash(expected.unpacked) };
+        let mut unpacked = Unpacked {
+            full,
+            emptied,
+            current: Vec::new(),
+            start: 0,
+            has_ended: false,
+            hasher: Hasher::for_hash(expected.unpacked),
+        };
         let result = consume(&mut unpacked).and_then(|done| {
             unpacked.drain(watch.cancel)?;
             Ok(done)
         });
-        let Unpacked { full, emptied, hasher, .. } = unpacked;
+        let Unpacked { full, emptied, has_ended, hasher, .. } = unpacked;
         // Lets the producer go if it is not done.
         drop((full, emptied));
         if result.is_err() {
@@ -194,8 +200,8 @@ pub(crate) fn unpack<T>(
         let produced = producer.join().unwrap_or(Err(UnpackError::Panicked));
         let (done, stored) = match (result, produced) {
             (Ok(done), produced) => (done, produced?),
-            // The stream broke, and the consumer saw only its end.
-            (Err(UnpackError::Tar(_)), Err(error)) => return Err(error),
+            // The stream broke, and the consumer saw only its end. Before that, the producer fails because of the consumer.
+            (Err(UnpackError::Tar(_)), Err(error)) if has_ended => return Err(error),
             (Err(error), _) => return Err(error),
         };
         check("stored", expected.stored, stored)?;
@@ -217,6 +223,8 @@ pub(crate) struct Unpacked {
     emptied: SyncSender<Vec<u8>>,
     current: Vec<u8>,
     start: usize,
+    /// There is no more, for whatever reason.
+    has_ended: bool,
     hasher: Hasher,
 }
 
@@ -245,9 +253,12 @@ impl Source for Unpacked {
                 let _ = self.emptied.send(used);
             }
             // Closed at the end, and when the producer failed: it says so when it is joined.
-            if let Ok(next) = self.full.recv() {
-                self.hasher.update(&next);
-                self.current = next;
+            match self.full.recv() {
+                Ok(next) => {
+                    self.hasher.update(&next);
+                    self.current = next;
+                }
+                Err(_) => self.has_ended = true,
             }
         }
         Ok(&self.current[self.start..])

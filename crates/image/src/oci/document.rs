@@ -160,11 +160,40 @@ impl Config {
     }
 }
 
+/// Returns about how many values and names are in a document, without making any: not less than there are.
+pub(super) fn values(json: &[u8]) -> usize {
+    let (mut count, mut in_text, mut is_escaped) = (1, false, false);
+    for byte in json {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = in_text,
+            b'"' => in_text = !in_text,
+            b',' | b':' | b'[' | b'{' if !in_text => count += 1,
+            _ => {}
+        }
+    }
+    count
+}
+
 /// Returns how many values lie in each other. The parser has bounded them, so this may recurse.
 fn depth(value: &Value) -> usize {
     match value {
         Value::Array(values) => 1 + values.iter().map(depth).max().unwrap_or_default(),
         Value::Object(members) => 1 + members.values().map(depth).max().unwrap_or_default(),
         _ => 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_counted_and_texts_are_one() {
+        for (json, wanted) in
+            [("", 1), ("1", 1), ("[1,2]", 3), (r#"{"a":0}"#, 3), (r#"["a,b[\",[{:"]"#, 2), (r#"["\\",1]"#, 3)]
+        {
+            assert_eq!(values(json.as_bytes()), wanted, "{json}");
+        }
     }
 }

@@ -11,6 +11,7 @@ use self::select::{by_platform, by_tag};
 use crate::container::{self, Container, blob_name};
 use crate::fetch::Plan;
 use crate::layers::{Part, chain};
+use crate::tree::shown;
 use crate::{Digest, ImageConfig, ImageError, Layer, Limits, Platform, Resolved};
 
 const INDEX: &str = "index.json";
@@ -129,7 +130,11 @@ pub(crate) fn parts(place: &Place, layers: &[Layer], limits: &Limits) -> Result<
 }
 
 fn unsupported(path: &Path, name: &str, media_type: &str) -> ImageError {
-    ImageError::UnsupportedKind { path: path.to_owned(), name: name.to_owned(), media_type: media_type.to_owned() }
+    ImageError::UnsupportedKind {
+        path: path.to_owned(),
+        name: name.to_owned(),
+        media_type: shown(media_type.as_bytes()),
+    }
 }
 
 fn inconsistent(path: &Path, name: &str, reason: impl Into<String>) -> ImageError {
@@ -185,6 +190,10 @@ impl Config {
         wanted_count: Option<usize>,
         wanted: Wanted<'_>,
     ) -> Result<(ImageConfig, Vec<Digest>), ImageError> {
+        let limit = wanted.limits.config_values;
+        if document::values(bytes) > limit {
+            return Err(inconsistent(path, name, format!("it holds more than {limit} values")));
+        }
         let config: Self = container::parse(path, name, bytes)?;
         let texts = config.rootfs.diff_ids.as_deref().unwrap_or_default();
         let count = texts.len();

@@ -9,6 +9,7 @@ mod overlay;
 mod property;
 mod registry;
 mod remote;
+mod served;
 mod transports;
 
 use std::fs;
