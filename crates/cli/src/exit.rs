@@ -149,14 +149,26 @@ pub(crate) fn report(result: Result<(), Failure>) -> ExitCode {
         return ExitCode::from(code(fault));
     }
     let style = console::Style::new().for_stderr().red().bold();
-    tell(format_args!("{} {failure}", style.apply_to("error:")));
+    // Excerpts of a spec have colours of their own, and are made harmless where they are made.
+    let message = if matches!(failure, Failure::Spec(_)) { failure.to_string() } else { escaped(&failure.to_string()) };
+    tell(format_args!("{} {message}", style.apply_to("error:")));
     let mut cause = failure.source();
     while let Some(error) = cause {
-        tell(format_args!("  caused by: {error}"));
+        tell(format_args!("  caused by: {}", escaped(&error.to_string())));
         cause = error.source();
     }
     if let Some(hint) = failure.hint() {
         tell(format_args!("\n{} {hint}", console::Style::new().for_stderr().cyan().apply_to("hint:")));
     }
     ExitCode::from(code(fault))
+}
+
+/// Returns a message whose words may be a stranger's, a registry's or an image's, so that a terminal shows them and does
+/// nothing else.
+fn escaped(message: &str) -> String {
+    let mut shown = String::with_capacity(message.len());
+    for c in message.chars() {
+        if c.is_control() && !matches!(c, '\n' | '\t') { shown.extend(c.escape_unicode()) } else { shown.push(c) }
+    }
+    shown
 }
