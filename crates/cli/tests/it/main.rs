@@ -12,6 +12,7 @@ mod operations;
 mod output;
 mod processes;
 mod registry;
+mod registry_hostile;
 mod spec;
 mod stages;
 mod store;
