@@ -47,8 +47,9 @@ impl Default for Limits {
             // Real ones have hundreds.
             config_values: 20_000,
             index_depth: 4,
-            // `zstd --long` and `xz -9` stay below.
-            decompressor_bytes: 128 << 20,
+            // What `xz -9` needs. Windows of zstd are powers of two, so 64 MiB: `--ultra -22` has twice as much, `--long` too,
+            // and a machine that imports several images at once has not.
+            decompressor_bytes: 66 << 20,
         }
     }
 }

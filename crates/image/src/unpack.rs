@@ -24,7 +24,7 @@ pub enum UnpackError {
     #[error("cannot read it")]
     Read(#[source] io::Error),
     /// It cannot be decompressed.
-    #[error("its {compression} data is damaged")]
+    #[error("its {compression} data cannot be decompressed")]
     Corrupt {
         /// How it is compressed.
         compression: &'static str,

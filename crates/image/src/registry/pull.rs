@@ -154,7 +154,9 @@ impl Shared {
     }
 
     fn pass_over(&self, mirror: &Site, error: &RegistryError) {
-        if matches!(error, RegistryError::Connect { .. } | RegistryError::Untrusted { .. }) {
+        // Whether a connection is refused or broken off at once is a matter of chance.
+        if matches!(error, RegistryError::Connect { .. } | RegistryError::Untrusted { .. } | RegistryError::Cut { .. })
+        {
             self.sites.is_dead(mirror);
         }
         tracing::info!(mirror = mirror.host, error = error as &dyn std::error::Error, "mirror passed over");
