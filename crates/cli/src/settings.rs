@@ -92,16 +92,15 @@ pub(crate) fn registries(arguments: &RegistryArgs, notices: Notices) -> Result<R
         }
     }
     // Lower case first: a web server's environment may hold an `HTTP_PROXY` of a stranger (CVE-2016-5385), and curl sets the custom.
-    let proxy = |names: [&str; 3]| {
-        names.into_iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
-    };
+    let proxy =
+        |names: &[&str]| names.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
     Ok(RegistrySettings {
         auth_files: auth_files.into_iter().flatten().collect(),
         hosts,
         proxies: Proxies {
-            http: proxy(["http_proxy", "HTTP_PROXY", "all_proxy"]),
-            https: proxy(["https_proxy", "HTTPS_PROXY", "all_proxy"]),
-            no_proxy: proxy(["no_proxy", "NO_PROXY", "no_proxy"]),
+            http: proxy(&["http_proxy", "HTTP_PROXY", "all_proxy"]),
+            https: proxy(&["https_proxy", "HTTPS_PROXY", "all_proxy"]),
+            no_proxy: proxy(&["no_proxy", "NO_PROXY"]),
         },
         notices,
         ..RegistrySettings::default()

@@ -311,8 +311,7 @@ impl From<RegistryError> for ImageError {
     }
 }
 
-/// Returns `names` as the end of a sentence.
-/// Returns names of strangers so that a terminal shows them and does nothing else.
+/// Returns `names`, which are strangers', as the end of a sentence that a terminal shows and does nothing else with.
 fn list(names: &[String]) -> String {
     const SHOWN: usize = 20;
     if names.is_empty() {
