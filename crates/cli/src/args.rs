@@ -8,6 +8,7 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use kiln_image::{ImageName, Platform};
+use kiln_store::CopyMode;
 
 use crate::output::{self, OutputTo};
 use crate::settings::{KILN_REGISTRIES, KILN_STORE, REGISTRY_AUTH_FILE};
@@ -53,10 +54,33 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct StoreArgs {
-    /// Where results are kept: `auto`, `auto:PATH` or `overlayfs:PATH`; `auto` is
-    /// /var/lib/kiln for root, else in the home directory
+    /// Where results are kept: `auto`, `auto:PATH`, `overlayfs:PATH`, `btrfs:PATH`, `zfs:POOL/DATASET`, `xfs:PATH` or
+    /// `copy:PATH`; `auto` is /var/lib/kiln for root, else in the home directory
     #[arg(long, value_name = "KIND:PATH", env = KILN_STORE, default_value = "auto", hide_default_value = true)]
     pub(crate) store: String,
+    /// What the trees of a `copy:` store share; `rsync:` is another name of such stores
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub(crate) rsync_mode: Option<RsyncMode>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum RsyncMode {
+    /// Nothing
+    Copy,
+    /// Files that a step did not change
+    Hardlink,
+    /// The same: here it is as safe
+    HardlinkUnsafe,
+}
+
+impl From<RsyncMode> for CopyMode {
+    fn from(mode: RsyncMode) -> Self {
+        match mode {
+            RsyncMode::Copy => Self::Copy,
+            RsyncMode::Hardlink | RsyncMode::HardlinkUnsafe => Self::Hardlink,
+        }
+    }
 }
 
 /// How to reach registries.

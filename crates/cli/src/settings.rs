@@ -8,7 +8,7 @@ use kiln_image::{HostSettings, Notices, Proxies, RegistrySettings};
 use kiln_store::{Location, Store};
 use serde::Deserialize;
 
-use crate::args::RegistryArgs;
+use crate::args::{RegistryArgs, StoreArgs};
 use crate::exit::Failure;
 
 /// Selects diagnostics, as `tracing_subscriber::EnvFilter` has it.
@@ -40,8 +40,13 @@ fn directory(variable: &str) -> Option<PathBuf> {
 }
 
 /// Opens the store that `--store` or the environment names.
-pub(crate) fn open_store(text: &str) -> Result<Store, Failure> {
-    Ok(Store::open(&Location::parse(text, &default_store()?)?)?)
+pub(crate) fn open_store(arguments: &StoreArgs) -> Result<Store, Failure> {
+    let location = Location::parse(&arguments.store, &default_store()?)?;
+    let location = match arguments.rsync_mode {
+        Some(mode) => location.with_copy_mode(mode.into())?,
+        None => location,
+    };
+    Ok(Store::open(&location)?)
 }
 
 /// How many steps run at once unless told otherwise: as many as there are processors.

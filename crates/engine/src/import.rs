@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kiln_image::{Layer, Layers, Progress, Resolved};
-use kiln_store::{Description, Draft, Id, Lease, Root, Snapshot};
+use kiln_store::{Description, Draft, Id, Lease, Snapshot};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -106,14 +106,8 @@ impl Import {
 
     /// Unpacks the next layer into `draft`.
     async fn unpack(&self, layers: &mut dyn Layers, draft: &Draft) -> Result<(), BuildError> {
-        let mount;
-        let into = match draft.root() {
-            Root::Dir(path) => path.clone(),
-            root @ Root::Overlay { .. } => {
-                mount = root.mount().at("mount", self.shared.store.path())?;
-                PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()))
-            }
-        };
+        let mount = draft.root().mount().at("mount", self.shared.store.path())?;
+        let into = PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()));
         layers.next(&into).await.map_err(|source| self.base.failed(source))
     }
 }

@@ -13,8 +13,8 @@ use crate::{Name, StoreError, mount};
 /// A tree `name` has a directory of that name below the store's root, made and renamed by the
 /// backend. The backend keeps what it needs there; the caller keeps `log` and `meta.json` beside it
 /// and touches nothing else. Calls block. Callers never use one draft from two threads, never
-/// create a name that exists, and never remove a tree that another was cloned from while that
-/// other, or a draft of it, exists.
+/// create a name that exists, and never remove a tree while a draft that was cloned from it, or a tree that
+/// [`needs`](Backend::needs) it, exists.
 pub trait Backend: Send + Sync + Debug {
     /// Starts an empty writable tree.
     ///
@@ -30,12 +30,23 @@ pub trait Backend: Send + Sync + Debug {
     /// The filesystem fails; nothing is left then.
     fn clone_tree(&self, from: &Name, name: &Name) -> Result<Root, StoreError>;
 
-    /// Returns the bytes that the draft alone occupies: what removing it would free.
+    /// Returns the bytes that the draft alone occupies: what removing it would free. `None` where the filesystem knows
+    /// only some time after sealing; then [`Backend::sizes`] tells.
     ///
     /// # Errors
     ///
     /// The tree cannot be read.
-    fn size_bytes(&self, draft: &Name) -> Result<u64, StoreError>;
+    fn size_bytes(&self, draft: &Name) -> Result<Option<u64>, StoreError>;
+
+    /// Returns what [`Backend::size_bytes`] could not: for each of these sealed trees the bytes that it alone occupies
+    /// beside the one that it was cloned from, or `None` if it is gone. May wait for the disk.
+    ///
+    /// # Errors
+    ///
+    /// The filesystem cannot be asked.
+    fn sizes(&self, names: &[Name]) -> Result<Vec<Option<u64>>, StoreError> {
+        Ok(vec![None; names.len()])
+    }
 
     /// Makes the draft immutable and visible as `name`, by one atomic step at the very end. No
     /// process may write to it any more.
@@ -52,7 +63,8 @@ pub trait Backend: Send + Sync + Debug {
     /// The tree is damaged.
     fn open(&self, name: &Name) -> Result<Root, StoreError>;
 
-    /// Returns the sealed trees that `name` needs in order to be readable, itself left out.
+    /// Returns the sealed trees that `name` needs in order to be readable, itself left out. Others that it was cloned
+    /// from may be removed before it.
     ///
     /// # Errors
     ///
@@ -76,6 +88,13 @@ pub trait Backend: Send + Sync + Debug {
     ///
     /// The filesystem fails. The rest is deleted when the store is opened next.
     fn remove(&self, name: &Name) -> Result<(), StoreError>;
+
+    /// Waits until all that is sealed is on the disk.
+    ///
+    /// # Errors
+    ///
+    /// The disk fails.
+    fn flush(&self) -> Result<(), StoreError>;
 
     /// Returns the space of the filesystem.
     ///

@@ -6,10 +6,9 @@
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::chown;
 use std::sync::atomic::Ordering;
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{AtFlags, FlockOperation, Gid, Uid, chownat, flock};
 
 use crate::boot::Stamp;
 use crate::error::At;
@@ -66,8 +65,10 @@ impl Store {
         let dir = self.layout.tree(&draft);
         let finish = |root: Root| -> Result<(Root, File), StoreError> {
             let lock = lock(&dir, FlockOperation::LockExclusive)?;
-            if let Root::Dir(path) = &root {
-                chown(path, Some(owner.0), Some(owner.1)).at("chown", path)?;
+            if base.is_none() {
+                let tree = root.mount().at("mount", &dir)?;
+                let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
+                chownat(&tree, c".", Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).at("chown", &dir)?;
             }
             Ok((root, lock))
         };

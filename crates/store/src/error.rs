@@ -41,7 +41,7 @@ pub enum StoreError {
         reason: String,
     },
     /// The kernel or the privileges do not allow this kind of store here.
-    #[error("cannot use an {kind} store at {}: {reason}", path.display())]
+    #[error("{} cannot be a store of kind {kind}: {reason}", path.display())]
     Unfit {
         /// The kind of store.
         kind: &'static str,

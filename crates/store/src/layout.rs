@@ -8,7 +8,7 @@
 //!   draft/cache-*/     a copy of a cache in use by a running step; flock held on the directory
 //!   cache/NAME/N/      generation N of a cache (NAME percent-escaped)
 //!   trash/*/           renamed here to vanish at once, then deleted
-//!   state/format       version of this layout
+//!   state/format       version of this layout, and the kind of the store
 //!   state/boot.json    which boot wrote last, and up to when its results are on the disk
 //!   state/index.sqlite derived: parents, sizes, digests of source files, what references stood for
 //!   state/leases/ID    flock held by the builder of ID; its content is the builder's pid
@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 
 use crate::Id;
 
-/// Written to `state/format`. A change of the layout changes the number.
-pub(crate) const FORMAT: &str = "kiln-store 1\n";
+/// Written to `state/format`, before the kind. A change of the layout changes the number.
+pub(crate) const FORMAT: &str = "kiln-store 2";
 
 /// A tree's name: its directory below the store's root.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

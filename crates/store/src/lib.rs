@@ -7,17 +7,18 @@
 //! * [`Store`] is all the policy: lookup, leases between processes, drafts and their commit, caches
 //!   with generations, failures' logs, pruning, and what a crash calls for.
 //! * [`Backend`] is the seam below it: named trees on one kind of filesystem.
-//!   [`OverlayfsStore`] is the first.
 //! * [`Changes`] says how to see what a result changed.
 //! * [`Root`] says how to reach a tree, and mounts it.
 //!
 //! The layout on disk is drawn in `layout.rs`, beside the only functions that build its paths.
 
+mod attributes;
 mod backend;
 mod boot;
 mod cache;
 mod changes;
 mod error;
+mod filesystem;
 mod follow;
 mod id;
 mod index;
@@ -26,6 +27,7 @@ mod lease;
 mod location;
 mod meta;
 mod mount;
+mod open;
 mod overlayfs;
 mod prepare;
 mod prune;
@@ -44,7 +46,7 @@ pub use id::{BadId, Id};
 pub use index::{Digest, FileVersion};
 pub use layout::Name;
 pub use lease::Lease;
-pub use location::{Kind, Location};
+pub use location::{CopyMode, Kind, Location};
 pub use meta::{Description, Meta};
 pub use overlayfs::OverlayfsStore;
 pub use prune::{Limits, Listed, Pruned};

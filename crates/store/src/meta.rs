@@ -17,8 +17,8 @@ pub struct Meta {
     pub summary: String,
     /// When it was committed, in milliseconds since 1970.
     pub created_ms: u64,
-    /// What this result alone occupies.
-    pub size_bytes: u64,
+    /// What this result alone occupies; `None` where the filesystem knows only later.
+    pub size_bytes: Option<u64>,
     /// When it was committed, for the durable mark.
     #[serde(flatten)]
     pub(crate) stamp: Stamp,
@@ -39,7 +39,7 @@ pub struct Description {
 pub(crate) const FORMAT: u32 = 1;
 
 impl Meta {
-    pub(crate) fn new(description: Description, parent: Option<Id>, size_bytes: u64, stamp: Stamp) -> Self {
+    pub(crate) fn new(description: Description, parent: Option<Id>, size_bytes: Option<u64>, stamp: Stamp) -> Self {
         let Description { summary, detail } = description;
         Self { format: FORMAT, parent, summary, created_ms: unix_ms(), size_bytes, stamp, detail }
     }

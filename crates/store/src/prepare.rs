@@ -8,16 +8,16 @@ use std::path::Path;
 
 use rustix::fs::FlockOperation;
 
-use crate::StoreError;
 use crate::error::At;
 use crate::layout::{FORMAT, Layout};
 use crate::store::lock;
+use crate::{Kind, StoreError};
 
 /// Whether a directory is a store already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Age {
-    /// It is.
-    Old,
+    /// It is, of this kind.
+    Old(Kind),
     /// It is empty, does not exist, or someone is making or once began to make a store there.
     New,
 }
@@ -28,8 +28,14 @@ pub(crate) fn look(layout: &Layout) -> Result<Age, StoreError> {
     let format = layout.state("format");
     let foreign = |found: String| Err(StoreError::Format { path: root.clone(), found });
     match fs::read(&format) {
-        Ok(found) if found == FORMAT.as_bytes() => return Ok(Age::Old),
-        Ok(found) => return foreign(format!("its format is `{}`", String::from_utf8_lossy(&found).trim())),
+        Ok(found) => {
+            let found = String::from_utf8_lossy(&found);
+            let kind = found.trim().strip_prefix(FORMAT).and_then(|kind| Kind::named(kind.trim()));
+            return match kind {
+                Some(kind) => Ok(Age::Old(kind)),
+                None => foreign(format!("its format is `{}`", found.trim())),
+            };
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => return foreign("it is not a directory".into()),
         failed @ Err(_) => return failed.at("read", &format).map(|_| Age::New),
@@ -49,9 +55,9 @@ pub(crate) fn look(layout: &Layout) -> Result<Age, StoreError> {
     Ok(Age::New)
 }
 
-/// Makes a store of a directory that is none, if `fits` succeeds in it, and returns what that returns. Of several
-/// that make one, each calls `fits`, in turn.
-pub(crate) fn make<T>(layout: &Layout, fits: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+/// Makes a store of a directory that is none, of the kind that `fits` returns, and returns what else that returns. Of
+/// several that make one, each calls `fits`, in turn.
+pub(crate) fn make<T>(layout: &Layout, fits: impl FnOnce() -> Result<(Kind, T), StoreError>) -> Result<T, StoreError> {
     // Trees hold set-user-id programs of strangers: nobody but the owner may reach them. Not even if the
     // store's directory itself was made by someone more generous.
     let mut private = fs::DirBuilder::new();
@@ -61,12 +67,12 @@ pub(crate) fn make<T>(layout: &Layout, fits: impl FnOnce() -> Result<T, StoreErr
         private.create(&directory).at("create", &directory)?;
     }
     let _lock = lock(&layout.root.join("state"), FlockOperation::LockExclusive)?;
-    let fitting = fits()?;
+    let (kind, fitting) = fits()?;
     // Last, so that a store on an unfit filesystem is refused again the next time.
     let (new, format) = (layout.state("format.new"), layout.state("format"));
     let write = || -> io::Result<()> {
         let mut out = File::create(&new)?;
-        out.write_all(FORMAT.as_bytes())?;
+        writeln!(out, "{FORMAT} {}", kind.name())?;
         out.sync_all()?;
         fs::rename(&new, &format)
     };

@@ -236,7 +236,7 @@ fn without_index<T: Default>(answer: Result<T, StoreError>) -> T {
 fn read_row(path: &Path) -> Option<Row> {
     let meta = fs::read(path.join(META)).ok().and_then(|bytes| Meta::parse(&bytes).ok())?;
     let Meta { parent, summary, created_ms, size_bytes, .. } = meta;
-    Some(Row { parent, created_ms, size_bytes, summary })
+    Some(Row { parent, created_ms, size_bytes: size_bytes.unwrap_or(0), summary })
 }
 
 fn children_of(all: &[Listed]) -> HashMap<Id, Vec<&Listed>> {

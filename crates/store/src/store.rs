@@ -14,8 +14,7 @@ use crate::index::{Digest, FileVersion, Index};
 use crate::layout::{LOG, Layout, META, log_in};
 use crate::lease::{self, InUse, Lease};
 use crate::meta::{Description, Meta};
-use crate::prepare::{self, Age};
-use crate::{Backend, Id, Kind, Location, LogFollower, Name, OverlayfsStore, Root, Space, StoreError, recover, remove};
+use crate::{Backend, Id, Location, LogFollower, Name, Root, Space, StoreError, open, recover, remove};
 
 /// How many failed steps keep their log.
 const FAILURES_KEPT: usize = 100;
@@ -129,27 +128,23 @@ impl Store {
     ///
     /// As [`Store::open`].
     pub fn open_in_boot(location: &Location, boot_id: String) -> Result<Self, StoreError> {
-        let layout = Layout { root: absolute(&location.path)? };
-        let backend = |is_new| -> Result<Box<dyn Backend>, StoreError> {
-            match location.kind {
-                Kind::Auto | Kind::Overlayfs => Ok(Box::new(OverlayfsStore::open(&layout.root, is_new)?)),
-            }
-        };
-        let backend = match prepare::look(&layout)? {
-            Age::Old => backend(false)?,
-            Age::New => prepare::make(&layout, || backend(true))?,
-        };
-        Self::with_backend(layout.root, backend, boot_id)
+        let (layout, backend) = open::open(location)?;
+        Self::with_backend(layout, backend, boot_id)
     }
 
-    fn with_backend(root: PathBuf, backend: Box<dyn Backend>, boot_id: String) -> Result<Self, StoreError> {
-        let store = Self {
-            layout: Layout { root },
-            backend,
-            boot_id,
-            index: Mutex::new(None),
-            has_unmarked: AtomicBool::new(false),
-        };
+    /// As [`Store::open_in_boot`], on a backend of the caller's in a store that was made before: for tests of this
+    /// policy and of backends.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::open`].
+    #[doc(hidden)]
+    pub fn open_with_backend(root: &Path, backend: Box<dyn Backend>, boot_id: String) -> Result<Self, StoreError> {
+        Self::with_backend(Layout { root: root.to_owned() }, backend, boot_id)
+    }
+
+    fn with_backend(layout: Layout, backend: Box<dyn Backend>, boot_id: String) -> Result<Self, StoreError> {
+        let store = Self { layout, backend, boot_id, index: Mutex::new(None), has_unmarked: AtomicBool::new(false) };
         recover::after_reboot(&store)?;
         recover::sweep(&store)?;
         Ok(store)
@@ -317,7 +312,7 @@ impl Store {
     pub fn fail(&self, draft: Draft, description: Description) -> Result<(), StoreError> {
         let id = *draft.id();
         let parent = draft.parent.as_ref().map(|parent| *parent.id());
-        let meta = Meta::new(description, parent, 0, Stamp::now(&self.boot_id));
+        let meta = Meta::new(description, parent, Some(0), Stamp::now(&self.boot_id));
         let new = self.layout.failures().join(format!(".{id}"));
         let make = || fs::create_dir_all(&new).at("create", &new);
         let name = log_in(&self.layout.draft(&id));
@@ -447,11 +442,9 @@ impl Store {
         }
     }
 
-    /// Waits until the whole filesystem is on the disk.
+    /// Waits until all that is committed is on the disk.
     pub(crate) fn flush(&self) -> Result<(), StoreError> {
-        let root = &self.layout.root;
-        let directory = File::open(root).at("open", root)?;
-        rustix::fs::syncfs(&directory).at("flush", root)
+        self.backend.flush()
     }
 
     /// Call before taking the stamp of what is committed, and hold until it is visible. A mark set between
@@ -555,10 +548,6 @@ fn touch(path: &Path) -> Result<(), StoreError> {
     let last_access = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
     let times = Timestamps { last_access, last_modification: now };
     rustix::fs::utimensat(CWD, path, &times, rustix::fs::AtFlags::empty()).at("touch", path)
-}
-
-fn absolute(path: &Path) -> Result<PathBuf, StoreError> {
-    std::path::absolute(path).at("find", path)
 }
 
 /// Opens and locks a directory, or waits for it.

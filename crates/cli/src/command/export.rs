@@ -24,7 +24,7 @@ pub(super) fn run(arguments: &args::Export, verbose: bool) -> Result<(), Failure
     if !is_wanted(&arguments.output)? {
         return Err(cannot("say where to: give --output type=TYPE,dest=PATH, or --push and --tag NAME"));
     }
-    let store = Arc::new(open_store(&arguments.store.store)?);
+    let store = Arc::new(open_store(&arguments.store)?);
     let found = store.find(&arguments.id)?;
     let snapshot = match found.state {
         State::Result => store.lookup(&found.id)?,

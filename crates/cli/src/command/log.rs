@@ -13,7 +13,7 @@ use crate::exit::Failure;
 use crate::settings::open_store;
 
 pub(super) fn run(arguments: &args::Log) -> Result<(), Failure> {
-    let store = open_store(&arguments.store.store)?;
+    let store = open_store(&arguments.store)?;
     let none = || StoreError::NoSuchResult(arguments.id.clone());
     let mut is_first = true;
     loop {

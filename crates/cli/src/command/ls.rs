@@ -9,7 +9,7 @@ use crate::exit::Failure;
 use crate::settings::open_store;
 
 pub(super) fn run(arguments: &args::Ls) -> Result<(), Failure> {
-    let store = open_store(&arguments.store.store)?;
+    let store = open_store(&arguments.store)?;
     let results = store.list()?;
     let now = SystemTime::now();
     let mut text = String::new();

@@ -28,7 +28,7 @@ pub(crate) fn run(arguments: Kiln) -> Result<(), Failure> {
         Command::Fmt(fmt) => spec::fmt(&fmt),
         Command::Check(check) => spec::check(&check),
         Command::Dockerfile(dockerfile) => spec::dockerfile(&dockerfile),
-        Command::MarkDurable(store) => Ok(crate::settings::open_store(&store.store)?.mark_durable()?),
+        Command::MarkDurable(store) => Ok(crate::settings::open_store(&store)?.mark_durable()?),
     }
 }
 

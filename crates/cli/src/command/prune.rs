@@ -11,7 +11,7 @@ use crate::render::{one_line, tell};
 use crate::settings::open_store;
 
 pub(super) fn run(arguments: &args::Prune) -> Result<(), Failure> {
-    let store = open_store(&arguments.store.store)?;
+    let store = open_store(&arguments.store)?;
     let given = &arguments.limits;
     let keep_free_bytes = match given.keep_free {
         Some(Free::Bytes(bytes)) => Some(bytes),

@@ -9,7 +9,7 @@ use crate::render::tell;
 use crate::settings::open_store;
 
 pub(super) fn run(arguments: &args::Rm) -> Result<(), Failure> {
-    let store = open_store(&arguments.store.store)?;
+    let store = open_store(&arguments.store)?;
     for id in &arguments.ids {
         let found = store.find(id)?;
         match found.state {

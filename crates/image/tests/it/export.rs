@@ -35,7 +35,7 @@ struct Results {
 impl Results {
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let location = Location { kind: Kind::Overlayfs, path: dir.path().join("store") };
+        let location = Location { kind: Kind::Overlayfs, place: dir.path().join("store") };
         Self { store: Store::open(&location).expect("a store"), made: Vec::new(), dir }
     }
 

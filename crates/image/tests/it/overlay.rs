@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kiln_image::{Fetcher, ImageError, Images, Quiet};
-use kiln_store::{Description, Id, Location, Root, Store};
+use kiln_store::{Description, Id, Location, Store};
 use kiln_testkit::{Need, Tree, describe, need};
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -37,13 +37,9 @@ pub(crate) fn fetch_chained(reference: &str) -> Result<Chained, ImageError> {
             let id = Id::new([u8::try_from(at).expect("few layers"); 32]);
             let lease = store.lease(&id).expect("readable").expect("free");
             let draft = store.begin(lease, below).expect("begun");
-            match draft.root() {
-                Root::Dir(path) => layers.next(path).await?,
-                root @ Root::Overlay { .. } => {
-                    let mount = root.mount().expect("mounted");
-                    layers.next(Path::new(&format!("/proc/self/fd/{}", mount.as_raw_fd()))).await?;
-                }
-            }
+            let mount = draft.root().mount().expect("mounted");
+            layers.next(Path::new(&format!("/proc/self/fd/{}", mount.as_raw_fd()))).await?;
+            drop(mount);
             let description = Description { summary: String::new(), detail: serde_json::Value::Null };
             below = Some(Arc::new(store.commit(draft, description).expect("committed")));
         }

@@ -14,9 +14,9 @@ use std::path::Path;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, Stat, XattrFlags, fgetxattr, fsetxattr, linkat, mkdirat, statat};
 use rustix::io::{self, Errno};
 
-use super::attributes;
 use super::{is_whiteout, whiteout};
 use crate::StoreError;
+use crate::attributes;
 use crate::error::At;
 use crate::walk::{open, open_path};
 

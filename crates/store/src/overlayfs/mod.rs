@@ -14,7 +14,6 @@
 //! into one layer of the next level. A file is linked once a level, and n steps need about
 //! `FANOUT * log(n) / log(FANOUT)` layers: 63 at most for 1 000 steps. A base image is never merged.
 
-mod attributes;
 mod chain;
 mod merge;
 
@@ -27,7 +26,7 @@ use rustix::fs::{FileType, Mode};
 
 use crate::error::At;
 use crate::layout::Layout;
-use crate::{Backend, Name, Root, Space, StoreError, remove};
+use crate::{Backend, Name, Root, Space, StoreError, attributes, filesystem, remove};
 
 use chain::{Chain, Layer};
 
@@ -156,8 +155,8 @@ impl Backend for OverlayfsStore {
         Ok(root)
     }
 
-    fn size_bytes(&self, draft: &Name) -> Result<u64, StoreError> {
-        crate::walk::size_bytes(&self.layer(draft))
+    fn size_bytes(&self, draft: &Name) -> Result<Option<u64>, StoreError> {
+        crate::walk::size_bytes(&self.layer(draft)).map(Some)
     }
 
     fn seal(&self, draft: &Name, name: &Name) -> Result<(), StoreError> {
@@ -191,10 +190,12 @@ impl Backend for OverlayfsStore {
         remove::tree(&self.layout, &self.layout.tree(name))
     }
 
+    fn flush(&self) -> Result<(), StoreError> {
+        filesystem::flush(&self.layout.root)
+    }
+
     fn space(&self) -> Result<Space, StoreError> {
-        let root = &self.layout.root;
-        let stat = rustix::fs::statvfs(root).at("ask the space of", root)?;
-        Ok(Space { total_bytes: stat.f_blocks * stat.f_frsize, free_bytes: stat.f_bavail * stat.f_frsize })
+        filesystem::space(&self.layout.root)
     }
 }
 

@@ -11,7 +11,7 @@ use kiln_testkit::Tree;
 use rustix::event::{PollFd, PollFlags, poll};
 
 pub(crate) fn location(path: &Path) -> Location {
-    Location { kind: Kind::Overlayfs, path: path.to_owned() }
+    Location { kind: Kind::Overlayfs, place: path.to_owned() }
 }
 
 pub(crate) fn open(path: &Path) -> Store {

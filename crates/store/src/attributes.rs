@@ -16,14 +16,14 @@ use crate::error::At;
 use crate::walk::open_path;
 
 /// Gives the directory `to` what the directory `from` has.
-pub(super) fn copy_path(from: &Path, to: &Path) -> Result<(), StoreError> {
+pub(crate) fn copy_path(from: &Path, to: &Path) -> Result<(), StoreError> {
     let from = open_path(from).at("read", from)?;
     let target = open_path(to).at("read", to)?;
     copy(&from, &target).at("copy attributes to", to)
 }
 
 /// Gives the directory or file `to` what `from` has.
-pub(super) fn copy(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
+pub(crate) fn copy(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
     let stat = fstat(from)?;
     fchown(to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
     fchmod(to, Mode::from_raw_mode(stat.st_mode))?;
@@ -33,7 +33,7 @@ pub(super) fn copy(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
 }
 
 /// Sets the times that `stat` says.
-pub(super) fn set_times(to: &OwnedFd, stat: &Stat) -> io::Result<()> {
+pub(crate) fn set_times(to: &OwnedFd, stat: &Stat) -> io::Result<()> {
     rustix::fs::futimens(to, &times(stat))
 }
 
@@ -69,7 +69,7 @@ fn copy_extended(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
 }
 
 /// Copies the entry `name` of `source`, no directory, to `target`.
-pub(super) fn copy_file(source: &OwnedFd, target: &OwnedFd, name: &CStr) -> io::Result<()> {
+pub(crate) fn copy_file(source: &OwnedFd, target: &OwnedFd, name: &CStr) -> io::Result<()> {
     let look = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let from = openat(source, name, look, Mode::empty())?;
     let stat = fstat(&from)?;

@@ -1,0 +1,57 @@
+//! Which backend serves a store: the kind that it has, or for a new one the kind that was asked for or fits best.
+
+use std::path::PathBuf;
+
+use crate::error::At;
+use crate::layout::Layout;
+use crate::prepare::{self, Age};
+use crate::{Backend, Kind, Location, OverlayfsStore, StoreError};
+
+/// Finds or makes the store at `location`.
+pub(crate) fn open(location: &Location) -> Result<(Layout, Box<dyn Backend>), StoreError> {
+    let layout = Layout { root: directory(location)? };
+    let backend = match prepare::look(&layout)? {
+        Age::Old(found) => backend(location, agree(location, found, &layout)?, &layout, false)?,
+        Age::New => prepare::make(&layout, || choose(location, &layout))?,
+    };
+    Ok((layout, backend))
+}
+
+fn directory(location: &Location) -> Result<PathBuf, StoreError> {
+    let place = &location.place;
+    std::path::absolute(place).at("find", place)
+}
+
+/// Returns the kind to open a store of the kind `found` as.
+fn agree(location: &Location, found: Kind, layout: &Layout) -> Result<Kind, StoreError> {
+    match location.kind {
+        Kind::Auto => Ok(found),
+        asked if asked.keeps_trees_as(found) => Ok(asked),
+        asked => Err(StoreError::Format {
+            path: layout.root.clone(),
+            found: format!("it is a store of kind {}, not {}", found.name(), asked.name()),
+        }),
+    }
+}
+
+/// Returns the kind of a new store and its backend.
+fn choose(location: &Location, layout: &Layout) -> Result<(Kind, Box<dyn Backend>), StoreError> {
+    let kind = match location.kind {
+        Kind::Auto => Kind::Overlayfs,
+        kind => kind,
+    };
+    Ok((kind, backend(location, kind, layout, true)?))
+}
+
+fn backend(location: &Location, kind: Kind, layout: &Layout, is_new: bool) -> Result<Box<dyn Backend>, StoreError> {
+    let root = &layout.root;
+    Ok(match kind {
+        Kind::Overlayfs => Box::new(OverlayfsStore::open(root, is_new)?),
+        Kind::Auto | Kind::Btrfs | Kind::Zfs | Kind::Xfs | Kind::Copy(_) => {
+            return Err(StoreError::BadLocation {
+                text: location.to_string(),
+                reason: "not supported yet; use `overlayfs:/path`".to_owned(),
+            });
+        }
+    })
+}
