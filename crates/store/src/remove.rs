@@ -14,6 +14,7 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
 use crate::StoreError;
+use crate::btrfs;
 use crate::error::At;
 use crate::layout::Layout;
 use crate::walk::DIRECTORY;
@@ -100,6 +101,8 @@ fn empty(trash: &OwnedFd, name: &OsStr, pending: &mut Vec<std::ffi::OsString>) -
             continue;
         }
         match unlinkat(&directory, child, AtFlags::REMOVEDIR) {
+            // What is in a subvolume cannot move out of it. It goes as a whole, also where a step had it protected.
+            Err(_) if btrfs::destroy(&directory, child)? => {}
             Err(Errno::NOTEMPTY | Errno::EXIST) => {
                 let place = unique();
                 gone_is_fine(renameat(&directory, child, trash, &place))?;
