@@ -8,6 +8,7 @@ use std::sync::Barrier;
 
 use kiln_store::Name;
 use rustix::fs::{AtFlags, CWD, FallocateFlags, Timespec, Timestamps, XattrFlags};
+use rustix::io::Errno;
 
 use super::{Case, Check, Lack, assert_same, checks, id};
 use crate::Tree;
@@ -16,6 +17,7 @@ pub(super) const CHECKS: &[Check] = checks![
     no_change_of_a_child_shows_in_its_parent,
     a_write_through_one_name_shows_through_the_others,
     siblings_do_not_see_each_other,
+    a_sealed_tree_cannot_be_written,
     a_reader_is_not_disturbed_by_what_becomes_of_others,
     threads_make_children_of_one_parent,
 ];
@@ -167,6 +169,34 @@ fn siblings_do_not_see_each_other(case: &Case<'_>) {
         assert_eq!(own.count(), 1);
     }
     assert_same(&case.open(&parent).describe(), &before, "the parent");
+}
+
+fn a_sealed_tree_cannot_be_written(case: &Case<'_>) {
+    let first = case.make(None, fill);
+    let second = case.make(Some(&first), |tree| fs::write(tree.join("new"), "new").expect("writable"));
+    for name in [&first, &second] {
+        let tree = case.open(name);
+        let before = tree.describe();
+        let refused = |what: &str, result: std::io::Result<()>| {
+            let error = result.err().unwrap_or_else(|| panic!("{what} is possible"));
+            assert_eq!(Errno::from_io_error(&error), Some(Errno::ROFS), "{what}: {error}");
+        };
+        refused("writing", File::options().write(true).open(tree.join("file")).map(drop));
+        refused("creating", File::create(tree.join("created")).map(drop));
+        refused("making a directory", fs::create_dir(tree.join("created")));
+        refused("removing", fs::remove_file(tree.join("file")));
+        refused("renaming", fs::rename(tree.join("file"), tree.join("renamed")));
+        refused("linking", fs::hard_link(tree.join("file"), tree.join("third")));
+        refused("chmod", fs::set_permissions(tree.join("file"), Permissions::from_mode(0o600)));
+        refused("chown", lchown(tree.join("file"), Some(1), Some(1)));
+        let note = rustix::fs::setxattr(tree.join("file"), "user.note", b"new", XattrFlags::empty());
+        refused("setting an attribute", note.map_err(Into::into));
+        refused(
+            "setting times",
+            File::open(tree.join("file")).and_then(|file| file.set_modified(std::time::UNIX_EPOCH)),
+        );
+        assert_same(&tree.describe(), &before, "after all that");
+    }
 }
 
 fn a_reader_is_not_disturbed_by_what_becomes_of_others(case: &Case<'_>) {
