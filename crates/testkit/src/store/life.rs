@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 
 use kiln_store::Name;
 
-use super::{Case, Check, checks};
+use super::{Case, Check, Lack, checks};
 use crate::Random;
 
 pub(super) const CHECKS: &[Check] = checks![
@@ -237,11 +237,10 @@ fn sizes_are_what_each_tree_added(case: &Case<'_>) {
         std::iter::zip(early, late).map(|(early, late)| early.or(late)).collect::<Vec<_>>()
     };
     let found = sizes(&names);
-    for (at, size) in found[..2].iter().enumerate() {
-        assert!(size.is_some_and(|size| (5 * MIB..6 * MIB).contains(&size)), "a tree with 5 MiB, {at}: {size:?}");
-    }
-    for (at, size) in found[2..].iter().enumerate() {
-        assert!(size.is_some_and(|size| size < MIB), "a tree that added nothing, {at}: {size:?}");
+    let expected = if case.lacks(Lack::Sharing) { [5..6, 10..12, 10..12, 5..6] } else { [5..6, 5..6, 0..1, 0..1] };
+    for (at, (size, mib)) in std::iter::zip(&found, expected).enumerate() {
+        let is_right = size.is_some_and(|size| (mib.start * MIB..mib.end * MIB).contains(&size));
+        assert!(is_right, "tree {at}: {size:?} is not {mib:?} MiB");
     }
     case.remove(&remover);
     assert_eq!(sizes(&names[..3]), found[..3], "the others stay what they are");

@@ -2,12 +2,14 @@
 //!
 //! [`conformance`] proves the contract of [`Backend`], on the real thing. Its checks are named functions, by story:
 //! `life.rs` (from a draft to its removal), `content.rs` (what a tree keeps), `isolation.rs` (who sees whose
-//! changes) and `scale.rs` (many, long, wide and deep).
+//! changes) and `scale.rs` (many, long, wide and deep). [`Strict`] and [`DiesAt`] are for tests of what stands on a backend.
 
 mod content;
+mod dies_at;
 mod isolation;
 mod life;
 mod scale;
+mod strict;
 
 use std::any::Any;
 use std::cell::Cell;
@@ -16,7 +18,9 @@ use std::path::PathBuf;
 
 use kiln_store::{Backend, Id, Name};
 
+pub use dies_at::DiesAt;
 pub use scale::{a_long_line_of_changes_is_kept, deepen};
+pub use strict::Strict;
 
 use crate::Tree;
 
@@ -39,6 +43,8 @@ pub enum Lack {
     /// A file of the parent that has several names stays one file when it is written to or linked again through one of
     /// them: overlayfs copies it for that name alone.
     WrittenLinks,
+    /// What a clone did not change takes no room: whole copies share nothing, so each counts all that it shows.
+    Sharing,
 }
 
 /// How much of everything.
