@@ -10,9 +10,10 @@ use crate::{Name, StoreError, mount};
 /// Named trees on one filesystem. All policy (results, leases, caches, pruning) is in
 /// [`Store`](crate::Store), above.
 ///
-/// A tree `name` has a directory of that name below the store's root, made and renamed by the
-/// backend. The backend keeps what it needs there; the caller keeps `log` and `meta.json` beside it
-/// and touches nothing else. Calls block. Callers never use one draft from two threads, never
+/// A tree `name` has a directory of that name below the store's root, made and sealed by the
+/// backend. The backend keeps what it needs there; the caller keeps files of its own beside it (`layout.rs`)
+/// and touches nothing else. The caller may rename the directory of a sealed tree into `trash/` in order to
+/// [`remove`](Backend::remove) it by that name. Calls block. Callers never use one draft from two threads, never
 /// create a name that exists, and never remove a tree while a draft that was cloned from it, or a tree that
 /// [`needs`](Backend::needs) it, exists.
 pub trait Backend: Send + Sync + Debug {
@@ -82,7 +83,8 @@ pub trait Backend: Send + Sync + Debug {
     }
 
     /// Makes a draft or sealed tree vanish at once, then frees its space. A tree that does not
-    /// exist is success.
+    /// exist is success. A name in `trash/` is that of a tree which was sealed under another: all that tells about it is in its
+    /// directory.
     ///
     /// # Errors
     ///
