@@ -90,6 +90,13 @@ pub trait Backend: Send + Sync + Debug {
     /// The filesystem fails. The rest is deleted when the store is opened next.
     fn remove(&self, name: &Name) -> Result<(), StoreError>;
 
+    /// Frees what removers that died left in `trash/`.
+    ///
+    /// # Errors
+    ///
+    /// The filesystem fails.
+    fn empty_trash(&self) -> Result<(), StoreError>;
+
     /// Waits until all that is sealed is on the disk.
     ///
     /// # Errors
@@ -128,6 +135,15 @@ pub enum Root {
         /// The writable layer and its work directory; none for a sealed tree.
         writable: Option<(PathBuf, PathBuf)>,
     },
+    /// A filesystem of its own.
+    Filesystem {
+        /// What the kernel calls it: `zfs`.
+        kind: &'static str,
+        /// What is to be mounted.
+        source: String,
+        /// For reading only.
+        is_sealed: bool,
+    },
 }
 
 impl Root {
@@ -142,6 +158,9 @@ impl Root {
         match self {
             Self::Dir(path) => mount::directory(path, Access::Write),
             Self::Sealed(path) => mount::directory(path, Access::Read),
+            Self::Filesystem { kind, source, is_sealed } => {
+                mount::filesystem(kind, source, if *is_sealed { Access::Read } else { Access::Write })
+            }
             Self::Overlay { lower, writable } => {
                 mount::overlay(lower, writable.as_ref().map(|(upper, work)| (upper.as_path(), work.as_path())))
             }

@@ -36,6 +36,7 @@ mod remove;
 mod store;
 mod sys;
 mod walk;
+mod zfs;
 
 pub use backend::{Backend, Root, Space};
 pub use cache::CacheDraft;
@@ -51,3 +52,4 @@ pub use meta::{Description, Meta};
 pub use overlayfs::OverlayfsStore;
 pub use prune::{Limits, Listed, Pruned};
 pub use store::{Draft, Found, Snapshot, State, Store};
+pub use zfs::ZfsStore;

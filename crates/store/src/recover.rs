@@ -9,7 +9,7 @@ use crate::layout::META;
 use crate::lease::{InUse, Lease};
 use crate::meta::Meta;
 use crate::store::ids_in;
-use crate::{Id, Name, Store, StoreError, cache, remove};
+use crate::{Id, Name, Store, StoreError, cache};
 
 /// Removes the drafts of processes that are gone, and what they had only begun to delete.
 pub(crate) fn sweep(store: &Store) -> Result<(), StoreError> {
@@ -26,7 +26,7 @@ pub(crate) fn sweep(store: &Store) -> Result<(), StoreError> {
         // Taking and dropping a dead holder's lease removes its file.
         drop(Lease::try_take(layout, &id)?);
     }
-    said("the trash", remove::empty_trash(layout));
+    said("the trash", store.backend.empty_trash());
     Ok(())
 }
 

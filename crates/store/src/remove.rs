@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, openat, renameat, unlinkat};
@@ -21,13 +21,18 @@ use crate::walk::DIRECTORY;
 /// Removes the directory `dir` of the store: gone by one rename, then deleted. Success if it does
 /// not exist.
 pub(crate) fn tree(layout: &Layout, dir: &Path) -> Result<(), StoreError> {
+    match to_trash(layout, dir)? {
+        Some(place) => delete(layout, &place),
+        None => Ok(()),
+    }
+}
+
+/// Renames the directory `dir` of the store into the trash and returns where it is now; `None` if it does not exist.
+pub(crate) fn to_trash(layout: &Layout, dir: &Path) -> Result<Option<PathBuf>, StoreError> {
     let place = layout.trash().join(unique());
     match fs::rename(dir, &place) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        renamed => {
-            renamed.at("remove", dir)?;
-            delete(layout, &place)
-        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        renamed => renamed.at("remove", dir).map(|()| Some(place)),
     }
 }
 
@@ -59,7 +64,8 @@ pub(crate) fn unique() -> String {
     format!("{}-{}-{}{:09}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed), time.tv_sec, time.tv_nsec)
 }
 
-fn delete(layout: &Layout, place: &Path) -> Result<(), StoreError> {
+/// Deletes what is at `place` in the trash.
+pub(crate) fn delete(layout: &Layout, place: &Path) -> Result<(), StoreError> {
     let trash = layout.trash();
     let open_trash = openat(CWD, &trash, DIRECTORY, Mode::empty()).at("read", &trash)?;
     let mut pending = vec![place.file_name().unwrap_or_default().to_owned()];

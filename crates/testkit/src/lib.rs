@@ -46,6 +46,7 @@ impl Need<'_> {
         match self {
             Need::Root if rustix::process::geteuid().is_root() => None,
             Need::Root => Some("needs root".to_owned()),
+            Need::Guest => Guest::lacking(),
             Need::Tool(program, package) => {
                 let path = std::env::var_os("PATH").unwrap_or_default();
                 std::env::split_paths(&path)

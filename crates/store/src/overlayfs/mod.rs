@@ -190,6 +190,10 @@ impl Backend for OverlayfsStore {
         remove::tree(&self.layout, &self.layout.tree(name))
     }
 
+    fn empty_trash(&self) -> Result<(), StoreError> {
+        remove::empty_trash(&self.layout)
+    }
+
     fn flush(&self) -> Result<(), StoreError> {
         filesystem::flush(&self.layout.root)
     }
