@@ -138,6 +138,15 @@ pub enum Root {
         /// The writable layer and its work directory; none for a sealed tree.
         writable: Option<(PathBuf, PathBuf)>,
     },
+    /// A filesystem of its own.
+    Filesystem {
+        /// What the kernel calls it: `zfs`.
+        kind: &'static str,
+        /// What is to be mounted.
+        source: String,
+        /// For reading only.
+        is_sealed: bool,
+    },
 }
 
 impl Root {
@@ -152,6 +161,9 @@ impl Root {
         match self {
             Self::Dir(path) => mount::directory(path, Access::Write),
             Self::Sealed(path) => mount::directory(path, Access::Read),
+            Self::Filesystem { kind, source, is_sealed } => {
+                mount::filesystem(kind, source, if *is_sealed { Access::Read } else { Access::Write })
+            }
             Self::Overlay { lower, writable } => {
                 mount::overlay(lower, writable.as_ref().map(|(upper, work)| (upper.as_path(), work.as_path())))
             }

@@ -40,6 +40,7 @@ mod remove;
 mod store;
 mod sys;
 mod walk;
+mod zfs;
 
 pub use backend::{Backend, Root, Space};
 pub use btrfs::BtrfsStore;
@@ -57,3 +58,4 @@ pub use meta::{Description, Meta};
 pub use overlayfs::OverlayfsStore;
 pub use prune::{Limits, Pruned};
 pub use store::{Draft, Found, Snapshot, State, Store};
+pub use zfs::ZfsStore;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::error::At;
 use crate::layout::Layout;
 use crate::prepare::{self, Age};
-use crate::{Backend, BtrfsStore, Kind, Location, OverlayfsStore, StoreError, filesystem};
+use crate::{Backend, BtrfsStore, Kind, Location, OverlayfsStore, StoreError, ZfsStore, filesystem, zfs};
 
 /// Finds or makes the store at `location`.
 pub(crate) fn open(location: &Location) -> Result<(Layout, Box<dyn Backend>), StoreError> {
@@ -19,6 +19,9 @@ pub(crate) fn open(location: &Location) -> Result<(Layout, Box<dyn Backend>), St
 
 fn directory(location: &Location) -> Result<PathBuf, StoreError> {
     let place = &location.place;
+    if location.kind == Kind::Zfs {
+        return zfs::directory(place);
+    }
     std::path::absolute(place).at("find", place)
 }
 
@@ -54,7 +57,8 @@ fn backend(location: &Location, kind: Kind, layout: &Layout, is_new: bool) -> Re
     Ok(match kind {
         Kind::Overlayfs => Box::new(OverlayfsStore::open(root, is_new)?),
         Kind::Btrfs => Box::new(BtrfsStore::open(root, is_new)?),
-        Kind::Auto | Kind::Zfs | Kind::Xfs | Kind::Copy(_) => {
+        Kind::Zfs => Box::new(ZfsStore::open(root, is_new)?),
+        Kind::Auto | Kind::Xfs | Kind::Copy(_) => {
             return Err(StoreError::BadLocation {
                 text: location.to_string(),
                 reason: "not supported yet; use `overlayfs:/path` or `btrfs:/path`".to_owned(),

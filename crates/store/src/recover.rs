@@ -26,7 +26,7 @@ pub(crate) fn sweep(store: &Store) -> Result<(), StoreError> {
         // Taking and dropping a dead holder's lease removes its file.
         drop(Lease::try_take(layout, &id)?);
     }
-    said("the trash", remove::empty_trash(layout));
+    said("the trash", remove::empty_trash(store));
     Ok(())
 }
 

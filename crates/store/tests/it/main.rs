@@ -14,3 +14,4 @@ mod hostile;
 mod lease;
 mod prune;
 mod result;
+mod zfs;
