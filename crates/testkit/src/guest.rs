@@ -3,7 +3,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -106,8 +105,7 @@ impl Guest {
             .arg(&initramfs)
             .args(&self.arguments)
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .process_group(0);
+            .stdout(Stdio::piped());
         let mut qemu = Running(command.spawn()?);
         let (lines, heard) = channel();
         let output = BufReader::new(qemu.0.stdout.take().expect("a pipe"));
