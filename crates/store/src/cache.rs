@@ -204,7 +204,8 @@ impl Store {
                 _ => needed.extend(self.backend.needs(&name)?),
             }
         }
-        for (name, _claim) in claimed {
+        // Later ones first: they may need those before them.
+        for (name, _claim) in claimed.into_iter().rev() {
             if !needed.contains(&name) {
                 self.backend.remove(&name)?;
             }
