@@ -11,7 +11,7 @@ use kiln_testkit::{Need, Random, need};
 use crate::fixture::{Helper, id, location, make, names, open, view, write};
 
 fn boot(path: &Path, boot_id: &str) -> Store {
-    Store::open_in_boot(&location(path), boot_id.to_owned()).expect("the store opens")
+    crate::open_in_boot(&location(path), boot_id).expect("the store opens")
 }
 
 fn has(store: &Store, number: u64) -> bool {
@@ -41,6 +41,29 @@ fn a_reboot_drops_what_was_not_marked_and_nothing_else() {
     let store = boot(dir.path(), "three");
     assert!(has(&store, 1) && has(&store, 2));
     assert!(names(&store.path().join("trash")).is_empty());
+}
+
+#[test]
+fn a_reboot_drops_children_before_parents_whatever_the_clock_said() {
+    need!(Need::Root);
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let store = boot(dir.path(), "one");
+    let mut last = make(&store, 0, None);
+    for number in 1..12 {
+        last = make(&store, number, Some(&last));
+        let file = store.path().join(format!("result/{}/meta.json", id(number)));
+        let mut meta: serde_json::Value =
+            serde_json::from_slice(&fs::read(&file).expect("it is there")).expect("a description");
+        meta["created_ms"] = (1_000_000 - number).into();
+        fs::write(&file, meta.to_string()).expect("writable");
+    }
+    drop(last);
+    store.mark_durable().expect("the disk works");
+    drop(store);
+    // Of another boot, so that nothing is marked in it.
+    fs::write(dir.path().join("state/boot.json"), r#"{"boot_id":"one","boot_ns":0}"#).expect("writable");
+    let store = boot(dir.path(), "two");
+    assert_eq!(names(&store.path().join("result")), [""; 0]);
 }
 
 #[test]

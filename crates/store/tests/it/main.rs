@@ -13,3 +13,10 @@ mod hostile;
 mod lease;
 mod prune;
 mod result;
+
+use kiln_store::{Location, Store, StoreError};
+
+/// Opens the store that most tests use. Other test programs run some of these modules on other kinds.
+fn open_in_boot(location: &Location, boot_id: &str) -> Result<Store, StoreError> {
+    Store::open_in_boot(location, boot_id.to_owned())
+}
