@@ -11,10 +11,11 @@ use crate::{Name, StoreError};
 /// Named trees on one filesystem. All policy (results, leases, caches, pruning) is in
 /// [`Store`](crate::Store), above.
 ///
-/// A tree `name` has a directory of that name below the store's root, made and renamed by the
-/// backend. The backend keeps what it needs there; the caller keeps `log` and `meta.json` beside it
+/// A tree `name` has a directory of that name below the store's root, made and sealed by the
+/// backend. The backend keeps what it needs there; the caller keeps files of its own beside it (`layout.rs`)
 /// and touches nothing else. It locks the directory with `flock(2)`, so it must be one file from the draft to the
-/// removal. The directory of a cache, `cache/NAME`, is the caller's.
+/// removal. The directory of a cache, `cache/NAME`, is the caller's. The caller may rename the directory of a sealed tree
+/// into `trash/` in order to [`remove`](Backend::remove) it by that name.
 ///
 /// A tree holds whatever a filesystem can: any name, owner, mode, time of modification to the nanosecond, extended
 /// attribute, access control list, capability, hard link, hole, link, pipe, socket or device. All of that is the same in
@@ -91,7 +92,8 @@ pub trait Backend: Send + Sync + Debug {
     }
 
     /// Makes a draft or sealed tree vanish at once, then frees its space. A tree that does not
-    /// exist is success. A process may still hold a mount or files of it.
+    /// exist is success. A process may still hold a mount or files of it. A name in `trash/` is that of a tree which was
+    /// sealed under another: all that tells about it is in its directory.
     ///
     /// # Errors
     ///

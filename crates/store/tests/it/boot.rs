@@ -21,7 +21,7 @@ fn has(store: &Store, number: u64) -> bool {
 #[test]
 fn a_reboot_drops_what_was_not_marked_and_nothing_else() {
     need!(Need::Root);
-    let dir = tempfile::tempdir().expect("a temporary directory");
+    let dir = crate::temp_dir();
     let store = boot(dir.path(), "one");
     let base = make(&store, 1, None);
     make(&store, 2, Some(&base));
@@ -46,7 +46,7 @@ fn a_reboot_drops_what_was_not_marked_and_nothing_else() {
 #[test]
 fn a_reboot_drops_children_before_parents_whatever_the_clock_said() {
     need!(Need::Root);
-    let dir = tempfile::tempdir().expect("a temporary directory");
+    let dir = crate::temp_dir();
     let store = boot(dir.path(), "one");
     let mut last = make(&store, 0, None);
     for number in 1..12 {
@@ -69,7 +69,7 @@ fn a_reboot_drops_children_before_parents_whatever_the_clock_said() {
 #[test]
 fn a_reboot_drops_unmarked_generations_of_caches() {
     need!(Need::Root);
-    let dir = tempfile::tempdir().expect("a temporary directory");
+    let dir = crate::temp_dir();
     let store = boot(dir.path(), "one");
     let fill = |store: &Store, text: &str| {
         let draft = store.begin_cache(b"cache", (0, 0)).expect("a cache");
@@ -91,7 +91,7 @@ fn a_reboot_drops_unmarked_generations_of_caches() {
 #[test]
 fn a_damaged_generation_takes_later_ones_along_but_not_the_cache() {
     need!(Need::Root);
-    let dir = tempfile::tempdir().expect("a temporary directory");
+    let dir = crate::temp_dir();
     let store = boot(dir.path(), "one");
     for _ in 0..4 {
         assert!(store.commit_cache(store.begin_cache(b"c", (0, 0)).expect("a cache")).expect("it commits"));
@@ -109,7 +109,7 @@ fn a_damaged_generation_takes_later_ones_along_but_not_the_cache() {
 #[test]
 fn a_damaged_mark_costs_the_last_boots_results_but_not_this_ones() {
     need!(Need::Root);
-    let dir = tempfile::tempdir().expect("a temporary directory");
+    let dir = crate::temp_dir();
     let store = boot(dir.path(), "one");
     make(&store, 1, None);
     store.mark_durable().expect("the disk works");
@@ -131,7 +131,7 @@ fn a_damaged_mark_costs_the_last_boots_results_but_not_this_ones() {
 #[test]
 fn a_killed_process_loses_nothing_that_it_committed_and_leaves_nothing_else() {
     need!(Need::Root);
-    let dir = tempfile::tempdir().expect("a temporary directory");
+    let dir = crate::temp_dir();
     drop(open(dir.path()));
     let mut random = Random::new(1);
     for _ in 0..12 {
@@ -170,7 +170,7 @@ fn a_killed_process_loses_nothing_that_it_committed_and_leaves_nothing_else() {
 #[test]
 fn a_copy_of_a_cache_is_swept_when_its_process_is_dead_and_not_before() {
     need!(Need::Root);
-    let dir = tempfile::tempdir().expect("a temporary directory");
+    let dir = crate::temp_dir();
     let store = open(dir.path());
     let mut helper = Helper::start("hold", dir.path());
     assert_eq!(helper.hear().as_deref(), Some("holding"));
@@ -186,7 +186,7 @@ fn a_copy_of_a_cache_is_swept_when_its_process_is_dead_and_not_before() {
 #[test]
 fn a_reader_never_sees_half_a_result() {
     need!(Need::Root);
-    let dir = tempfile::tempdir().expect("a temporary directory");
+    let dir = crate::temp_dir();
     let store = Arc::new(open(dir.path()));
     let writer = {
         let store = Arc::clone(&store);

@@ -35,7 +35,7 @@ impl Drop for TempStore {
 
 impl TempStore {
     pub(crate) fn new() -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory");
+        let dir = crate::temp_dir();
         let store = open(&dir.path().join("store"));
         Self { store, dir }
     }

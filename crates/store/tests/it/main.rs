@@ -1,6 +1,7 @@
 //! Integration tests of the store, on real filesystems.
 
 mod boot;
+mod btrfs;
 mod cache;
 mod changes;
 mod concurrency;
@@ -15,6 +16,11 @@ mod prune;
 mod result;
 
 use kiln_store::{Location, Store, StoreError};
+
+/// Makes the directory of a store that [`open_in_boot`] opens.
+fn temp_dir() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary directory")
+}
 
 /// Opens the store that most tests use. Other test programs run some of these modules on other kinds.
 fn open_in_boot(location: &Location, boot_id: &str) -> Result<Store, StoreError> {

@@ -21,6 +21,11 @@ mod result;
 use kiln_store::{Location, Store, StoreError};
 use kiln_testkit::store::Strict;
 
+/// In memory, where there is any: the fake copies whole trees.
+fn temp_dir() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a temporary directory")
+}
+
 fn open_in_boot(location: &Location, boot_id: &str) -> Result<Store, StoreError> {
     Store::open_with_backend(&location.place, Box::new(Strict::open(&location.place)), boot_id.to_owned())
 }
