@@ -210,7 +210,8 @@ impl Store {
             }
         }
         claimed.retain(|(name, _claim)| !needed.contains(name));
-        claimed.iter().map(|(name, _claim)| self.vanish(name)).collect()
+        // Later ones first: they may need those before them.
+        claimed.iter().rev().map(|(name, _claim)| self.vanish(name)).collect()
     }
 
     /// Removes the caches that no step has used since then and none uses now; with `dry_run` only says which. Returns their

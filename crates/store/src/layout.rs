@@ -51,7 +51,7 @@ impl Name {
     }
 
     /// What [`Store`](crate::Store) took out of sight and nobody uses.
-    pub(crate) fn trash(unique: &str) -> Self {
+    pub fn trash(unique: &str) -> Self {
         Self(format!("trash/{unique}"))
     }
 

@@ -79,11 +79,11 @@ fn read_meta(store: &Store, id: &Id) -> Option<Meta> {
 fn drop_results(store: &Store, durable: &Durable) -> Result<(), StoreError> {
     let results = store.layout.results();
     let mut parents: HashMap<Id, Option<Id>> = HashMap::new();
-    let mut committed_ms: HashMap<Id, u64> = HashMap::new();
+    let mut parent_of: HashMap<Id, Id> = HashMap::new();
     let mut doubtful = Vec::new();
     for id in ids_in(&results)? {
         let meta = read_meta(store, &id);
-        committed_ms.insert(id, meta.as_ref().map_or(0, |meta| meta.created_ms));
+        parent_of.extend(meta.as_ref().and_then(|meta| meta.parent).map(|parent| (id, parent)));
         match meta {
             Some(meta) if durable.covers(&meta.stamp) => {
                 parents.insert(id, meta.parent);
@@ -106,8 +106,10 @@ fn drop_results(store: &Store, durable: &Durable) -> Result<(), StoreError> {
         }
         doubtful.extend(orphans);
     }
-    // Children before parents.
-    doubtful.sort_by_key(|id| std::cmp::Reverse(committed_ms[id]));
+    // Children before parents. Not by the time of day, which is too coarse, and can go back.
+    let ancestors =
+        |id: &Id| std::iter::successors(parent_of.get(id), |id| parent_of.get(*id)).take(parent_of.len()).count();
+    doubtful.sort_by_cached_key(|id| std::cmp::Reverse(ancestors(id)));
     for id in &doubtful {
         if InUse::claim(&store.layout.result(id))?.is_some() {
             store.backend.remove(&store.vanish(&Name::result(id))?)?;

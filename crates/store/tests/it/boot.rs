@@ -11,7 +11,7 @@ use kiln_testkit::{Need, Random, need};
 use crate::fixture::{Helper, id, location, make, names, open, view, write};
 
 fn boot(path: &Path, boot_id: &str) -> Store {
-    Store::open_in_boot(&location(path), boot_id.to_owned()).expect("the store opens")
+    crate::open_in_boot(&location(path), boot_id).expect("the store opens")
 }
 
 fn has(store: &Store, number: u64) -> bool {
@@ -21,7 +21,7 @@ fn has(store: &Store, number: u64) -> bool {
 #[test]
 fn a_reboot_drops_what_was_not_marked_and_nothing_else() {
     need!(Need::Root);
-    let dir = tempfile::tempdir().expect("a temporary directory");
+    let dir = crate::temp_dir();
     let store = boot(dir.path(), "one");
     let base = make(&store, 1, None);
     make(&store, 2, Some(&base));
@@ -44,9 +44,32 @@ fn a_reboot_drops_what_was_not_marked_and_nothing_else() {
 }
 
 #[test]
+fn a_reboot_drops_children_before_parents_whatever_the_clock_said() {
+    need!(Need::Root);
+    let dir = crate::temp_dir();
+    let store = boot(dir.path(), "one");
+    let mut last = make(&store, 0, None);
+    for number in 1..12 {
+        last = make(&store, number, Some(&last));
+        let file = store.path().join(format!("result/{}/meta.json", id(number)));
+        let mut meta: serde_json::Value =
+            serde_json::from_slice(&fs::read(&file).expect("it is there")).expect("a description");
+        meta["created_ms"] = (1_000_000 - number).into();
+        fs::write(&file, meta.to_string()).expect("writable");
+    }
+    drop(last);
+    store.mark_durable().expect("the disk works");
+    drop(store);
+    // Of another boot, so that nothing is marked in it.
+    fs::write(dir.path().join("state/boot.json"), r#"{"boot_id":"one","boot_ns":0}"#).expect("writable");
+    let store = boot(dir.path(), "two");
+    assert_eq!(names(&store.path().join("result")), [""; 0]);
+}
+
+#[test]
 fn a_reboot_drops_unmarked_generations_of_caches() {
     need!(Need::Root);
-    let dir = tempfile::tempdir().expect("a temporary directory");
+    let dir = crate::temp_dir();
     let store = boot(dir.path(), "one");
     let fill = |store: &Store, text: &str| {
         let draft = store.begin_cache(b"cache", (0, 0)).expect("a cache");
@@ -68,7 +91,7 @@ fn a_reboot_drops_unmarked_generations_of_caches() {
 #[test]
 fn a_damaged_generation_takes_later_ones_along_but_not_the_cache() {
     need!(Need::Root);
-    let dir = tempfile::tempdir().expect("a temporary directory");
+    let dir = crate::temp_dir();
     let store = boot(dir.path(), "one");
     for _ in 0..4 {
         assert!(store.commit_cache(store.begin_cache(b"c", (0, 0)).expect("a cache")).expect("it commits"));
@@ -86,7 +109,7 @@ fn a_damaged_generation_takes_later_ones_along_but_not_the_cache() {
 #[test]
 fn a_damaged_mark_costs_the_last_boots_results_but_not_this_ones() {
     need!(Need::Root);
-    let dir = tempfile::tempdir().expect("a temporary directory");
+    let dir = crate::temp_dir();
     let store = boot(dir.path(), "one");
     make(&store, 1, None);
     store.mark_durable().expect("the disk works");
@@ -108,7 +131,7 @@ fn a_damaged_mark_costs_the_last_boots_results_but_not_this_ones() {
 #[test]
 fn a_killed_process_loses_nothing_that_it_committed_and_leaves_nothing_else() {
     need!(Need::Root);
-    let dir = tempfile::tempdir().expect("a temporary directory");
+    let dir = crate::temp_dir();
     drop(open(dir.path()));
     let mut random = Random::new(1);
     for _ in 0..12 {
@@ -147,7 +170,7 @@ fn a_killed_process_loses_nothing_that_it_committed_and_leaves_nothing_else() {
 #[test]
 fn a_copy_of_a_cache_is_swept_when_its_process_is_dead_and_not_before() {
     need!(Need::Root);
-    let dir = tempfile::tempdir().expect("a temporary directory");
+    let dir = crate::temp_dir();
     let store = open(dir.path());
     let mut helper = Helper::start("hold", dir.path());
     assert_eq!(helper.hear().as_deref(), Some("holding"));
@@ -163,7 +186,7 @@ fn a_copy_of_a_cache_is_swept_when_its_process_is_dead_and_not_before() {
 #[test]
 fn a_reader_never_sees_half_a_result() {
     need!(Need::Root);
-    let dir = tempfile::tempdir().expect("a temporary directory");
+    let dir = crate::temp_dir();
     let store = Arc::new(open(dir.path()));
     let writer = {
         let store = Arc::clone(&store);

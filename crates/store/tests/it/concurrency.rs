@@ -36,7 +36,7 @@ fn eight_threads_make_children_of_one_parent() {
 fn several_make_one_new_store_at_once() {
     need!(Need::Root);
     for _ in 0..10 {
-        let dir = tempfile::tempdir().expect("a temporary directory");
+        let dir = crate::temp_dir();
         let barrier = Arc::new(Barrier::new(6));
         let threads = (0..6).map(|number| {
             let (path, barrier) = (dir.path().join("store"), Arc::clone(&barrier));

@@ -15,7 +15,8 @@ pub(crate) fn location(path: &Path) -> Location {
 }
 
 pub(crate) fn open(path: &Path) -> Store {
-    Store::open(&location(path)).expect("the store opens")
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("there is one");
+    crate::open_in_boot(&location(path), boot_id.trim()).expect("the store opens")
 }
 
 /// A store in a temporary directory.
@@ -34,7 +35,7 @@ impl Drop for TempStore {
 
 impl TempStore {
     pub(crate) fn new() -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory");
+        let dir = crate::temp_dir();
         let store = open(&dir.path().join("store"));
         Self { store, dir }
     }

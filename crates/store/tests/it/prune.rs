@@ -226,10 +226,12 @@ fn a_parent_of_more_children_than_a_file_can_have_links_is_kept() {
     need!(Need::Root, Need::Tool("mkfs.ext4", "e2fsprogs"));
     // On ext4 a file has 65 000 names at most.
     let filesystem = kiln_testkit::LoopFs::new("ext4", 64).expect("a filesystem");
-    let store = open(&filesystem.path());
+    let store = open(&filesystem.path().join("store"));
     let base = make(&store, 1, None);
     let meta = store.path().join(format!("result/{}/meta.json", id(1)));
-    let links = filesystem.path().join("lost+found");
+    // Not in `lost+found`, which has no index of its names.
+    let links = filesystem.path().join("links");
+    std::fs::create_dir(&links).expect("writable");
     let count = (1..70_000).take_while(|at| std::fs::hard_link(&meta, links.join(at.to_string())).is_ok()).count();
     assert!(count > 60_000 && count < 69_000, "{count}");
     drop(make(&store, 2, Some(&base)));
@@ -319,7 +321,7 @@ fn one_process_maintains_a_store_at_a_time() {
 #[test]
 fn what_is_pruned_by_processes_that_are_killed_leaves_whole_results_only() {
     need!(Need::Root);
-    let dir = tempfile::tempdir().expect("a temporary directory");
+    let dir = crate::temp_dir();
     let store = open(dir.path());
     let mut random = kiln_testkit::Random::new(3);
     let mut builders: Vec<Helper> = (0..2).map(|_| Helper::start("build chains", dir.path())).collect();

@@ -115,7 +115,7 @@ fn facts_and_digests_are_remembered() {
 fn strangers_reach_no_tree() {
     need!(Need::Root);
     use std::os::unix::fs::PermissionsExt;
-    let dir = tempfile::tempdir().expect("a temporary directory");
+    let dir = crate::temp_dir();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("ours");
     let store = crate::fixture::open(dir.path());
     make(&store, 1, None);
