@@ -41,12 +41,12 @@ impl Name {
     }
 
     /// A step's copy of a cache; `unique` differs for every copy that lives.
-    pub(crate) fn cache_draft(unique: &str) -> Self {
+    pub fn cache_draft(unique: &str) -> Self {
         Self(format!("draft/cache-{unique}"))
     }
 
-    /// Generation `generation` of the cache with the escaped name `cache`.
-    pub(crate) fn cache(cache: &str, generation: u64) -> Self {
+    /// Generation `generation` of the cache `cache`, a name that is one harmless path component.
+    pub fn cache(cache: &str, generation: u64) -> Self {
         Self(format!("cache/{cache}/{generation}"))
     }
 

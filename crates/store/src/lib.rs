@@ -15,6 +15,7 @@
 mod attributes;
 mod backend;
 mod boot;
+mod btrfs;
 mod cache;
 mod changes;
 mod error;
@@ -41,6 +42,7 @@ mod sys;
 mod walk;
 
 pub use backend::{Backend, Root, Space};
+pub use btrfs::BtrfsStore;
 pub use cache::CacheDraft;
 pub use changes::Changes;
 pub use error::StoreError;

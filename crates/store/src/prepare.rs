@@ -67,7 +67,7 @@ pub(crate) fn make<T>(layout: &Layout, fits: impl FnOnce() -> Result<(Kind, T), 
         private.create(&directory).at("create", &directory)?;
     }
     let _lock = lock(&layout.root.join("state"), FlockOperation::LockExclusive)?;
-    let (kind, fitting) = fits()?;
+    let (kind, fitting) = fits().inspect_err(|_| leave(layout))?;
     // Last, so that a store on an unfit filesystem is refused again the next time.
     let (new, format) = (layout.state("format.new"), layout.state("format"));
     let write = || -> io::Result<()> {
@@ -78,4 +78,11 @@ pub(crate) fn make<T>(layout: &Layout, fits: impl FnOnce() -> Result<(Kind, T), 
     };
     write().at("write", &format)?;
     Ok(fitting)
+}
+
+/// Takes away the directories of a store that was not to be. What someone else put there stays.
+fn leave(layout: &Layout) {
+    for directory in layout.directories().iter().rev() {
+        let _ = fs::remove_dir(directory);
+    }
 }

@@ -14,6 +14,7 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType, FlockOperation, Mode, openat, rena
 use rustix::io::Errno;
 
 use crate::StoreError;
+use crate::btrfs;
 use crate::error::At;
 use crate::layout::Layout;
 use crate::lease::try_lock;
@@ -111,6 +112,8 @@ fn empty(trash: &OwnedFd, name: &OsStr, pending: &mut Vec<std::ffi::OsString>) -
             continue;
         }
         match unlinkat(&directory, child, AtFlags::REMOVEDIR) {
+            // What is in a subvolume cannot move out of it. It goes as a whole, also where a step had it protected.
+            Err(_) if btrfs::destroy(&directory, child)? => {}
             Err(Errno::NOTEMPTY | Errno::EXIST) => {
                 let place = unique();
                 gone_is_fine(renameat(&directory, child, trash, &place))?;

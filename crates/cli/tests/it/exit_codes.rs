@@ -27,7 +27,7 @@ fn mistakes_of_the_caller_are_2() {
         &["build", "src"],
         &["build", "-f", "good", "nowhere"],
         &["build", "-f", "good", "base.tar"],
-        &["build", "-f", "good", "--store", "btrfs:/x", "src"],
+        &["build", "-f", "good", "--store", "docker:/x", "src"],
         &["build", "-f", "good", "--store", "nonsense", "src"],
         &["build", "-f", "good", "--store", "overlayfs:", "src"],
         &["log", "abc"],
@@ -70,10 +70,10 @@ fn mistakes_of_the_caller_are_2() {
     $ kiln build -f good base.tar
     error: cannot open the source directory base.tar
       caused by: Not a directory (os error 20)
-    $ kiln build -f good --store btrfs:/x src
-    error: `btrfs:/x` is not a store: btrfs stores are not supported yet; use `overlayfs:/path`
+    $ kiln build -f good --store docker:/x src
+    error: `docker:/x` is not a store: docker stores are not supported yet; expected `auto`, `overlayfs:/path`, `btrfs:/path`, `zfs:pool/dataset`, `xfs:/path` or `copy:/path`
     $ kiln build -f good --store nonsense src
-    error: `nonsense` is not a store: expected `auto` or `overlayfs:/path`
+    error: `nonsense` is not a store: expected `auto`, `overlayfs:/path`, `btrfs:/path`, `zfs:pool/dataset`, `xfs:/path` or `copy:/path`
     $ kiln build -f good --store overlayfs: src
     error: `overlayfs:` is not a store: the path is empty
     $ kiln log abc

@@ -76,6 +76,7 @@ fn an_unfit_filesystem_is_refused_each_time() {
     for _ in 0..2 {
         let error = Store::open(&location(&overlay.join("store"))).expect_err("an overlay on an overlay");
         assert!(matches!(error, StoreError::Unfit { .. }), "{error}");
+        assert_eq!(names(&overlay.join("store")), [""; 0], "nothing is left of the attempt");
     }
 }
 
