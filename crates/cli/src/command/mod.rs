@@ -4,6 +4,8 @@ mod build;
 mod export;
 mod log;
 mod ls;
+mod maintain;
+mod pin;
 mod prune;
 mod rm;
 mod spec;
@@ -25,10 +27,12 @@ pub(crate) fn run(arguments: Kiln) -> Result<(), Failure> {
         Command::Ls(ls) => ls::run(&ls),
         Command::Rm(rm) => rm::run(&rm),
         Command::Prune(prune) => prune::run(&prune),
+        Command::Pin(pin) => pin::pin(&pin),
+        Command::Unpin(pin) => pin::unpin(&pin),
         Command::Fmt(fmt) => spec::fmt(&fmt),
         Command::Check(check) => spec::check(&check),
         Command::Dockerfile(dockerfile) => spec::dockerfile(&dockerfile),
-        Command::MarkDurable(store) => Ok(crate::settings::open_store(&store)?.mark_durable()?),
+        Command::Maintain(maintain) => maintain::run(&maintain),
     }
 }
 
