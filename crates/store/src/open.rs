@@ -5,13 +5,16 @@ use std::path::PathBuf;
 use crate::error::At;
 use crate::layout::Layout;
 use crate::prepare::{self, Age};
-use crate::{Backend, Kind, Location, OverlayfsStore, StoreError};
+use crate::{Backend, CopyMode, Kind, Location, OverlayfsStore, StoreError, TreeStore};
 
 /// Finds or makes the store at `location`.
 pub(crate) fn open(location: &Location) -> Result<(Layout, Box<dyn Backend>), StoreError> {
     let layout = Layout { root: directory(location)? };
     let backend = match prepare::look(&layout)? {
-        Age::Old(found) => backend(location, agree(location, found, &layout)?, &layout, false)?,
+        Age::Old(found) => {
+            let kind = agree(location, found, &layout)?;
+            backend(location, kind, &layout, kind != found)?
+        }
         Age::New => prepare::make(&layout, || choose(location, &layout))?,
     };
     Ok((layout, backend))
@@ -34,20 +37,36 @@ fn agree(location: &Location, found: Kind, layout: &Layout) -> Result<Kind, Stor
     }
 }
 
+/// What a new store may be if nobody says of what kind it is to be, the best first.
+const CHOICE: [Kind; 3] = [Kind::Overlayfs, Kind::Xfs, Kind::Copy(CopyMode::Copy)];
+
 /// Returns the kind of a new store and its backend.
 fn choose(location: &Location, layout: &Layout) -> Result<(Kind, Box<dyn Backend>), StoreError> {
-    let kind = match location.kind {
-        Kind::Auto => Kind::Overlayfs,
-        kind => kind,
-    };
-    Ok((kind, backend(location, kind, layout, true)?))
+    let open = |kind| Ok((kind, backend(location, kind, layout, true)?));
+    if location.kind != Kind::Auto {
+        return open(location.kind);
+    }
+    let mut refused = None;
+    for kind in CHOICE {
+        match open(kind) {
+            Err(error @ StoreError::Unfit { .. }) => {
+                tracing::debug!(%error, "not the best kind of store");
+                refused.get_or_insert(error);
+            }
+            done => return done,
+        }
+    }
+    // The reason why not the best is the one worth knowing.
+    Err(refused.expect("there is a choice"))
 }
 
+/// Returns the backend. With `is_new`, what it needs is tried first.
 fn backend(location: &Location, kind: Kind, layout: &Layout, is_new: bool) -> Result<Box<dyn Backend>, StoreError> {
     let root = &layout.root;
     Ok(match kind {
         Kind::Overlayfs => Box::new(OverlayfsStore::open(root, is_new)?),
-        Kind::Auto | Kind::Btrfs | Kind::Zfs | Kind::Xfs | Kind::Copy(_) => {
+        Kind::Xfs | Kind::Copy(_) => Box::new(TreeStore::open(root, kind, is_new)?),
+        Kind::Auto | Kind::Btrfs | Kind::Zfs => {
             return Err(StoreError::BadLocation {
                 text: location.to_string(),
                 reason: "not supported yet; use `overlayfs:/path`".to_owned(),
