@@ -27,3 +27,4 @@ fn temp_dir() -> tempfile::TempDir {
 fn open_in_boot(location: &Location, boot_id: &str) -> Result<Store, StoreError> {
     Store::open_in_boot(location, boot_id.to_owned())
 }
+mod trees;
