@@ -179,6 +179,9 @@ pub(crate) struct Build {
     /// Makes every step anew and replaces what was stored
     #[arg(long)]
     pub(crate) no_cache: bool,
+    /// Keeps a digest of the tree of every result that is made, for `kiln store verify --deep`
+    #[arg(long)]
+    pub(crate) verify: bool,
     /// Asks again what references without a digest stand for
     #[arg(long)]
     pub(crate) pull: bool,

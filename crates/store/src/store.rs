@@ -14,7 +14,7 @@ use crate::index::{Digest, FileVersion, Index};
 use crate::layout::{LOG, Layout, META, log_in};
 use crate::lease::{self, InUse, Lease};
 use crate::meta::{Description, Meta};
-use crate::{Backend, Id, Location, LogFollower, Name, Root, Space, StoreError, open, recover, remove};
+use crate::{Backend, Id, Location, LogFollower, Name, Root, Space, StoreError, TreeDigest, open, recover, remove};
 
 /// How many failed steps keep their log.
 const FAILURES_KEPT: usize = 100;
@@ -29,6 +29,7 @@ pub struct Store {
     boot_id: String,
     index: Mutex<Option<Index>>,
     pub(crate) has_unmarked: AtomicBool,
+    takes_digests: bool,
 }
 
 /// A committed result. It is not removed while this value lives, whoever prunes.
@@ -144,10 +145,18 @@ impl Store {
     }
 
     fn with_backend(layout: Layout, backend: Box<dyn Backend>, boot_id: String) -> Result<Self, StoreError> {
-        let store = Self { layout, backend, boot_id, index: Mutex::new(None), has_unmarked: AtomicBool::new(false) };
+        let (index, has_unmarked) = (Mutex::new(None), AtomicBool::new(false));
+        let store = Self { layout, backend, boot_id, index, has_unmarked, takes_digests: false };
         recover::after_reboot(&store)?;
         recover::sweep(&store)?;
         Ok(store)
+    }
+
+    /// Takes a digest of every tree that is committed (`true`), so that `verify` can tell later whether it is
+    /// still the same, or does not (the default). It reads the whole tree.
+    #[must_use]
+    pub fn with_digests(self, takes_digests: bool) -> Self {
+        Self { takes_digests, ..self }
     }
 
     /// Returns the store's directory, absolute.
@@ -187,6 +196,16 @@ impl Store {
     /// The tree is damaged.
     pub fn root(&self, snapshot: &Snapshot) -> Result<Root, StoreError> {
         self.backend.open(&Name::result(&snapshot.id))
+    }
+
+    /// Returns what the result's tree is now. It was something else before if the digest of its
+    /// [description](Meta::tree_digest) is another.
+    ///
+    /// # Errors
+    ///
+    /// The tree is damaged.
+    pub fn tree_digest(&self, snapshot: &Snapshot) -> Result<TreeDigest, StoreError> {
+        TreeDigest::of(&self.root(snapshot)?, &self.layout.result(&snapshot.id))
     }
 
     /// Takes the lease of `id`; `None` if it is being built. Look the result up again after
@@ -276,8 +295,12 @@ impl Store {
         let dir = self.layout.tree(&name);
         let size_bytes = self.backend.size_bytes(&name)?;
         let parent = draft.parent.as_ref().map(|parent| *parent.id());
+        let tree_digest = match self.takes_digests {
+            true => Some(TreeDigest::of(&draft.root, &dir)?),
+            false => None,
+        };
         let _unmarked = self.begin_commit()?;
-        let meta = Meta::new(description, parent, size_bytes, Stamp::now(&self.boot_id));
+        let meta = Meta { tree_digest, ..Meta::new(description, parent, size_bytes, Stamp::now(&self.boot_id)) };
         let path = dir.join(META);
         fs::write(&path, meta.to_json()).at("write", &path)?;
         // Locked before it can be seen, so that no one prunes it under our feet.

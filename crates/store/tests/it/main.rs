@@ -13,3 +13,4 @@ mod hostile;
 mod lease;
 mod prune;
 mod result;
+mod verify;
