@@ -52,7 +52,11 @@ impl Store {
     ///
     /// The filesystem fails; nothing is left then.
     pub fn begin_cache(&self, name: &[u8], owner: (u32, u32)) -> Result<CacheDraft, StoreError> {
-        let cache = escape(name);
+        self.begin_cache_as(escape(name), owner)
+    }
+
+    /// As [`Store::begin_cache`], by the name of the cache's directory.
+    pub(crate) fn begin_cache_as(&self, cache: String, owner: (u32, u32)) -> Result<CacheDraft, StoreError> {
         let draft = Name::cache_draft(&remove::unique());
         let base = self.latest_in_use(&cache)?;
         // Whoever sweeps waits here, so that it never sees the copy before its lock is taken.
@@ -176,12 +180,12 @@ impl Store {
         Ok(generations)
     }
 
-    fn latest(&self, cache: &str) -> Result<Option<u64>, StoreError> {
+    pub(crate) fn latest(&self, cache: &str) -> Result<Option<u64>, StoreError> {
         Ok(self.generations(cache)?.pop())
     }
 
     /// Returns the latest generation, locked against removal.
-    fn latest_in_use(&self, cache: &str) -> Result<Option<(u64, InUse)>, StoreError> {
+    pub(crate) fn latest_in_use(&self, cache: &str) -> Result<Option<(u64, InUse)>, StoreError> {
         loop {
             let Some(latest) = self.latest(cache)? else { return Ok(None) };
             // Gone in between: then there is a newer one.

@@ -36,6 +36,7 @@ mod recover;
 mod remove;
 mod store;
 mod sys;
+mod transfer;
 mod walk;
 
 pub use backend::{Backend, Root, Space};
@@ -53,3 +54,4 @@ pub use meta::{Description, Meta};
 pub use overlayfs::OverlayfsStore;
 pub use prune::{Limits, Listed, Pruned};
 pub use store::{Draft, Found, Snapshot, State, Store};
+pub use transfer::{Transfer, TransferEvent};

@@ -5,8 +5,10 @@ use std::io::{self, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{CWD, FlockOperation, Timespec, Timestamps, UTIME_OMIT, flock};
+use rustix::io::Errno;
 
 use crate::boot::{self, Durable, Stamp};
 use crate::error::At;
@@ -176,16 +178,21 @@ impl Store {
     ///
     /// The store cannot be read. A damaged description is not an error: the result is treated as absent.
     pub fn lookup(&self, id: &Id) -> Result<Option<Snapshot>, StoreError> {
-        let path = self.layout.result(id);
-        let Some(in_use) = InUse::share(&path)? else { return Ok(None) };
-        let meta = match in_use.read(META).map_err(serde_json::Error::io).and_then(|bytes| Meta::parse(&bytes)) {
-            Ok(meta) => meta,
-            Err(error) => {
-                tracing::warn!(%id, %error, "ignoring a damaged result");
-                return Ok(None);
+        match self.look_at(id) {
+            Ok(Some(snapshot)) => touch(&self.layout.result(id)).map(|()| Some(snapshot)),
+            Err(error @ StoreError::Meta { .. }) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "ignoring a damaged result");
+                Ok(None)
             }
-        };
-        touch(&path)?;
+            other => other,
+        }
+    }
+
+    /// As [`Store::lookup`], but it does not count as a use, and a damaged description is an error.
+    pub(crate) fn look_at(&self, id: &Id) -> Result<Option<Snapshot>, StoreError> {
+        let Some(in_use) = InUse::share(&self.layout.result(id))? else { return Ok(None) };
+        let meta = in_use.read(META).map_err(serde_json::Error::io).and_then(|bytes| Meta::parse(&bytes));
+        let meta = meta.map_err(|source| StoreError::Meta { id: *id, source })?;
         Ok(Some(Snapshot { id: *id, in_use, meta }))
     }
 
@@ -280,34 +287,40 @@ impl Store {
     ///
     /// The filesystem fails.
     pub fn commit(&self, draft: Draft, description: Description) -> Result<Snapshot, StoreError> {
-        let id = *draft.id();
-        let name = Name::draft(&id);
-        let committed = self.try_commit(&draft, description);
+        let parent = draft.parent.as_ref().map(|parent| *parent.id());
+        self.commit_meta(draft, Meta::new(description, parent, None, Stamp::now(&self.boot_id)))
+    }
+
+    /// As [`Store::commit`], with a description that may be another store's. If that has a digest, it is an error if the
+    /// tree has another.
+    pub(crate) fn commit_meta(&self, draft: Draft, meta: Meta) -> Result<Snapshot, StoreError> {
+        let committed = self.try_commit(&draft, meta);
         if committed.is_err() {
-            self.clean_up(&name);
+            self.clean_up(&Name::draft(draft.id()));
         }
         committed
     }
 
-    fn try_commit(&self, draft: &Draft, description: Description) -> Result<Snapshot, StoreError> {
+    fn try_commit(&self, draft: &Draft, mut meta: Meta) -> Result<Snapshot, StoreError> {
         let id = *draft.id();
         let name = Name::draft(&id);
         let dir = self.layout.tree(&name);
-        let size_bytes = self.backend.size_bytes(&name)?;
-        let parent = draft.parent.as_ref().map(|parent| *parent.id());
-        let tree_digest = match self.takes_digests {
-            true => Some(TreeDigest::of(&draft.root, &dir)?),
-            false => None,
-        };
+        meta.size_bytes = self.backend.size_bytes(&name)?;
+        if self.takes_digests || meta.tree_digest.is_some() {
+            let digest = TreeDigest::of(&draft.root, &dir)?;
+            if meta.tree_digest.replace(digest).is_some_and(|expected| expected != digest) {
+                return Err(StoreError::TreeChanged(id));
+            }
+        }
         let _unmarked = self.begin_commit()?;
-        let meta = Meta { tree_digest, ..Meta::new(description, parent, size_bytes, Stamp::now(&self.boot_id)) };
+        meta.stamp = Stamp::now(&self.boot_id);
         let path = dir.join(META);
         fs::write(&path, meta.to_json()).at("write", &path)?;
         // Locked before it can be seen, so that no one prunes it under our feet.
         let in_use = InUse::share(&dir)?.ok_or(StoreError::InUse(id))?;
         self.backend.seal(&name, &Name::result(&id))?;
         self.has_unmarked.store(true, Ordering::Relaxed);
-        if let Some(parent) = parent {
+        if let Some(parent) = meta.parent {
             // Tells a pruner that looked before this commit that the parent has a child now.
             touch(&self.layout.result(&parent))?;
         }
@@ -336,7 +349,7 @@ impl Store {
         let id = *draft.id();
         let parent = draft.parent.as_ref().map(|parent| *parent.id());
         let meta = Meta::new(description, parent, Some(0), Stamp::now(&self.boot_id));
-        let new = self.layout.failures().join(format!(".{id}"));
+        let new = self.layout.new_failure(&id);
         let make = || fs::create_dir_all(&new).at("create", &new);
         let name = log_in(&self.layout.draft(&id));
         let rescued = make().and_then(|()| fs::rename(&name, log_in(&new)).at("keep", &name));
@@ -347,15 +360,21 @@ impl Store {
             make()?;
             copy_log(&log, &log_in(&new)).at("keep", &name)?;
         }
-        let path = new.join(META);
-        fs::write(&path, meta.to_json()).at("write", &path)?;
-        let kept = self.layout.failed(&id);
-        remove::tree(&self.layout, &kept)?;
-        fs::rename(&new, &kept).at("keep", &kept)?;
+        self.keep_failure(&id, &meta)?;
         self.forget_old_failures()
     }
 
-    fn forget_old_failures(&self) -> Result<(), StoreError> {
+    /// Puts a failure in its place, whose log is there. The caller holds the lease.
+    pub(crate) fn keep_failure(&self, id: &Id, meta: &Meta) -> Result<(), StoreError> {
+        let new = self.layout.new_failure(id);
+        let path = new.join(META);
+        fs::write(&path, meta.to_json()).at("write", &path)?;
+        let kept = self.layout.failed(id);
+        remove::tree(&self.layout, &kept)?;
+        fs::rename(&new, &kept).at("keep", &kept)
+    }
+
+    pub(crate) fn forget_old_failures(&self) -> Result<(), StoreError> {
         let failures = self.layout.failures();
         let mut kept = Vec::new();
         for entry in fs::read_dir(&failures).at("read", &failures)? {
@@ -563,14 +582,27 @@ fn copy_log(mut log: &File, to: &Path) -> io::Result<()> {
     io::copy(&mut log, &mut File::create(to)?).map(|_| ())
 }
 
-/// Sets the time of last use: the modification time of a result's directory.
+/// Sets the time of last use to now.
 fn touch(path: &Path) -> Result<(), StoreError> {
     // Not `UTIME_NOW`, the time of the kernel's last tick: a pruner tells by this time whether a result was
     // used since it looked.
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    set_modified(path, rustix::time::clock_gettime(rustix::time::ClockId::Realtime)).at("touch", path)
+}
+
+/// Sets the time of last use, the modification time of a result's directory. Success if that is gone.
+pub(crate) fn set_last_used(path: &Path, time: SystemTime) -> Result<(), StoreError> {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seconds = since.as_secs().try_into().unwrap_or(i64::MAX);
+    match set_modified(path, Timespec { tv_sec: seconds, tv_nsec: since.subsec_nanos().into() }) {
+        Err(Errno::NOENT) => Ok(()),
+        set => set.at("touch", path),
+    }
+}
+
+fn set_modified(path: &Path, time: Timespec) -> Result<(), Errno> {
     let last_access = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
-    let times = Timestamps { last_access, last_modification: now };
-    rustix::fs::utimensat(CWD, path, &times, rustix::fs::AtFlags::empty()).at("touch", path)
+    let times = Timestamps { last_access, last_modification: time };
+    rustix::fs::utimensat(CWD, path, &times, rustix::fs::AtFlags::empty())
 }
 
 /// Opens and locks a directory, or waits for it.

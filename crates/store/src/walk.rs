@@ -67,13 +67,18 @@ pub(crate) fn is_directory(stat: &Stat) -> bool {
     kind(stat) == FileType::Directory
 }
 
+/// Returns a path for calls on extended attributes, which take no descriptor of a directory before Linux 6.13. Use those
+/// that do not follow the last component.
+pub(crate) fn path_in(directory: &OwnedFd, name: &CStr) -> PathBuf {
+    let mut path = format!("/proc/self/fd/{}/", directory.as_raw_fd()).into_bytes();
+    path.extend_from_slice(name.to_bytes());
+    PathBuf::from(OsString::from_vec(path))
+}
+
 /// Returns the extended attributes of the entry `name`, sorted, without overlayfs' own: those belong to a layer, not
 /// to what it holds.
 pub(crate) fn extended(directory: &OwnedFd, name: &CStr) -> io::Result<Vec<(CString, Vec<u8>)>> {
-    // There is no `listxattrat(2)` before Linux 6.13. The last component is not followed.
-    let mut path = format!("/proc/self/fd/{}/", directory.as_raw_fd()).into_bytes();
-    path.extend_from_slice(name.to_bytes());
-    let path = PathBuf::from(OsString::from_vec(path));
+    let path = path_in(directory, name);
     // Most have none: the kernel would clear a large buffer each time.
     let mut list = vec![0_u8; 256];
     let length = match llistxattr(&path, &mut list[..]) {

@@ -4,6 +4,8 @@ use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use kiln_store::TransferEvent;
+
 use crate::fixture::{begin, commit, id, open, write};
 
 #[test]
@@ -63,6 +65,15 @@ fn child() {
                 parent = Some(commit(&store, draft));
                 say(&number.to_string());
             }
+        }
+        // Copies the store to one beside it, and says what is there.
+        "copy" => {
+            let mut heard = |event: TransferEvent<'_>| {
+                if let TransferEvent::Copied { done, .. } = event {
+                    say(&done.to_string());
+                }
+            };
+            open(&path.with_extension("copy")).copy_from(&store, &mut heard).expect("it copies");
         }
         role => panic!("no role {role}"),
     }

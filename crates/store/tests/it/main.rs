@@ -13,4 +13,5 @@ mod hostile;
 mod lease;
 mod prune;
 mod result;
+mod transfer;
 mod verify;
