@@ -5,7 +5,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use crate::{Name, StoreError, mount};
+use crate::mount::{self, Access};
+use crate::{Name, StoreError};
 
 /// Named trees on one filesystem. All policy (results, leases, caches, pruning) is in
 /// [`Store`](crate::Store), above.
@@ -116,8 +117,10 @@ pub struct Space {
 /// How to reach a tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Root {
-    /// A plain directory.
+    /// A plain directory, writable.
     Dir(PathBuf),
+    /// A plain directory, for reading only.
+    Sealed(PathBuf),
     /// Layers to be joined by overlayfs.
     Overlay {
         /// Read-only layers, the topmost first.
@@ -148,7 +151,8 @@ impl Root {
     /// The kernel refuses; see `mount(2)`. Needs `CAP_SYS_ADMIN`.
     pub fn mount(&self) -> io::Result<OwnedFd> {
         match self {
-            Self::Dir(path) => mount::directory(path),
+            Self::Dir(path) => mount::directory(path, Access::Write),
+            Self::Sealed(path) => mount::directory(path, Access::Read),
             Self::Overlay { lower, writable } => {
                 mount::overlay(lower, writable.as_ref().map(|(upper, work)| (upper.as_path(), work.as_path())))
             }

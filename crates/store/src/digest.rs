@@ -170,6 +170,9 @@ impl Walk {
     }
 }
 
+/// What one thread hashes sooner than it could share it with another.
+const SMALL_BYTES: u64 = 256 << 10;
+
 /// Records whose files are not read yet. They are read side by side, a few at a time: each holds a descriptor.
 #[derive(Default)]
 struct Batch {
@@ -217,7 +220,12 @@ impl Batch {
             Ok(hash) => Ok((content.at, hash)),
             Err(error) => Err((content.path, error)),
         };
-        let hashes: Result<Vec<_>, _> = self.files.par_drain(..).map(read).collect();
+        let bytes: u64 = self.files.iter().map(|content| content.size_bytes).sum();
+        let hashes: Result<Vec<_>, _> = match bytes {
+            // Not worth waking anyone for.
+            0..SMALL_BYTES => self.files.drain(..).map(read).collect(),
+            _ => self.files.par_drain(..).map(read).collect(),
+        };
         let hashes = hashes.map_err(|(of, error)| {
             *path = of;
             error
@@ -246,7 +254,11 @@ fn hash_content(content: &Content) -> io::Result<Hash> {
         if length == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        hasher.update_rayon(&part[..length]);
+        if length as u64 >= SMALL_BYTES {
+            hasher.update_rayon(&part[..length]);
+        } else {
+            hasher.update(&part[..length]);
+        }
         left = left.saturating_sub(length as u64);
     }
     Ok(hasher.finalize())

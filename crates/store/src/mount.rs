@@ -23,16 +23,29 @@ use rustix::thread::UnshareFlags;
 /// (Documentation/filesystems/overlayfs.rst).
 const OPTIONS: [(&str, &str); 3] = [("index", "off"), ("metacopy", "off"), ("redirect_dir", "nofollow")];
 
+/// What may be done through a mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    Write,
+}
+
 /// Returns a detached copy of the mount that `path` is on, starting at `path`.
-pub(crate) fn directory(path: &Path) -> io::Result<OwnedFd> {
+pub(crate) fn directory(path: &Path, access: Access) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    Ok(rustix::mount::open_tree(CWD, path, flags)?)
+    let mounted = rustix::mount::open_tree(CWD, path, flags)?;
+    let read_only = match access {
+        Access::Read => MountAttrFlags::MOUNT_ATTR_RDONLY,
+        Access::Write => MountAttrFlags::empty(),
+    };
+    crate::sys::add_mount_attributes(&mounted, MountAttrFlags::MOUNT_ATTR_NODEV | read_only)?;
+    Ok(mounted)
 }
 
 /// Returns a detached overlay of `lower` (topmost first) with the writable layer and work directory.
 pub(crate) fn overlay(lower: &[impl AsRef<Path>], writable: Option<(&Path, &Path)>) -> io::Result<OwnedFd> {
     if let ([only], None) = (lower, writable) {
-        return directory(only.as_ref());
+        return directory(only.as_ref(), Access::Read);
     }
     let lower: Vec<&Path> = lower.iter().map(AsRef::as_ref).collect();
     match modern(&lower, writable) {
@@ -153,6 +166,21 @@ mod tests {
         assert_eq!(fs::read_to_string(layers[2].join("new")).unwrap(), "new");
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(&*dir.path().to_string_lossy()), "attached somewhere: {mounts}");
+    }
+
+    #[test]
+    fn a_sealed_directory_cannot_be_written() {
+        need!(Need::Root);
+        let dir = tempfile::tempdir().unwrap();
+        let through = |mounted: &OwnedFd| Path::new("/proc/self/fd").join(mounted.as_raw_fd().to_string());
+        let single: io::Result<OwnedFd> = overlay(&[dir.path()], None);
+        for sealed in [directory(dir.path(), Access::Read), single] {
+            let sealed = sealed.unwrap();
+            let error = fs::write(through(&sealed).join("file"), "text").unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
+        }
+        let writable = directory(dir.path(), Access::Write).unwrap();
+        fs::write(through(&writable).join("file"), "text").unwrap();
     }
 
     #[test]
