@@ -165,7 +165,7 @@ impl Store {
         Ok(found)
     }
 
-    fn generations(&self, cache: &str) -> Result<Vec<u64>, StoreError> {
+    pub(crate) fn generations(&self, cache: &str) -> Result<Vec<u64>, StoreError> {
         let directory = self.layout.cache(cache);
         let entries = match fs::read_dir(&directory) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -193,6 +193,19 @@ impl Store {
                 return Ok(Some((latest, in_use)));
             }
         }
+    }
+
+    /// Removes a generation and later ones, which may stand on it, until one is in use. Returns how many.
+    pub(crate) fn drop_cache_from(&self, cache: &str, first: u64) -> Result<usize, StoreError> {
+        let _lock = lock(&self.layout.cache(cache), FlockOperation::LockExclusive)?;
+        let mut dropped = 0;
+        for generation in self.generations(cache)?.into_iter().rev().take_while(|generation| *generation >= first) {
+            let name = Name::cache(cache, generation);
+            let Some(_claim) = InUse::claim(&self.layout.tree(&name))? else { break };
+            self.backend.remove(&name)?;
+            dropped += 1;
+        }
+        Ok(dropped)
     }
 
     /// Removes the generations before `latest` that neither it nor a step that runs stands on. The

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
@@ -68,16 +68,21 @@ impl Index {
                     return Err(StoreError::Index { path, source: first });
                 }
                 tracing::warn!(path = %path.display(), error = %first, "making a new index");
-                for suffix in ["", "-wal", "-shm"] {
-                    let mut file = path.clone().into_os_string();
-                    file.push(suffix);
-                    let _ = fs::remove_file(file);
-                }
+                Self::delete(&path);
                 let database = Self::connect(&path);
                 database
                     .map_err(|source| StoreError::Index { path: path.clone(), source })
                     .map(|database| Self { path, database })
             }
+        }
+    }
+
+    /// Deletes the index at `path`.
+    pub(crate) fn delete(path: &Path) {
+        for suffix in ["", "-wal", "-shm"] {
+            let mut file = path.to_owned().into_os_string();
+            file.push(suffix);
+            let _ = fs::remove_file(file);
         }
     }
 
@@ -124,6 +129,11 @@ impl Index {
             Ok(results)
         };
         read().map_err(self.failed())
+    }
+
+    /// Forgets all results.
+    pub(crate) fn forget_results(&self) -> Result<(), StoreError> {
+        self.database.execute("DELETE FROM results", []).map(|_| ()).map_err(self.failed())
     }
 
     /// Adds and removes results, all at once.

@@ -100,6 +100,16 @@ impl Store {
         Ok(listed)
     }
 
+    /// Reads all results' descriptions anew into the index. Returns how many results there are.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be read.
+    pub fn rebuild_index(&self) -> Result<usize, StoreError> {
+        self.index()?.as_ref().expect("just opened").forget_results()?;
+        Ok(self.list()?.len())
+    }
+
     fn index_rows(&self) -> Result<HashMap<Id, Row>, StoreError> {
         self.index()?.as_ref().expect("just opened").results()
     }

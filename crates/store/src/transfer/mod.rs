@@ -132,6 +132,8 @@ impl Store {
         for result in copied {
             set_last_used(&self.layout.result(&result.id), result.last_used)?;
         }
+        // It knows the times of the commits.
+        self.rebuild_index()?;
         self.copy_caches(from, &mut transfer, hear)?;
         self.copy_failures(from, &mut transfer, hear)?;
         self.mark_durable()?;

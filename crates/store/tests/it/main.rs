@@ -12,6 +12,7 @@ mod helper;
 mod hostile;
 mod lease;
 mod prune;
+mod repair;
 mod result;
 mod transfer;
 mod verify;
