@@ -72,6 +72,9 @@ pub(crate) enum Failure {
     SourceDateEpoch { value: OsString },
     #[error("cannot export {what}: {reason}")]
     CannotExport { what: String, reason: &'static str },
+    /// What was said before tells more.
+    #[error("{0}")]
+    Damaged(String),
     #[error("cannot start the runtime")]
     Runtime(#[source] io::Error),
     #[error("cannot write to standard output")]
@@ -91,9 +94,9 @@ impl Failure {
             Self::Store(
                 StoreError::BadLocation { .. } | StoreError::NoSuchResult(_) | StoreError::Ambiguous { .. },
             ) => Fault::Usage,
-            Self::Store(StoreError::HasChildren { .. } | StoreError::InUse(_)) | Self::NotCanonical { .. } => {
-                Fault::Build
-            }
+            Self::Store(StoreError::HasChildren { .. } | StoreError::InUse(_))
+            | Self::NotCanonical { .. }
+            | Self::Damaged(_) => Fault::Build,
             Self::Export { source, .. } if source.is_cancelled() => Fault::Cancelled,
             Self::Export { source, .. } if source.is_users_fault() => Fault::Usage,
             Self::Registry(error) if error.is_users_fault() => Fault::Usage,

@@ -7,6 +7,7 @@ mod ls;
 mod prune;
 mod rm;
 mod spec;
+mod store;
 
 use std::io::{self, Write};
 
@@ -25,6 +26,7 @@ pub(crate) fn run(arguments: Kiln) -> Result<(), Failure> {
         Command::Ls(ls) => ls::run(&ls),
         Command::Rm(rm) => rm::run(&rm),
         Command::Prune(prune) => prune::run(&prune),
+        Command::Store(store) => store::run(&store),
         Command::Fmt(fmt) => spec::fmt(&fmt),
         Command::Check(check) => spec::check(&check),
         Command::Dockerfile(dockerfile) => spec::dockerfile(&dockerfile),
