@@ -11,13 +11,22 @@ use crate::{Name, StoreError};
 /// Named trees on one filesystem. All policy (results, leases, caches, pruning) is in
 /// [`Store`](crate::Store), above.
 ///
-/// A tree `name` has a directory of that name below the store's root, made and renamed by the
-/// backend. The backend keeps what it needs there; the caller keeps `log` and `meta.json` beside it
-/// and touches nothing else. Calls block. Callers never use one draft from two threads, never
-/// create a name that exists, and never remove a tree while a draft that was cloned from it, or a tree that
-/// [`needs`](Backend::needs) it, exists.
+/// A tree `name` has a directory of that name below the store's root, made and sealed by the
+/// backend. The backend keeps what it needs there; the caller keeps files of its own beside it (`layout.rs`)
+/// and touches nothing else. It locks the directory with `flock(2)`, so it must be one file from the draft to the
+/// removal. The directory of a cache, `cache/NAME`, is the caller's. The caller may rename the directory of a sealed tree
+/// into `trash/` in order to [`remove`](Backend::remove) it by that name.
+///
+/// A tree holds whatever a filesystem can: any name, owner, mode, time of modification to the nanosecond, extended
+/// attribute, access control list, capability, hard link, hole, link, pipe, socket or device. All of that is the same in
+/// the draft, the sealed tree and its clones. A kind of store that cannot keep something says so in its documentation.
+///
+/// Calls block, and may come from several threads and processes at once, also several clones of one tree. Callers
+/// never use one draft from two threads, never create a name that exists, never seal twice, and never remove a tree while
+/// a draft that was cloned from it, or a tree that [`needs`](Backend::needs) it, exists. But a process may die and
+/// leave a draft that nobody goes on with: a tree under it can be removed.
 pub trait Backend: Send + Sync + Debug {
-    /// Starts an empty writable tree.
+    /// Starts an empty writable tree: a directory of mode 755 that belongs to the caller.
     ///
     /// # Errors
     ///
@@ -61,11 +70,11 @@ pub trait Backend: Send + Sync + Debug {
     ///
     /// # Errors
     ///
-    /// The tree is damaged.
+    /// The tree is damaged, or there is none.
     fn open(&self, name: &Name) -> Result<Root, StoreError>;
 
-    /// Returns the sealed trees that `name` needs in order to be readable, itself left out. Others that it was cloned
-    /// from may be removed before it.
+    /// Returns the sealed trees that `name` needs in order to be readable, itself left out, and all that those need.
+    /// Others that it was cloned from may be removed before it.
     ///
     /// # Errors
     ///
@@ -83,7 +92,8 @@ pub trait Backend: Send + Sync + Debug {
     }
 
     /// Makes a draft or sealed tree vanish at once, then frees its space. A tree that does not
-    /// exist is success.
+    /// exist is success. A process may still hold a mount or files of it. A name in `trash/` is that of a tree which was
+    /// sealed under another: all that tells about it is in its directory.
     ///
     /// # Errors
     ///

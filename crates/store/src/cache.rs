@@ -7,6 +7,7 @@
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
 use rustix::fs::{AtFlags, FlockOperation, Gid, Uid, chownat, flock};
 
@@ -14,7 +15,7 @@ use crate::boot::Stamp;
 use crate::error::At;
 use crate::layout::{META, escape};
 use crate::lease::InUse;
-use crate::store::lock;
+use crate::store::{lock, touch};
 use crate::{Name, Root, Store, StoreError, recover, remove};
 
 /// A step's own copy of a cache.
@@ -113,7 +114,7 @@ impl Store {
         let cache = &draft.cache;
         let directory = self.layout.cache(cache);
         fs::create_dir_all(&directory).at("create", &directory)?;
-        let _lock = lock(&directory, FlockOperation::LockExclusive)?;
+        let lock = lock(&directory, FlockOperation::LockExclusive)?;
         let base = draft.base.as_ref().map(|(generation, _)| *generation);
         if self.latest(cache)? != base {
             return Ok(false);
@@ -131,7 +132,9 @@ impl Store {
         if let Some((_, base)) = &draft.base {
             base.give_up();
         }
-        if let Err(error) = self.remove_old_generations(cache, next) {
+        let gone = self.drop_old_generations(cache, next);
+        drop(lock);
+        if let Err(error) = gone.and_then(|gone| gone.iter().try_for_each(|name| self.backend.remove(name))) {
             tracing::warn!(%cache, %error, "cannot remove old generations of a cache");
         }
         Ok(true)
@@ -189,7 +192,9 @@ impl Store {
         loop {
             let Some(latest) = self.latest(cache)? else { return Ok(None) };
             // Gone in between: then there is a newer one.
-            if let Some(in_use) = InUse::share(&self.layout.tree(&Name::cache(cache, latest)))? {
+            let path = self.layout.tree(&Name::cache(cache, latest));
+            if let Some(in_use) = InUse::share(&path)? {
+                touch(&path)?;
                 return Ok(Some((latest, in_use)));
             }
         }
@@ -197,20 +202,21 @@ impl Store {
 
     /// Removes a generation and later ones, which may stand on it, until one is in use. Returns how many.
     pub(crate) fn drop_cache_from(&self, cache: &str, first: u64) -> Result<usize, StoreError> {
-        let _lock = lock(&self.layout.cache(cache), FlockOperation::LockExclusive)?;
-        let mut dropped = 0;
+        let lock = lock(&self.layout.cache(cache), FlockOperation::LockExclusive)?;
+        let mut gone = Vec::new();
         for generation in self.generations(cache)?.into_iter().rev().take_while(|generation| *generation >= first) {
             let name = Name::cache(cache, generation);
             let Some(_claim) = InUse::claim(&self.layout.tree(&name))? else { break };
-            self.backend.remove(&name)?;
-            dropped += 1;
+            gone.push(self.vanish(&name)?);
         }
-        Ok(dropped)
+        drop(lock);
+        gone.iter().try_for_each(|name| self.backend.remove(name))?;
+        Ok(gone.len())
     }
 
-    /// Removes the generations before `latest` that neither it nor a step that runs stands on. The
-    /// caller holds the cache's lock.
-    fn remove_old_generations(&self, cache: &str, latest: u64) -> Result<(), StoreError> {
+    /// Takes the generations before `latest` that neither it nor a step that runs stands on out of sight, and returns
+    /// what is to be deleted. The caller holds the cache's lock.
+    fn drop_old_generations(&self, cache: &str, latest: u64) -> Result<Vec<Name>, StoreError> {
         let mut claimed = Vec::new();
         let mut needed = self.backend.needs(&Name::cache(cache, latest))?;
         for generation in self.generations(cache)? {
@@ -221,12 +227,43 @@ impl Store {
                 _ => needed.extend(self.backend.needs(&name)?),
             }
         }
-        for (name, _claim) in claimed {
-            if !needed.contains(&name) {
-                self.backend.remove(&name)?;
+        claimed.retain(|(name, _claim)| !needed.contains(name));
+        claimed.iter().map(|(name, _claim)| self.vanish(name)).collect()
+    }
+
+    /// Removes the caches that no step has used since then and none uses now; with `dry_run` only says which. Returns their
+    /// names.
+    pub(crate) fn prune_caches(&self, since: SystemTime, dry_run: bool) -> Result<Vec<String>, StoreError> {
+        let mut pruned = Vec::new();
+        for (cache, latest) in self.caches()? {
+            let lock = lock(&self.layout.cache(&cache), FlockOperation::LockExclusive)?;
+            let used = fs::metadata(self.layout.tree(&Name::cache(&cache, latest))).and_then(|meta| meta.modified());
+            // Gone: someone committed a newer one just now.
+            if used.is_ok_and(|used| used < since)
+                && let Some(gone) = self.drop_generations(&cache, dry_run)?
+            {
+                drop(lock);
+                gone.iter().try_for_each(|name| self.backend.remove(name))?;
+                pruned.push(cache);
             }
         }
-        Ok(())
+        Ok(pruned)
+    }
+
+    /// Takes all generations of a cache out of sight and returns what is to be deleted; `None` if one is in use. The caller
+    /// holds the cache's lock.
+    fn drop_generations(&self, cache: &str, dry_run: bool) -> Result<Option<Vec<Name>>, StoreError> {
+        let mut claimed = Vec::new();
+        for generation in self.generations(cache)? {
+            let name = Name::cache(cache, generation);
+            let Some(claim) = InUse::claim(&self.layout.tree(&name))? else { return Ok(None) };
+            claimed.push((name, claim));
+        }
+        if dry_run {
+            return Ok(Some(Vec::new()));
+        }
+        // Later ones stand on earlier ones.
+        claimed.iter().rev().map(|(name, _claim)| self.vanish(name)).collect::<Result<_, _>>().map(Some)
     }
 }
 

@@ -106,6 +106,9 @@ pub enum StoreError {
         /// How many results stand on it.
         children: usize,
     },
+    /// The result must stay because it was pinned.
+    #[error("result {0} is pinned; to remove it, take that back with `kiln unpin`")]
+    Pinned(Id),
     /// The result is used or built by another process or step right now.
     #[error("result {0} is in use by a build")]
     InUse(Id),

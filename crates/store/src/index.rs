@@ -1,13 +1,18 @@
 //! `state/index.sqlite`: what would be slow to find out again. Nothing here is the truth: a lost or
 //! damaged index is made anew.
 
-use std::collections::HashMap;
+mod results;
+
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
-use crate::{Id, StoreError};
+pub(crate) use results::{Place, Row};
+
+use crate::StoreError;
 
 /// What identifies one version of a file's content, `stat(2)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,15 +32,6 @@ pub struct FileVersion {
 /// A blake3 digest of a file's content.
 pub type Digest = [u8; 32];
 
-/// What the index keeps of a result.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Row {
-    pub(crate) parent: Option<Id>,
-    pub(crate) created_ms: u64,
-    pub(crate) size_bytes: u64,
-    pub(crate) summary: String,
-}
-
 /// The open database.
 #[derive(Debug)]
 pub(crate) struct Index {
@@ -43,38 +39,48 @@ pub(crate) struct Index {
     database: Connection,
 }
 
+/// Another version's index is not read but made anew.
+const VERSION: i64 = 2;
+
 const SCHEMA: &str = "
-    CREATE TABLE results (
-        id TEXT PRIMARY KEY, parent TEXT, created_ms INTEGER NOT NULL, size_bytes INTEGER NOT NULL,
-        summary TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE digests (
         dev INTEGER, ino INTEGER, size_bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
-        ctime_ns INTEGER NOT NULL, digest BLOB NOT NULL, PRIMARY KEY (dev, ino)) WITHOUT ROWID;
-    CREATE TABLE facts (question TEXT PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID;
-    PRAGMA user_version = 1;";
+        ctime_ns INTEGER NOT NULL, digest BLOB NOT NULL, UNIQUE (dev, ino));
+    CREATE TABLE facts (question TEXT PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID;";
+
+/// Digests that are kept: 100 MB of them.
+const DIGESTS_KEPT: u32 = 1_000_000;
+
+/// Half of what the log of the database grows to before it is written back. Whoever does that waits for the disk, so it is
+/// done by [`Index::tidy`], and by a builder only where nobody ever tidies: then at 64 MiB, which is so many pages.
+const LOG_BYTES: u64 = 4 << 20;
+const LOG_PAGES_AT_MOST: u32 = 16_384;
 
 impl Index {
     /// Opens the index at `path`. One that is damaged or of another version is replaced by an empty one.
     pub(crate) fn open(path: PathBuf) -> Result<Self, StoreError> {
-        match Self::connect(&path) {
-            Ok(database) => Ok(Self { path, database }),
-            Err(first) => {
-                // Busy, full or read-only: another file would be no better, and this one is in use.
-                let is_at_fault = matches!(
-                    first.sqlite_error_code(),
-                    Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt | ErrorCode::Unknown)
-                );
-                if !is_at_fault {
-                    return Err(StoreError::Index { path, source: first });
-                }
-                tracing::warn!(path = %path.display(), error = %first, "making a new index");
+        let failed = |source| StoreError::Index { path: path.clone(), source };
+        let database = match connect(&path) {
+            Ok(Some(database)) => database,
+            Err(error) if !is_unfit(&error) => return Err(failed(error)),
+            unfit => {
+                let reason =
+                    unfit.err().map_or_else(|| "another version made it".to_owned(), |error| error.to_string());
+                tracing::warn!(path = %path.display(), %reason, "making a new index");
                 Self::delete(&path);
-                let database = Self::connect(&path);
-                database
-                    .map_err(|source| StoreError::Index { path: path.clone(), source })
-                    .map(|database| Self { path, database })
+                connect(&path).map_err(failed)?.ok_or_else(|| failed(rusqlite::Error::InvalidQuery))?
             }
-        }
+        };
+        Ok(Self { path, database })
+    }
+
+    /// Returns an empty index that is gone with this value: for when there can be no other.
+    pub(crate) fn in_memory() -> Result<Self, StoreError> {
+        let path = PathBuf::from(":memory:");
+        let database = Connection::open_in_memory().and_then(|database| create(&database).map(|()| database));
+        database
+            .map(|database| Self { path: path.clone(), database })
+            .map_err(|source| StoreError::Index { path, source })
     }
 
     /// Deletes the index at `path`.
@@ -86,21 +92,26 @@ impl Index {
         }
     }
 
-    fn connect(path: &PathBuf) -> rusqlite::Result<Connection> {
-        let mut database = Connection::open(path)?;
-        database.busy_timeout(std::time::Duration::from_secs(60))?;
-        // No flush at a commit: what a power cut takes is found out again.
-        database.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;")?;
-        let version = |database: &Connection| database.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0));
-        if version(&database)? == 0 {
-            let transaction = database.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-            if version(&transaction)? == 0 {
-                transaction.execute_batch(SCHEMA)?;
+    /// Returns whether all pages of the database fit together. Reads all of it.
+    pub(crate) fn is_whole(&self) -> bool {
+        let checked = self.database.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
+        checked.is_ok_and(|answer| answer == "ok")
+    }
+
+    /// Forgets what there is too much of, and writes back the database's log. May wait for the disk; others can read and
+    /// write meanwhile.
+    pub(crate) fn tidy(&self) -> Result<(), StoreError> {
+        self.run(|database| {
+            // Rows are numbered as they are added.
+            let old = "DELETE FROM digests WHERE rowid <= (SELECT max(rowid) FROM digests) - ?";
+            database.execute(old, [DIGESTS_KEPT])?;
+            let log = self.path.with_file_name("index.sqlite-wal");
+            // The first to write after this waits for the disk once: not for every handful of commits.
+            if fs::metadata(log).is_ok_and(|log| log.len() > LOG_BYTES) {
+                database.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
             }
-            transaction.commit()?;
-        }
-        database.prepare("SELECT id, parent, created_ms, size_bytes, summary FROM results")?;
-        Ok(database)
+            database.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map(|_| ())
+        })
     }
 
     fn failed(&self) -> impl Fn(rusqlite::Error) -> StoreError + use<> {
@@ -108,65 +119,16 @@ impl Index {
         move |source| StoreError::Index { path: path.clone(), source }
     }
 
-    /// Returns every known result.
-    pub(crate) fn results(&self) -> Result<HashMap<Id, Row>, StoreError> {
-        let read = || -> rusqlite::Result<HashMap<Id, Row>> {
-            let mut select =
-                self.database.prepare_cached("SELECT id, parent, created_ms, size_bytes, summary FROM results")?;
-            let mut rows = select.query([])?;
-            let mut results = HashMap::new();
-            while let Some(row) = rows.next()? {
-                let parent = row.get_ref(1)?.as_str_or_null()?.and_then(|text| text.parse().ok());
-                let Ok(id) = row.get_ref(0)?.as_str()?.parse() else { continue };
-                let row = Row {
-                    parent,
-                    created_ms: row.get::<_, i64>(2)?.cast_unsigned(),
-                    size_bytes: row.get::<_, i64>(3)?.cast_unsigned(),
-                    summary: row.get(4)?,
-                };
-                results.insert(id, row);
-            }
-            Ok(results)
-        };
-        read().map_err(self.failed())
-    }
-
-    /// Forgets all results.
-    pub(crate) fn forget_results(&self) -> Result<(), StoreError> {
-        self.database.execute("DELETE FROM results", []).map(|_| ()).map_err(self.failed())
-    }
-
-    /// Adds and removes results, all at once.
-    pub(crate) fn update(&mut self, added: &[(Id, Row)], removed: &[Id]) -> Result<(), StoreError> {
-        if added.is_empty() && removed.is_empty() {
-            return Ok(());
-        }
-        let failed = self.failed();
-        let mut write = || -> rusqlite::Result<()> {
-            let transaction = self.database.transaction()?;
-            {
-                let mut insert = transaction.prepare_cached("INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?)")?;
-                for (id, row) in added {
-                    let parent = row.parent.map(|parent| parent.to_string());
-                    let (created, size) = (row.created_ms.cast_signed(), row.size_bytes.cast_signed());
-                    insert.execute(params![id.to_string(), parent, created, size, row.summary])?;
-                }
-                let mut delete = transaction.prepare_cached("DELETE FROM results WHERE id = ?")?;
-                for id in removed {
-                    delete.execute([id.to_string()])?;
-                }
-            }
-            transaction.commit()
-        };
-        write().map_err(failed)
+    fn run<'a, T>(&'a self, act: impl FnOnce(&'a Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        act(&self.database).map_err(self.failed())
     }
 
     /// Returns the remembered digest of each file version, in order.
     pub(crate) fn digests(&self, files: &[FileVersion]) -> Result<Vec<Option<Digest>>, StoreError> {
-        let read = || -> rusqlite::Result<Vec<Option<Digest>>> {
+        self.run(|database| {
             // One read transaction: without it each query takes and drops a lock.
-            let _transaction = self.database.unchecked_transaction()?;
-            let mut select = self.database.prepare_cached(
+            let _transaction = database.unchecked_transaction()?;
+            let mut select = database.prepare_cached(
                 "SELECT digest FROM digests WHERE dev = ? AND ino = ? AND size_bytes = ? AND mtime_ns = ? AND ctime_ns = ?",
             )?;
             let mut look = |file: &FileVersion| {
@@ -174,41 +136,70 @@ impl Index {
                 select.query_row(params![dev, ino, size, file.mtime_ns, file.ctime_ns], |row| row.get(0)).optional()
             };
             files.iter().map(&mut look).collect()
-        };
-        read().map_err(self.failed())
+        })
     }
 
     /// Returns what was remembered under `question`.
     pub(crate) fn fact(&self, question: &str) -> Result<Option<String>, StoreError> {
-        let read = || {
-            let mut select = self.database.prepare_cached("SELECT answer FROM facts WHERE question = ?")?;
+        self.run(|database| {
+            let mut select = database.prepare_cached("SELECT answer FROM facts WHERE question = ?")?;
             select.query_row([question], |row| row.get(0)).optional()
-        };
-        read().map_err(self.failed())
+        })
     }
 
     /// Remembers `answer` under `question`.
     pub(crate) fn set_fact(&self, question: &str, answer: &str) -> Result<(), StoreError> {
-        let write = || self.database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", [question, answer]);
-        write().map(|_| ()).map_err(self.failed())
+        let write = "INSERT OR REPLACE INTO facts VALUES (?, ?)";
+        self.run(|database| database.execute(write, [question, answer])).map(|_| ())
     }
 
     /// Remembers digests.
-    pub(crate) fn remember(&mut self, files: &[(FileVersion, Digest)]) -> Result<(), StoreError> {
-        let failed = self.failed();
-        let mut write = || -> rusqlite::Result<()> {
-            let transaction = self.database.transaction()?;
-            {
-                let mut insert =
-                    transaction.prepare_cached("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?, ?)")?;
-                for (file, digest) in files {
-                    let (dev, ino, size) =
-                        (file.dev.cast_signed(), file.ino.cast_signed(), file.size_bytes.cast_signed());
-                    insert.execute(params![dev, ino, size, file.mtime_ns, file.ctime_ns, digest])?;
-                }
+    pub(crate) fn remember(&self, files: &[(FileVersion, Digest)]) -> Result<(), StoreError> {
+        self.run(|database| {
+            let transaction = database.unchecked_transaction()?;
+            let mut insert = database.prepare_cached(
+                "INSERT OR REPLACE INTO digests (dev, ino, size_bytes, mtime_ns, ctime_ns, digest) VALUES (?, ?, ?, ?, ?, ?)",
+            )?;
+            for (file, digest) in files {
+                let (dev, ino, size) = (file.dev.cast_signed(), file.ino.cast_signed(), file.size_bytes.cast_signed());
+                insert.execute(params![dev, ino, size, file.mtime_ns, file.ctime_ns, digest])?;
             }
             transaction.commit()
-        };
-        write().map_err(failed)
+        })
     }
+}
+
+/// Opens a database; `None` if another version made it.
+fn connect(path: &Path) -> rusqlite::Result<Option<Connection>> {
+    let database = Connection::open(path)?;
+    database.busy_timeout(Duration::from_secs(60))?;
+    // No flush at a commit: what a power cut takes is found out again.
+    database.execute_batch(&format!(
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = {LOG_PAGES_AT_MOST};
+         PRAGMA journal_size_limit = {LOG_BYTES};"
+    ))?;
+    database.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    let version = |database: &Connection| database.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0));
+    if version(&database)? == 0 {
+        let transaction = rusqlite::Transaction::new_unchecked(&database, rusqlite::TransactionBehavior::Immediate)?;
+        if version(&transaction)? == 0 {
+            create(&transaction)?;
+        }
+        transaction.commit()?;
+    }
+    Ok((version(&database)? == VERSION).then_some(database))
+}
+
+fn create(database: &Connection) -> rusqlite::Result<()> {
+    database.execute_batch(&format!("{SCHEMA}{} PRAGMA user_version = {VERSION};", results::SCHEMA))
+}
+
+/// Returns whether another file would be better. Not if this one is busy, full or read-only: it is in use.
+pub(crate) fn is_damage(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt))
+}
+
+/// As [`is_damage`], of one that is just opened: there, any other error means that it holds something else.
+fn is_unfit(error: &rusqlite::Error) -> bool {
+    is_damage(error) || error.sqlite_error_code() == Some(ErrorCode::Unknown)
 }

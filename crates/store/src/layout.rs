@@ -2,15 +2,19 @@
 //!
 //! ```text
 //! ROOT/
-//!   result/ID/         committed: the backend's tree, log, meta.json
+//!   result/ID/         committed: the backend's tree, log, meta.json, and perhaps:
+//!     parent           a hard link to the parent's meta.json: by its links, that file counts the children and drafts
+//!     many-children    more children than a file can have links, once
+//!     pinned           not to be removed
 //!   failed/ID/         log and meta.json of the last failed run of a step: no tree
-//!   draft/ID/          being written by the holder of leases/ID
+//!   draft/ID/          being written by the holder of leases/ID; has the link `parent` too
 //!   draft/cache-*/     a copy of a cache in use by a running step; flock held on the directory
 //!   cache/NAME/N/      generation N of a cache (NAME percent-escaped)
 //!   trash/*/           renamed here to vanish at once, then deleted
 //!   state/format       version of this layout, and the kind of the store
 //!   state/boot.json    which boot wrote last, and up to when its results are on the disk
-//!   state/index.sqlite derived: parents, sizes, digests of source files, what references stood for
+//!   state/index.sqlite derived: results, digests of source files, what references stood for
+//!   state/maintainer   flock held by the one process that tidies up
 //!   state/leases/ID    flock held by the builder of ID; its content is the builder's pid
 //! ```
 
@@ -37,13 +41,18 @@ impl Name {
     }
 
     /// A step's copy of a cache; `unique` differs for every copy that lives.
-    pub(crate) fn cache_draft(unique: &str) -> Self {
+    pub fn cache_draft(unique: &str) -> Self {
         Self(format!("draft/cache-{unique}"))
     }
 
-    /// Generation `generation` of the cache with the escaped name `cache`.
-    pub(crate) fn cache(cache: &str, generation: u64) -> Self {
+    /// Generation `generation` of the cache `cache`, a name that is one harmless path component.
+    pub fn cache(cache: &str, generation: u64) -> Self {
         Self(format!("cache/{cache}/{generation}"))
+    }
+
+    /// What [`Store`](crate::Store) took out of sight and nobody uses.
+    pub(crate) fn trash(unique: &str) -> Self {
+        Self(format!("trash/{unique}"))
     }
 
     /// Returns true for a generation of a cache.
@@ -135,7 +144,13 @@ impl Layout {
     }
 }
 
+/// Never replaced once the result is visible: its links are counted.
 pub(crate) const META: &str = "meta.json";
+/// In `state/`.
+pub(crate) const INDEX: &str = "index.sqlite";
+pub(crate) const PARENT: &str = "parent";
+pub(crate) const MANY_CHILDREN: &str = "many-children";
+pub(crate) const PINNED: &str = "pinned";
 pub(crate) const LOG: &str = "log";
 
 /// Returns `name` as one path component: letters, digits, `-`, `_` and inner dots stay, all

@@ -11,11 +11,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{AtFlags, FlockOperation, flock};
 use rustix::io::Errno;
 
 use crate::error::At;
-use crate::layout::Layout;
+use crate::layout::{Layout, MANY_CHILDREN, META};
 use crate::{Id, StoreError};
 
 /// The right to build one id. Dropping it gives the right back.
@@ -173,6 +173,30 @@ impl InUse {
         Ok((locked && is_still_at(&directory, path)).then_some(Self { directory }))
     }
 
+    /// Returns whether the directory has a file of this name.
+    pub(crate) fn has(&self, name: &str) -> io::Result<bool> {
+        match rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => Ok(false),
+            stat => Ok(stat.map(|_| true)?),
+        }
+    }
+
+    /// Of a result: returns how many children and drafts count themselves by a link; `None` if they cannot all do so.
+    pub(crate) fn links(&self) -> io::Result<Option<usize>> {
+        if self.has(MANY_CHILDREN)? {
+            return Ok(None);
+        }
+        match rustix::fs::statat(&self.directory, META, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => Ok(None),
+            stat => Ok(usize::try_from(stat?.st_nlink.saturating_sub(1)).ok()),
+        }
+    }
+
+    /// Of a result: returns when it was used last, in nanoseconds since 1970.
+    pub(crate) fn last_used_ns(&self) -> io::Result<i64> {
+        self.directory.metadata().map(|meta| last_used_ns(&meta))
+    }
+
     /// Unlocks, however many duplicates of the descriptor there are.
     pub(crate) fn give_up(&self) {
         let _ = flock(&self.directory, FlockOperation::Unlock);
@@ -192,7 +216,12 @@ impl InUse {
     }
 }
 
-fn try_lock(file: &File, operation: FlockOperation) -> io::Result<bool> {
+/// Returns when a result was used last: the modification time of its directory, in nanoseconds since 1970.
+pub(crate) fn last_used_ns(directory: &fs::Metadata) -> i64 {
+    directory.mtime() * 1_000_000_000 + directory.mtime_nsec()
+}
+
+pub(crate) fn try_lock(file: &File, operation: FlockOperation) -> io::Result<bool> {
     match flock(file, operation) {
         Err(Errno::WOULDBLOCK) => Ok(false),
         locked => Ok(locked.map(|()| true)?),

@@ -1,11 +1,11 @@
 //! Which backend serves a store: the kind that it has, or for a new one the kind that was asked for or fits best.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::error::At;
 use crate::layout::Layout;
 use crate::prepare::{self, Age};
-use crate::{Backend, Kind, Location, OverlayfsStore, StoreError};
+use crate::{Backend, BtrfsStore, Kind, Location, OverlayfsStore, StoreError, filesystem};
 
 /// Finds or makes the store at `location`.
 pub(crate) fn open(location: &Location) -> Result<(Layout, Box<dyn Backend>), StoreError> {
@@ -47,20 +47,27 @@ fn agree(location: &Location, found: Kind, layout: &Layout) -> Result<Kind, Stor
 /// Returns the kind of a new store and its backend.
 fn choose(location: &Location, layout: &Layout) -> Result<(Kind, Box<dyn Backend>), StoreError> {
     let kind = match location.kind {
-        Kind::Auto => Kind::Overlayfs,
+        Kind::Auto => best(&layout.root)?,
         kind => kind,
     };
     Ok((kind, backend(location, kind, layout, true)?))
+}
+
+/// Returns the kind that the filesystem of `root` serves best.
+fn best(root: &Path) -> Result<Kind, StoreError> {
+    let stat = rustix::fs::statfs(root).at("look at", root)?;
+    Ok(if filesystem::is_btrfs(&stat) { Kind::Btrfs } else { Kind::Overlayfs })
 }
 
 fn backend(location: &Location, kind: Kind, layout: &Layout, is_new: bool) -> Result<Box<dyn Backend>, StoreError> {
     let root = &layout.root;
     Ok(match kind {
         Kind::Overlayfs => Box::new(OverlayfsStore::open(root, is_new)?),
-        Kind::Auto | Kind::Btrfs | Kind::Zfs | Kind::Xfs | Kind::Copy(_) => {
+        Kind::Btrfs => Box::new(BtrfsStore::open(root, is_new)?),
+        Kind::Auto | Kind::Zfs | Kind::Xfs | Kind::Copy(_) => {
             return Err(StoreError::BadLocation {
                 text: location.to_string(),
-                reason: "not supported yet; use `overlayfs:/path`".to_owned(),
+                reason: "not supported yet; use `overlayfs:/path` or `btrfs:/path`".to_owned(),
             });
         }
     })

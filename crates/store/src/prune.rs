@@ -1,43 +1,27 @@
-//! What is in the store, and what goes when room is needed.
+//! What goes when room is needed, and what must stay.
+//!
+//! The index says which result was used longest ago. Whether it may go is decided by its directory alone, while nobody else can
+//! reach it: so an index that is wrong costs time or room, and never a result that others stand on.
 
-use std::collections::{HashMap, HashSet};
-use std::fs;
-use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::collections::{BTreeSet, HashMap};
+use std::ops::ControlFlow;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::error::At;
-use crate::index::Row;
-use crate::layout::META;
+use crate::index::{Index, Place, Row};
+use crate::layout::PINNED;
 use crate::lease::InUse;
-use crate::meta::Meta;
-use crate::store::ids_in;
-use crate::{Id, Name, Store, StoreError};
-
-/// A result in a list.
-#[derive(Clone, Debug)]
-pub struct Listed {
-    /// The result.
-    pub id: Id,
-    /// What it was cloned from.
-    pub parent: Option<Id>,
-    /// For people: the operation.
-    pub summary: String,
-    /// When it was committed, in milliseconds since 1970.
-    pub created_ms: u64,
-    /// When a build last used it.
-    pub last_used: SystemTime,
-    /// What it alone occupies.
-    pub size_bytes: u64,
-}
+use crate::list::{read_row, without_index};
+use crate::{Id, Listed, Name, Store, StoreError};
 
 /// How much may stay. What is not given does not limit.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of all results together.
     pub max_size_bytes: Option<u64>,
     /// Bytes that the filesystem should have free.
     pub keep_free_bytes: Option<u64>,
-    /// Results unused for longer go.
+    /// Results and caches unused for longer go.
     pub max_age: Option<Duration>,
     /// How many results.
     pub max_items: Option<usize>,
@@ -52,209 +36,334 @@ pub struct Pruned {
     pub freed_bytes: u64,
     /// How many results were too old or too many but are in use.
     pub in_use: usize,
+    /// How many results were too old or too many but are pinned.
+    pub pinned: usize,
+    /// The caches removed, named as by [`Store::caches`]. What they occupied is not known.
+    pub caches: Vec<String>,
+    /// Whether the caller ended it before the limits held.
+    pub is_interrupted: bool,
+}
+
+impl Pruned {
+    fn add(&mut self, id: Id, row: &Row) {
+        let listed = Listed::new(id, row, false);
+        self.freed_bytes += listed.size_bytes;
+        self.removed.push(listed);
+    }
+}
+
+/// Why a result that nobody uses must stay.
+enum Hindrance {
+    Pinned,
+    HasChildren,
 }
 
 impl Store {
-    /// Returns all results, those used longest ago first.
-    ///
-    /// # Errors
-    ///
-    /// The store cannot be read.
-    pub fn list(&self) -> Result<Vec<Listed>, StoreError> {
-        let results = self.layout.results();
-        let mut known = without_index(self.index_rows());
-        let mut seen = HashSet::new();
-        let mut added = Vec::new();
-        let mut listed = Vec::new();
-        loop {
-            // Until there are none that were committed meanwhile: a commit makes a child visible and then touches its
-            // parent, so a parent that was seen touched would otherwise look like one that has no child.
-            let mut new = ids_in(&results)?;
-            new.retain(|id| seen.insert(*id));
-            if new.is_empty() {
-                break;
-            }
-            for id in new {
-                let path = self.layout.result(&id);
-                // Gone since we looked.
-                let Ok(last_used) = fs::metadata(&path).and_then(|meta| meta.modified()) else { continue };
-                let row = match known.remove(&id) {
-                    Some(row) => row,
-                    None => match read_row(&path) {
-                        Some(row) => {
-                            added.push((id, row.clone()));
-                            row
-                        }
-                        None if !path.exists() => continue,
-                        // Listed, so that it can be removed and does not take room for ever.
-                        None => Row { parent: None, created_ms: 0, size_bytes: 0, summary: "(damaged)".to_owned() },
-                    },
-                };
-                let Row { parent, created_ms, size_bytes, summary } = row;
-                listed.push(Listed { id, parent, summary, created_ms, last_used, size_bytes });
-            }
-        }
-        let gone: Vec<Id> = known.into_keys().filter(|id| !seen.contains(id)).collect();
-        without_index(self.update_index(&added, &gone));
-        listed.sort_by_key(|result| (result.last_used, result.created_ms, result.id));
-        Ok(listed)
-    }
-
-    /// Reads all results' descriptions anew into the index. Returns how many results there are.
-    ///
-    /// # Errors
-    ///
-    /// The store cannot be read.
-    pub fn rebuild_index(&self) -> Result<usize, StoreError> {
-        self.index()?.as_ref().expect("just opened").forget_results()?;
-        Ok(self.list()?.len())
-    }
-
-    fn index_rows(&self) -> Result<HashMap<Id, Row>, StoreError> {
-        self.index()?.as_ref().expect("just opened").results()
-    }
-
-    fn update_index(&self, added: &[(Id, Row)], removed: &[Id]) -> Result<(), StoreError> {
-        self.index()?.as_mut().expect("just opened").update(added, removed)
-    }
-
     /// Removes one result.
     ///
     /// # Errors
     ///
-    /// [`StoreError::HasChildren`] unless `recursive`, which removes those first;
-    /// [`StoreError::InUse`]; [`StoreError::NoSuchResult`].
+    /// [`StoreError::HasChildren`] unless `recursive`, which removes those first; [`StoreError::Pinned`] if it, or one of
+    /// them, is; [`StoreError::InUse`]; [`StoreError::NoSuchResult`].
     pub fn remove(&self, id: &Id, recursive: bool) -> Result<Pruned, StoreError> {
-        let all = self.list()?;
-        let Some(result) = all.iter().find(|result| result.id == *id) else {
-            return Err(StoreError::NoSuchResult(id.to_string()));
-        };
-        let children = children_of(&all);
-        let mut doomed = vec![result];
-        let mut next = 0;
-        while let Some(result) = doomed.get(next) {
-            doomed.extend(children.get(&result.id).into_iter().flatten());
-            next += 1;
-        }
-        if doomed.len() > 1 && !recursive {
-            return Err(StoreError::HasChildren { id: *id, children: doomed.len() - 1 });
-        }
         let mut pruned = Pruned::default();
-        for result in doomed.into_iter().rev() {
-            if !self.remove_leaf(result)? {
-                return Err(StoreError::InUse(result.id));
-            }
-            pruned.add(result);
-        }
-        self.forget_rows(&pruned);
+        self.despite_index(|| match recursive {
+            true => self.remove_with_descendants(id, &mut pruned),
+            false => self.remove_leaf(id, &mut pruned),
+        })?;
         Ok(pruned)
     }
 
-    /// Takes what was removed from the index, where it could stand for a later result of the same id.
-    fn forget_rows(&self, pruned: &Pruned) {
-        let ids: Vec<Id> = pruned.removed.iter().map(|result| result.id).collect();
-        without_index(self.update_index(&[], &ids));
+    fn remove_leaf(&self, id: &Id, pruned: &mut Pruned) -> Result<(), StoreError> {
+        let path = self.layout.result(id);
+        let Some(claim) = InUse::claim(&path)? else {
+            return Err(if path.exists() { StoreError::InUse(*id) } else { StoreError::NoSuchResult(id.to_string()) });
+        };
+        match self.hindrance(id, &claim, 0)? {
+            Some(Hindrance::Pinned) => return Err(StoreError::Pinned(*id)),
+            Some(Hindrance::HasChildren) => {
+                let children = self.with_index(|index| index.with_descendants(id))?.len().saturating_sub(1);
+                return Err(StoreError::HasChildren { id: *id, children });
+            }
+            None => {}
+        }
+        if let Some(row) = self.row(id)? {
+            self.take_away(id, &row, claim)?;
+            pruned.add(*id, &row);
+        }
+        Ok(())
     }
 
-    /// Removes results until `limits` hold: those used longest ago first, children before parents,
-    /// never one in use. With `dry_run` only says which. A result that a running build stands on, and
-    /// its parents, stay.
+    fn remove_with_descendants(&self, id: &Id, pruned: &mut Pruned) -> Result<(), StoreError> {
+        if !self.layout.result(id).exists() {
+            return Err(StoreError::NoSuchResult(id.to_string()));
+        }
+        self.look_through_if_due()?;
+        'again: loop {
+            let mut doomed = self.with_index(|index| index.with_descendants(id))?;
+            if doomed.is_empty() {
+                doomed.extend(self.row(id)?.map(|row| (*id, row)));
+            }
+            if let Some((pinned, _)) = doomed.iter().find(|(id, _)| self.layout.result(id).join(PINNED).exists()) {
+                return Err(StoreError::Pinned(*pinned));
+            }
+            for (id, row) in doomed.iter().rev() {
+                let path = self.layout.result(id);
+                let Some(claim) = InUse::claim(&path)? else {
+                    if path.exists() {
+                        return Err(StoreError::InUse(*id));
+                    }
+                    self.drop_ghost(id);
+                    continue;
+                };
+                if self.hindrance(id, &claim, 0)?.is_some() {
+                    // The index did not know of some child, and does now.
+                    continue 'again;
+                }
+                self.take_away(id, row, claim)?;
+                pruned.add(*id, row);
+            }
+            return Ok(());
+        }
+    }
+
+    fn row(&self, id: &Id) -> Result<Option<Row>, StoreError> {
+        let path = self.layout.result(id);
+        Ok(self.with_index(|index| index.result(id))?.or_else(|| read_row(&path, 0)))
+    }
+
+    /// Returns why a claimed result must stay. Of its children, so many count as gone.
+    fn hindrance(&self, id: &Id, claim: &InUse, gone: usize) -> Result<Option<Hindrance>, StoreError> {
+        let path = self.layout.result(id);
+        if claim.has(PINNED).at("read", &path)? {
+            return Ok(Some(Hindrance::Pinned));
+        }
+        // Nobody begins a draft on it while it is claimed.
+        if claim.links().at("read", &path)?.is_some_and(|links| links <= gone) {
+            return Ok(None);
+        }
+        // A link may also be left of a draft, or of a child in the trash, whose process died.
+        let has_children = || self.with_index(|index| Ok(index.children(id)? > gone));
+        let has_children = has_children()? || {
+            self.list()?;
+            has_children()?
+        };
+        Ok(has_children.then_some(Hindrance::HasChildren))
+    }
+
+    /// Removes a claimed result that nothing hinders. The slow part, deleting, is done while nobody waits.
+    fn take_away(&self, id: &Id, row: &Row, claim: InUse) -> Result<(), StoreError> {
+        let gone = self.vanish(&Name::result(id))?;
+        drop(claim);
+        // If this fails, a ghost is left.
+        without_index(self.with_index(|index| index.forget(id, row.created_ms)));
+        self.backend.remove(&gone)
+    }
+
+    /// Removes results, and with [`Limits::max_age`] caches, until `limits` hold: those used longest ago first, children
+    /// before parents, never one that is pinned or in use. With `dry_run` only says which. A result that a running build
+    /// stands on, and its parents, stay.
     ///
     /// # Errors
     ///
     /// The store cannot be read or written; what was removed until then is gone.
     pub fn prune(&self, limits: &Limits, now: SystemTime, dry_run: bool) -> Result<Pruned, StoreError> {
-        let all = self.list()?;
+        self.prune_while(limits, now, dry_run, &mut |_| ControlFlow::Continue(()))
+    }
+
+    /// As [`Store::prune`], and tells `removed` of each result when it is gone. If that breaks, this ends. Builds go on
+    /// meanwhile: nothing is held that they wait for.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::prune`].
+    pub fn prune_while(
+        &self,
+        limits: &Limits,
+        now: SystemTime,
+        dry_run: bool,
+        removed: &mut dyn FnMut(&Listed) -> ControlFlow<()>,
+    ) -> Result<Pruned, StoreError> {
         let mut pruned = Pruned::default();
-        let mut children: HashMap<Id, usize> =
-            children_of(&all).into_iter().map(|(id, children)| (id, children.len())).collect();
-        let by_id: HashMap<Id, &Listed> = all.iter().map(|result| (result.id, result)).collect();
-        let mut size_bytes: u64 = all.iter().map(|result| result.size_bytes).sum();
-        let mut items = all.len();
-        let free_bytes = self.backend.space()?.free_bytes;
-        // A parent counts as used when its child was: `list` is sorted by last use, and every use of
-        // a child has used its parent before, so parents come first. Hence leaves are queued as
-        // they appear, and a parent when its last child is gone.
-        let mut leaves: std::collections::BTreeSet<(SystemTime, Id)> = all
-            .iter()
-            .filter(|result| !children.contains_key(&result.id))
-            .map(|result| (result.last_used, result.id))
-            .collect();
-        while let Some((last_used, id)) = leaves.pop_first() {
-            let is_too_old = limits.max_age.is_some_and(|age| now.duration_since(last_used).unwrap_or_default() > age);
-            let are_too_big = limits.max_size_bytes.is_some_and(|max| size_bytes > max);
-            let are_too_many = limits.max_items.is_some_and(|max| items > max);
-            let is_too_full = limits.keep_free_bytes.is_some_and(|keep| free_bytes + pruned.freed_bytes < keep);
-            if !(is_too_old || are_too_big || are_too_many || is_too_full) {
-                break;
+        let done = self.despite_index(|| {
+            if dry_run {
+                pruned = Pruned::default();
             }
-            let result = by_id[&id];
-            let is_removed = match dry_run {
-                true => InUse::claim(&self.layout.result(&id))?.is_some(),
-                false => self.remove_leaf(result)?,
-            };
-            if !is_removed {
-                pruned.in_use += 1;
-                continue;
-            }
-            pruned.add(result);
-            size_bytes -= result.size_bytes;
-            items -= 1;
-            let Some(parent) = result.parent else { continue };
-            if let (Some(count), Some(result)) = (children.get_mut(&parent), by_id.get(&parent)) {
-                *count -= 1;
-                if *count == 0 {
-                    leaves.insert((result.last_used, parent));
-                }
-            }
-        }
-        if !dry_run {
-            self.forget_rows(&pruned);
+            (pruned.in_use, pruned.pinned) = (0, 0);
+            Pruning::new(self, limits, now, dry_run, &mut pruned)?.run(removed)
+        })?;
+        pruned.is_interrupted = done.is_break();
+        let since = limits.max_age.and_then(|age| now.checked_sub(age));
+        if let (Some(since), false) = (since, pruned.is_interrupted) {
+            pruned.caches = self.prune_caches(since, dry_run)?;
         }
         Ok(pruned)
     }
 
-    /// Removes a result that had no children when it was listed. Returns false if it was used since, or is.
-    fn remove_leaf(&self, result: &Listed) -> Result<bool, StoreError> {
-        let path = self.layout.result(&result.id);
-        let Some(_claim) = InUse::claim(&path)? else { return Ok(!path.exists()) };
-        // Every use and every new child touches it (see `Store::lookup` and `Store::commit`).
-        if fs::metadata(&path).and_then(|meta| meta.modified()).at("read", &path)? != result.last_used {
+    /// Does something by the index. If that fails, does it once more by one in memory, made of what is there: on a full
+    /// disk nothing can be written, and pruning is what helps.
+    fn despite_index<T>(&self, mut act: impl FnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
+        match act() {
+            Err(error @ StoreError::Index { .. }) => {
+                tracing::warn!(%error, "going on without the index");
+                self.set_index(Some(Index::in_memory()?));
+                let done = act();
+                self.set_index(None);
+                done
+            }
+            done => done,
+        }
+    }
+}
+
+/// One run of [`Store::prune`].
+struct Pruning<'a> {
+    store: &'a Store,
+    limits: &'a Limits,
+    now_ns: i64,
+    dry_run: bool,
+    pruned: &'a mut Pruned,
+    /// What the filesystem had free at the beginning.
+    free_bytes: u64,
+    /// How far the index has been read, and what was found there.
+    place: Place,
+    ahead: Option<(Id, Row)>,
+    /// What was passed by and is to be looked at once more: parents whose last child is gone, for instance.
+    again: BTreeSet<Place>,
+    /// Of a dry run: how many children of a result would be gone.
+    gone: HashMap<Id, usize>,
+}
+
+impl<'a> Pruning<'a> {
+    fn new(
+        store: &'a Store,
+        limits: &'a Limits,
+        now: SystemTime,
+        dry_run: bool,
+        pruned: &'a mut Pruned,
+    ) -> Result<Self, StoreError> {
+        let now_ns = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        store.look_through_if_due()?;
+        store.measure_all()?;
+        Ok(Self {
+            store,
+            limits,
+            now_ns: i64::try_from(now_ns).unwrap_or(i64::MAX),
+            dry_run,
+            pruned,
+            free_bytes: store.backend.space()?.free_bytes,
+            place: (i64::MIN, Id::new([0; 32])),
+            ahead: None,
+            again: BTreeSet::new(),
+            gone: HashMap::new(),
+        })
+    }
+
+    fn run(&mut self, removed: &mut dyn FnMut(&Listed) -> ControlFlow<()>) -> Result<ControlFlow<()>, StoreError> {
+        while let Some((id, row)) = self.next()? {
+            if !self.is_called_for(&row)? {
+                break;
+            }
+            if self.visit(&id, &row)?
+                && let Some(last) = self.pruned.removed.last()
+                && removed(last).is_break()
+            {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Returns the result that none stands on and that was, as far as is known, used longest ago.
+    fn next(&mut self) -> Result<Option<(Id, Row)>, StoreError> {
+        loop {
+            if self.ahead.is_none() {
+                self.ahead = self.store.with_index(|index| index.leaf_behind(self.place))?;
+                if let Some((id, row)) = &self.ahead {
+                    self.place = (row.last_used_ns, *id);
+                }
+            }
+            match self.again.first().copied() {
+                Some((last_used_ns, id)) if self.ahead.is_none() || (last_used_ns, id) <= self.place => {
+                    self.again.pop_first();
+                    if let Some(row) = self.store.with_index(|index| index.result(&id))? {
+                        return Ok(Some((id, row)));
+                    }
+                }
+                _ => return Ok(self.ahead.take()),
+            }
+        }
+    }
+
+    fn is_called_for(&self, row: &Row) -> Result<bool, StoreError> {
+        let (mut items, mut size_bytes) = self.store.with_index(Index::totals)?;
+        if self.dry_run {
+            items = items.saturating_sub(self.pruned.removed.len());
+            size_bytes = size_bytes.saturating_sub(self.pruned.freed_bytes);
+        }
+        let Limits { max_size_bytes, keep_free_bytes, max_age, max_items } = *self.limits;
+        let age_ns = self.now_ns.saturating_sub(row.last_used_ns).max(0).cast_unsigned();
+        Ok(max_age.is_some_and(|max| u128::from(age_ns) > max.as_nanos())
+            || max_size_bytes.is_some_and(|max| size_bytes > max)
+            || max_items.is_some_and(|max| items > max)
+            || keep_free_bytes.is_some_and(|keep| self.free_bytes.saturating_add(self.pruned.freed_bytes) < keep))
+    }
+
+    /// Removes the result, if it may go. Returns whether it is gone.
+    fn visit(&mut self, id: &Id, row: &Row) -> Result<bool, StoreError> {
+        let path = self.store.layout.result(id);
+        let Some(claim) = InUse::claim(&path)? else {
+            if path.exists() {
+                self.pruned.in_use += 1;
+            } else {
+                self.store.drop_ghost(id);
+                self.is_without(row)?;
+            }
+            return Ok(false);
+        };
+        let gone = self.gone.get(id).copied();
+        let last_used_ns = claim.last_used_ns().at("read", &path)?;
+        if last_used_ns > row.last_used_ns {
+            drop(claim);
+            self.store.with_index(|index| index.set_last_used(id, last_used_ns))?;
+            self.look_again(gone.is_none(), (last_used_ns, *id));
             return Ok(false);
         }
-        self.backend.remove(&Name::result(&result.id))?;
+        match self.store.hindrance(id, &claim, gone.unwrap_or(0))? {
+            Some(Hindrance::Pinned) => {
+                self.pruned.pinned += 1;
+                return Ok(false);
+            }
+            // It is looked at when they are gone.
+            Some(Hindrance::HasChildren) => return Ok(false),
+            None => {}
+        }
+        if !self.dry_run {
+            self.store.take_away(id, row, claim)?;
+        } else if let Some(parent) = row.parent {
+            *self.gone.entry(parent).or_default() += 1;
+        }
+        self.pruned.add(*id, row);
+        self.is_without(row)?;
         Ok(true)
     }
-}
 
-impl Pruned {
-    fn add(&mut self, result: &Listed) {
-        self.freed_bytes += result.size_bytes;
-        self.removed.push(result.clone());
+    /// Queues the parent of a result that is gone, if that was its last child.
+    fn is_without(&mut self, row: &Row) -> Result<(), StoreError> {
+        let Some(parent) = row.parent else { return Ok(()) };
+        let gone = self.gone.get(&parent).copied();
+        let (children, row) = self.store.with_index(|index| Ok((index.children(&parent)?, index.result(&parent)?)))?;
+        if let (Some(row), true) = (row, children <= gone.unwrap_or(0)) {
+            self.look_again(gone.is_none(), (row.last_used_ns, parent));
+        }
+        Ok(())
     }
-}
 
-/// Goes on with nothing when the index fails: on a full disk it cannot be written, and pruning is what helps.
-fn without_index<T: Default>(answer: Result<T, StoreError>) -> T {
-    answer.unwrap_or_else(|error| {
-        tracing::warn!(%error, "going on without the index");
-        T::default()
-    })
-}
-
-/// Reads what the index should know of the result at `path`; `None` if its description is damaged.
-fn read_row(path: &Path) -> Option<Row> {
-    let meta = fs::read(path.join(META)).ok().and_then(|bytes| Meta::parse(&bytes).ok())?;
-    let Meta { parent, summary, created_ms, size_bytes, .. } = meta;
-    Some(Row { parent, created_ms, size_bytes: size_bytes.unwrap_or(0), summary })
-}
-
-fn children_of(all: &[Listed]) -> HashMap<Id, Vec<&Listed>> {
-    let mut children: HashMap<Id, Vec<&Listed>> = HashMap::new();
-    for result in all {
-        if let Some(parent) = result.parent {
-            children.entry(parent).or_default().push(result);
+    /// Sees to it that the result at `place` has its turn. In the index it is found only if that knows it as one that none
+    /// stands on, and behind where it was read.
+    fn look_again(&mut self, is_leaf: bool, place: Place) {
+        if !is_leaf || place <= self.place {
+            self.again.insert(place);
         }
     }
-    children
 }

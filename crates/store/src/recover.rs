@@ -18,7 +18,7 @@ pub(crate) fn sweep(store: &Store) -> Result<(), StoreError> {
     for id in ids_in(&drafts)? {
         // Whoever has the lease is alive.
         if let Some(_lease) = Lease::try_take(layout, &id)? {
-            said("a draft", store.backend.remove(&Name::draft(&id)));
+            said("a draft", store.remove_draft(&id));
         }
     }
     cache::sweep(store)?;
@@ -110,7 +110,7 @@ fn drop_results(store: &Store, durable: &Durable) -> Result<(), StoreError> {
     doubtful.sort_by_key(|id| std::cmp::Reverse(committed_ms[id]));
     for id in &doubtful {
         if InUse::claim(&store.layout.result(id))?.is_some() {
-            store.backend.remove(&Name::result(id))?;
+            store.backend.remove(&store.vanish(&Name::result(id))?)?;
         }
     }
     if !doubtful.is_empty() {

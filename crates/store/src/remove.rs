@@ -4,18 +4,20 @@
 //! directory that is not empty moves up into `trash/` and waits there for its turn.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, FlockOperation, Mode, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
 use crate::StoreError;
+use crate::btrfs;
 use crate::error::At;
 use crate::layout::Layout;
+use crate::lease::try_lock;
 use crate::walk::DIRECTORY;
 
 /// Removes the directory `dir` of the store: gone by one rename, then deleted. Success if it does
@@ -26,6 +28,8 @@ pub(crate) fn tree(layout: &Layout, dir: &Path) -> Result<(), StoreError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         renamed => {
             renamed.at("remove", dir)?;
+            // Whoever opens the store meanwhile need not help.
+            let _busy = busy(layout, FlockOperation::NonBlockingLockShared)?;
             delete(layout, &place)
         }
     }
@@ -43,13 +47,21 @@ pub(crate) fn below(layout: &Layout, dir: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// Deletes what earlier processes left in the trash.
+/// Deletes what earlier processes left in the trash, unless someone is deleting there now.
 pub(crate) fn empty_trash(layout: &Layout) -> Result<(), StoreError> {
     let trash = layout.trash();
+    let Some(_busy) = busy(layout, FlockOperation::NonBlockingLockExclusive)? else { return Ok(()) };
     for entry in fs::read_dir(&trash).at("read", &trash)? {
         delete(layout, &entry.at("read", &trash)?.path())?;
     }
     Ok(())
+}
+
+/// Locks the trash; `None` if somebody else has it.
+fn busy(layout: &Layout, operation: FlockOperation) -> Result<Option<File>, StoreError> {
+    let trash = layout.trash();
+    let directory = File::open(&trash).at("open", &trash)?;
+    Ok(try_lock(&directory, operation).at("lock", &trash)?.then_some(directory))
 }
 
 /// A name that no other process or thread uses, in whatever pid namespace it is.
@@ -100,6 +112,8 @@ fn empty(trash: &OwnedFd, name: &OsStr, pending: &mut Vec<std::ffi::OsString>) -
             continue;
         }
         match unlinkat(&directory, child, AtFlags::REMOVEDIR) {
+            // What is in a subvolume cannot move out of it. It goes as a whole, also where a step had it protected.
+            Err(_) if btrfs::destroy(&directory, child)? => {}
             Err(Errno::NOTEMPTY | Errno::EXIST) => {
                 let place = unique();
                 gone_is_fine(renameat(&directory, child, trash, &place))?;

@@ -1,10 +1,12 @@
 //! Putting right what someone deleted or a disk lost, as far as it can be found out again.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use crate::error::At;
-use crate::layout::Layout;
+use crate::layout::{Layout, MANY_CHILDREN, META, PARENT};
+use crate::lease::InUse;
 use crate::prepare::{self, Age};
 use crate::store::ids_in;
 use crate::{Kind, Location, Name, Store, StoreError, boot, open};
@@ -20,6 +22,8 @@ pub struct Repaired {
     pub drafts: usize,
     /// What was in the trash and is deleted.
     pub trash: usize,
+    /// Results whose links to their parents were lost, as by a copy of the store without hard links.
+    pub linked: usize,
     /// How many results the index knows now; it was made anew.
     pub results: usize,
 }
@@ -52,16 +56,36 @@ impl Store {
             if wrote_format {
                 store.try_trees()?;
             }
-            store.rebuild_index()
+            Ok((store.link_to_parents()?, store.rebuild_index()?))
         });
         if repaired.is_err() && wrote_format {
             let format = layout.state("format");
             fs::remove_file(&format).at("remove", &format)?;
         }
-        let results = repaired?;
+        let (linked, results) = repaired?;
         let after = left()?;
         let (drafts, trash) = (before.0.saturating_sub(after.0), before.1.saturating_sub(after.1));
-        Ok(Repaired { directories, wrote_format, drafts, trash, results })
+        Ok(Repaired { directories, wrote_format, drafts, trash, linked, results })
+    }
+
+    /// Sees to it that each result counts among its parent's children. Returns how many did not.
+    fn link_to_parents(&self) -> Result<usize, StoreError> {
+        let mut linked = 0;
+        for id in ids_in(&self.layout.results())? {
+            // What is damaged is told by `verify`.
+            let Ok(Some(child)) = self.look_at(&id) else { continue };
+            let Some(parent) = child.meta().parent else { continue };
+            let Some(in_use) = InUse::share(&self.layout.result(&parent))? else { continue };
+            let path = self.layout.result(&id);
+            let identity = |file: PathBuf| fs::symlink_metadata(file).ok().map(|meta| (meta.dev(), meta.ino()));
+            let is_linked = identity(path.join(PARENT)) == identity(self.layout.result(&parent).join(META));
+            if !is_linked && !in_use.has(MANY_CHILDREN).at("read", &self.layout.result(&parent))? {
+                self.uncount_child(&path);
+                self.count_child(&parent, &path)?;
+                linked += 1;
+            }
+        }
+        Ok(linked)
     }
 
     /// Fails if there are results and not one has a tree of this store's kind.

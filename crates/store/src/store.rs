@@ -7,14 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{CWD, FlockOperation, Timespec, Timestamps, UTIME_OMIT, flock};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Timespec, Timestamps, UTIME_OMIT, flock};
 use rustix::io::Errno;
 
 use crate::boot::{self, Durable, Stamp};
 use crate::error::At;
-use crate::index::{Digest, FileVersion, Index};
-use crate::layout::{LOG, Layout, META, log_in};
+use crate::index::{self, Digest, FileVersion, Index, Row};
+use crate::layout::{INDEX, LOG, Layout, MANY_CHILDREN, META, PARENT, log_in};
 use crate::lease::{self, InUse, Lease};
+use crate::list::{DAMAGED, without_index};
 use crate::meta::{Description, Meta};
 use crate::{Backend, Id, Location, LogFollower, Name, Root, Space, StoreError, TreeDigest, open, recover, remove};
 
@@ -182,6 +183,7 @@ impl Store {
             Ok(Some(snapshot)) => touch(&self.layout.result(id)).map(|()| Some(snapshot)),
             Err(error @ StoreError::Meta { .. }) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "ignoring a damaged result");
+                self.note_damage(id);
                 Ok(None)
             }
             other => other,
@@ -252,13 +254,16 @@ impl Store {
             self.remove_damaged(&id)?;
         }
         // A dead process may have left one; the lease says that no live one has.
-        self.backend.remove(&name)?;
+        self.remove_draft(&id)?;
         let started = match &parent {
             Some(parent) => self.backend.clone_tree(&Name::result(parent.id()), &name),
             None => self.backend.create(&name),
         };
         let path = log_in(&self.layout.draft(&id));
         let open = |root| {
+            if let Some(parent) = &parent {
+                self.count_child(parent.id(), &self.layout.draft(&id))?;
+            }
             let log = File::options().create_new(true).append(true).read(true).open(&path).at("create", &path)?;
             lease.announce()?;
             Ok((root, log))
@@ -266,10 +271,52 @@ impl Store {
         match started.and_then(open) {
             Ok((root, log)) => Ok(Draft { lease, parent, root, log: Arc::new(log) }),
             Err(error) => {
-                self.clean_up(&name);
+                self.clean_up(&id);
                 Err(error)
             }
         }
+    }
+
+    /// Counts the draft or result in `child` among the children of `parent`, by a link to its description.
+    pub(crate) fn count_child(&self, parent: &Id, child: &Path) -> Result<(), StoreError> {
+        let parent = self.layout.result(parent);
+        let meta = parent.join(META);
+        match rustix::fs::linkat(CWD, &meta, CWD, child.join(PARENT), AtFlags::empty()) {
+            // 65 000 on ext4.
+            Err(Errno::MLINK) => fs::write(parent.join(MANY_CHILDREN), "").at("write", &parent),
+            linked => linked.at("link", &meta),
+        }
+    }
+
+    /// Takes a sealed tree that nobody uses out of sight. Returns the name by which the backend is to remove it, without a
+    /// lock that others wait for.
+    pub(crate) fn vanish(&self, name: &Name) -> Result<Name, StoreError> {
+        let gone = Name::trash(&remove::unique());
+        let (from, to) = (self.layout.tree(name), self.layout.tree(&gone));
+        fs::rename(&from, &to).at("remove", &from)?;
+        self.uncount_child(&to);
+        Ok(gone)
+    }
+
+    /// Takes back [`Store::count_child`]. Not before a child has vanished: a parent goes once it has none.
+    pub(crate) fn uncount_child(&self, child: &Path) {
+        // If it fails, the link goes with the rest, and until then the parent stays.
+        let _ = fs::remove_file(child.join(PARENT));
+    }
+
+    /// Removes a draft.
+    pub(crate) fn remove_draft(&self, id: &Id) -> Result<(), StoreError> {
+        let name = Name::draft(id);
+        self.uncount_child(&self.layout.tree(&name));
+        self.backend.remove(&name)
+    }
+
+    /// Tells the index that a result cannot be read, for whoever lists it.
+    fn note_damage(&self, id: &Id) {
+        without_index(self.with_index(|index| match index.result(id)? {
+            Some(row) => index.insert(id, &Row { summary: DAMAGED.to_owned(), ..row }),
+            None => Ok(()),
+        }));
     }
 
     /// Removes a result whose description is damaged, and what stands on it, so that it can be made again.
@@ -296,7 +343,7 @@ impl Store {
     pub(crate) fn commit_meta(&self, draft: Draft, meta: Meta) -> Result<Snapshot, StoreError> {
         let committed = self.try_commit(&draft, meta);
         if committed.is_err() {
-            self.clean_up(&Name::draft(draft.id()));
+            self.clean_up(draft.id());
         }
         committed
     }
@@ -312,6 +359,11 @@ impl Store {
                 return Err(StoreError::TreeChanged(id));
             }
         }
+        // Before it can be seen, so that all that can be seen is known.
+        let row = Row::new(&meta, unix_ns());
+        if let Err(error) = self.with_index(|index| index.insert(&id, &row)) {
+            tracing::warn!(%id, %error, "cannot note a result in the index");
+        }
         let _unmarked = self.begin_commit()?;
         meta.stamp = Stamp::now(&self.boot_id);
         let path = dir.join(META);
@@ -320,10 +372,6 @@ impl Store {
         let in_use = InUse::share(&dir)?.ok_or(StoreError::InUse(id))?;
         self.backend.seal(&name, &Name::result(&id))?;
         self.has_unmarked.store(true, Ordering::Relaxed);
-        if let Some(parent) = meta.parent {
-            // Tells a pruner that looked before this commit that the parent has a child now.
-            touch(&self.layout.result(&parent))?;
-        }
         if let Err(error) = self.forget_failure(&id) {
             tracing::warn!(%id, %error, "cannot remove the log of an earlier failure");
         }
@@ -336,7 +384,7 @@ impl Store {
     ///
     /// The filesystem fails; the draft is swept when the store is opened next.
     pub fn discard(&self, draft: Draft) -> Result<(), StoreError> {
-        self.backend.remove(&Name::draft(draft.id()))
+        self.remove_draft(draft.id())
     }
 
     /// Discards the draft of a failed step but keeps its log, with `description`, for [`Store::find`].
@@ -399,9 +447,9 @@ impl Store {
         remove::tree(&self.layout, &self.layout.failed(id))
     }
 
-    fn clean_up(&self, name: &Name) {
-        if let Err(error) = self.backend.remove(name) {
-            tracing::warn!(name = name.as_str(), %error, "cannot discard a draft");
+    fn clean_up(&self, draft: &Id) {
+        if let Err(error) = self.remove_draft(draft) {
+            tracing::warn!(id = %draft, %error, "cannot discard a draft");
         }
     }
 
@@ -495,6 +543,12 @@ impl Store {
         lock(&self.layout.results(), FlockOperation::LockShared)
     }
 
+    /// Returns whether this process committed anything since it asked last, and takes it as marked: the caller sees to that,
+    /// by another process.
+    pub fn hand_over_marking(&self) -> bool {
+        self.has_unmarked.swap(false, Ordering::Relaxed)
+    }
+
     /// Returns whether this process committed anything that [`Store::mark_durable`] has not marked.
     pub fn has_unmarked_results(&self) -> bool {
         self.has_unmarked.load(Ordering::Relaxed)
@@ -518,14 +572,41 @@ impl Store {
         &self.boot_id
     }
 
-    /// Returns the index, opened at the first use.
-    pub(crate) fn index(&self) -> Result<MutexGuard<'_, Option<Index>>, StoreError> {
-        // A panic elsewhere leaves the database as SQLite keeps it: whole.
-        let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Asks the index, which is opened at the first use.
+    pub(crate) fn with_index<T>(&self, act: impl FnOnce(&Index) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let mut index = self.lock_index();
         if index.is_none() {
-            *index = Some(Index::open(self.layout.state("index.sqlite"))?);
+            *index = Some(Index::open(self.layout.state(INDEX))?);
         }
-        Ok(index)
+        let done = act(index.as_ref().expect("just opened"));
+        if let Err(StoreError::Index { path, source }) = &done
+            && index::is_damage(source)
+        {
+            tracing::warn!(path = %path.display(), error = %source, "dropping the damaged index");
+            *index = None;
+            Index::delete(path);
+        }
+        done
+    }
+
+    /// Uses this index from now on; with `None`, that on the disk.
+    pub(crate) fn set_index(&self, index: Option<Index>) {
+        *self.lock_index() = index;
+    }
+
+    /// Puts an empty index in the place of the one on the disk.
+    pub(crate) fn replace_index(&self) -> Result<(), StoreError> {
+        let _lock = self.lock_state()?;
+        let mut index = self.lock_index();
+        *index = None;
+        Index::delete(&self.layout.state(INDEX));
+        *index = Some(Index::open(self.layout.state(INDEX))?);
+        Ok(())
+    }
+
+    fn lock_index(&self) -> MutexGuard<'_, Option<Index>> {
+        // A panic elsewhere leaves the database as SQLite keeps it: whole.
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the remembered content digests of files, in order; `None` for what is not known.
@@ -534,7 +615,7 @@ impl Store {
     ///
     /// The index cannot be read.
     pub fn known_digests(&self, files: &[FileVersion]) -> Result<Vec<Option<Digest>>, StoreError> {
-        self.index()?.as_ref().expect("just opened").digests(files)
+        self.with_index(|index| index.digests(files))
     }
 
     /// Remembers content digests. Give only files whose times are older than the filesystem's clock tick:
@@ -544,7 +625,7 @@ impl Store {
     ///
     /// The index cannot be written.
     pub fn remember_digests(&self, files: &[(FileVersion, Digest)]) -> Result<(), StoreError> {
-        self.index()?.as_mut().expect("just opened").remember(files)
+        self.with_index(|index| index.remember(files))
     }
 
     /// Returns what was remembered under `question`, by any process.
@@ -553,7 +634,7 @@ impl Store {
     ///
     /// The index cannot be read.
     pub fn recall(&self, question: &str) -> Result<Option<String>, StoreError> {
-        self.index()?.as_ref().expect("just opened").fact(question)
+        self.with_index(|index| index.fact(question))
     }
 
     /// Remembers the answer to a question that is slow to find out again. It is not safe from loss.
@@ -562,7 +643,7 @@ impl Store {
     ///
     /// The index cannot be written.
     pub fn remember(&self, question: &str, answer: &str) -> Result<(), StoreError> {
-        self.index()?.as_ref().expect("just opened").set_fact(question, answer)
+        self.with_index(|index| index.set_fact(question, answer))
     }
 }
 
@@ -582,8 +663,14 @@ fn copy_log(mut log: &File, to: &Path) -> io::Result<()> {
     io::copy(&mut log, &mut File::create(to)?).map(|_| ())
 }
 
+/// The time of day in nanoseconds since 1970.
+fn unix_ns() -> i64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    now.tv_sec * 1_000_000_000 + now.tv_nsec
+}
+
 /// Sets the time of last use to now.
-fn touch(path: &Path) -> Result<(), StoreError> {
+pub(crate) fn touch(path: &Path) -> Result<(), StoreError> {
     // Not `UTIME_NOW`, the time of the kernel's last tick: a pruner tells by this time whether a result was
     // used since it looked.
     set_modified(path, rustix::time::clock_gettime(rustix::time::ClockId::Realtime)).at("touch", path)
@@ -602,7 +689,7 @@ pub(crate) fn set_last_used(path: &Path, time: SystemTime) -> Result<(), StoreEr
 fn set_modified(path: &Path, time: Timespec) -> Result<(), Errno> {
     let last_access = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
     let times = Timestamps { last_access, last_modification: time };
-    rustix::fs::utimensat(CWD, path, &times, rustix::fs::AtFlags::empty())
+    rustix::fs::utimensat(CWD, path, &times, AtFlags::empty())
 }
 
 /// Opens and locks a directory, or waits for it.

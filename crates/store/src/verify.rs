@@ -73,7 +73,7 @@ impl Store {
                 Ok(pruned) => verified.dropped += pruned.removed.len(),
                 // It stood on one that was dropped.
                 Err(StoreError::NoSuchResult(_)) => {}
-                Err(StoreError::InUse(_)) => verified.kept += 1,
+                Err(StoreError::InUse(_) | StoreError::Pinned(_)) => verified.kept += 1,
                 Err(error) => return Err(error),
             }
         }

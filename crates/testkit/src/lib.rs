@@ -23,7 +23,7 @@ pub use link::Link;
 pub use loopfs::LoopFs;
 pub use registry::{Access, Registry, oci_image};
 pub use script::{Body, Request, Response, Script};
-pub use tree::{Tree, describe};
+pub use tree::{Tree, describe, without_links};
 
 use std::path::Path;
 

@@ -76,7 +76,7 @@ fn verify(arguments: &StoreVerify) -> Result<(), Failure> {
         message.push_str(&format!("; removed {} with what stood on them", verified.dropped));
     }
     if verified.kept > 0 {
-        message.push_str(&format!("; {} are in use and stay", verified.kept));
+        message.push_str(&format!("; {} are in use or pinned and stay", verified.kept));
     }
     Err(Failure::Damaged(message))
 }
@@ -88,6 +88,9 @@ fn repair(arguments: &StoreArgs) -> Result<(), Failure> {
     }
     for directory in &repaired.directories {
         tell(format_args!("made {}", directory.display()));
+    }
+    if repaired.linked > 0 {
+        tell(format_args!("linked {} results to their parents", repaired.linked));
     }
     tell(format_args!("removed {} drafts and {} entries of the trash", repaired.drafts, repaired.trash));
     tell(format_args!("read {} results into the index", repaired.results));

@@ -81,8 +81,8 @@ enum Fate {
 }
 
 impl Store {
-    /// Copies all results of `from` that are not here, parents first, with their logs, descriptions and times of last use;
-    /// then the latest generation of each cache and the log of each failed step that is not here. Waits until all of it is
+    /// Copies all results of `from` that are not here, parents first, with their logs, descriptions, pins and times of last
+    /// use; then the latest generation of each cache and the log of each failed step that is not here. Waits until all of it is
     /// on the disk. A result that has a digest is compared with it.
     ///
     /// What cannot be read is told and left out, with what stands on it. `from` is only read; what is pruned there
@@ -109,7 +109,7 @@ impl Store {
         let mut done = 0;
         while let Some(result) = ready.pop() {
             done += 1;
-            match self.copy_result(from, &result.id, hear) {
+            match self.copy_and_pin(from, result, hear) {
                 Ok(Fate::Copied(bytes)) => {
                     transfer.results += 1;
                     transfer.bytes += bytes;
@@ -147,6 +147,14 @@ impl Store {
             return Err(StoreError::BadLocation { text: self.path().display().to_string(), reason });
         }
         Ok(())
+    }
+
+    fn copy_and_pin(&self, from: &Self, result: &Listed, hear: &mut Hear<'_>) -> Result<Fate, StoreError> {
+        let fate = self.copy_result(from, &result.id, hear)?;
+        if result.is_pinned && !matches!(fate, Fate::Gone) {
+            self.pin(&result.id)?;
+        }
+        Ok(fate)
     }
 
     fn copy_result(&self, from: &Self, id: &Id, hear: &mut Hear<'_>) -> Result<Fate, StoreError> {

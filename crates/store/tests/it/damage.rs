@@ -34,6 +34,10 @@ fn a_damaged_result_is_listed_and_can_be_removed() {
         drop(make(&store, number, None));
         fs::write(store.path().join(format!("result/{}/meta.json", id(number))), "?").expect("writable");
     }
+    // Found by whoever reads it, and else when the index is made anew.
+    assert!(store.lookup(&id(1)).expect("readable").is_none());
+    assert_eq!(store.list().expect("readable").iter().filter(|result| result.summary == "(damaged)").count(), 1);
+    assert_eq!(store.rebuild_index().expect("readable"), 2);
     assert_eq!(store.list().expect("readable").iter().filter(|result| result.summary == "(damaged)").count(), 2);
     store.remove(&id(1), false).expect("nobody uses it");
     let limits = Limits { max_items: Some(0), ..Limits::default() };
@@ -68,6 +72,7 @@ fn a_lost_or_damaged_index_is_made_anew() {
         assert_eq!(store.list().expect("readable").len(), 2);
         store.remember("question", "answer").expect("writable");
         drop((store, base));
+        fs::remove_file(dir.path().join("state/index.sqlite-wal")).expect("it is there");
         fs::write(dir.path().join("state/index.sqlite"), garbage).expect("writable");
         let store = open(dir.path());
         let listed = store.list().expect("readable");

@@ -1,12 +1,15 @@
 //! What another process does: the child that [`Helper`](crate::fixture::Helper) starts.
 
 use std::io::{Read, Write};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::SystemTime;
 
-use kiln_store::TransferEvent;
+use kiln_store::{Limits, Listed, Snapshot, TransferEvent};
 
-use crate::fixture::{begin, commit, id, open, write};
+use crate::fixture::{begin, commit, id, names, open, view, write};
 
 #[test]
 #[ignore = "not a test: other tests run it as a process of its own"]
@@ -75,6 +78,36 @@ fn child() {
             };
             open(&path.with_extension("copy")).copy_from(&store, &mut heard).expect("it copies");
         }
+        // Builds chains of four, as builds do that look for what is there first, and checks what it is offered.
+        "build chains" => {
+            let first = 1_000_000 * u64::from(std::process::id());
+            for chain in 0.. {
+                let mut parent: Option<Arc<Snapshot>> = None;
+                for step in 0..4 {
+                    // The first two steps are those of the chain before, unless they were pruned.
+                    let number = first + if step < 2 { step } else { 10 * chain + step };
+                    let found = store.lookup(&id(number)).expect("readable").map(Arc::new);
+                    let made = found.unwrap_or_else(|| {
+                        let draft = begin(&store, number, parent.as_ref());
+                        write(&draft, &step.to_string());
+                        commit(&store, draft)
+                    });
+                    let seen = names(&view(&store, &made).path());
+                    assert_eq!(seen, (0..=step).map(|step| step.to_string()).collect::<Vec<_>>());
+                    parent = Some(made);
+                }
+                say("built a chain");
+            }
+        }
+        // Removes all that it may, ever again, and says what.
+        "prune" => loop {
+            let limits = Limits { max_items: Some(2), ..Limits::default() };
+            let mut told = |removed: &Listed| {
+                say(&removed.id.to_string());
+                ControlFlow::Continue(())
+            };
+            store.prune_while(&limits, SystemTime::now(), false, &mut told).expect("it prunes");
+        },
         role => panic!("no role {role}"),
     }
 }

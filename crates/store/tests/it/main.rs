@@ -1,6 +1,7 @@
 //! Integration tests of the store, on real filesystems.
 
 mod boot;
+mod btrfs;
 mod cache;
 mod changes;
 mod concurrency;

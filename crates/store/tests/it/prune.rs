@@ -1,5 +1,6 @@
 //! Making room: what goes, what stays, and who is in the way.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -8,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use kiln_store::{Id, Limits, Pruned, Store, StoreError};
 use kiln_testkit::{Need, need};
 
-use crate::fixture::{Helper, TempStore, begin, commit, id, make, view};
+use crate::fixture::{Helper, TempStore, begin, commit, id, make, open, view};
 
 fn prune(store: &Store, limits: Limits) -> Pruned {
     store.prune(&limits, SystemTime::now(), false).expect("it prunes")
@@ -179,27 +180,175 @@ fn a_parent_is_never_pruned_under_a_child_that_is_being_made() {
     }
 }
 
-/// `cargo test --release -p kiln-store --test it ten_thousand -- --ignored --nocapture`
 #[test]
-#[ignore = "a measurement"]
-fn ten_thousand_results_are_opened_listed_and_pruned() {
+fn a_result_that_the_index_does_not_know_keeps_its_parent() {
     need!(Need::Root);
     let store = TempStore::new();
-    drop(make(&store, 0, None));
-    let result = |number| store.path().join(format!("result/{}", id(number)));
-    for number in 1..10_000 {
-        std::fs::create_dir(result(number)).expect("writable");
-        for file in ["meta.json", "log", "chain"] {
-            std::fs::copy(result(0).join(file), result(number).join(file)).expect("writable");
+    let base = make(&store, 1, None);
+    assert_eq!(store.list().expect("readable").len(), 1);
+    // As if another process had committed it, and could not write the index.
+    let index = store.path().join("state/index.sqlite");
+    let other = open(store.path());
+    drop(make(&other, 2, Some(&base)));
+    drop((base, other));
+    sqlite(&index, &format!("DELETE FROM results WHERE id = x'{}'", id(2)));
+    assert!(matches!(store.remove(&id(1), false), Err(StoreError::HasChildren { children: 1, .. })));
+    sqlite(&index, &format!("DELETE FROM results WHERE id = x'{}'", id(2)));
+    assert_eq!(removed(&prune(&store, at_most(0))), [id(2), id(1)]);
+    let base = make(&store, 1, None);
+    drop(make(&store, 2, Some(&base)));
+    drop(base);
+    sqlite(&index, &format!("DELETE FROM results WHERE id = x'{}'", id(2)));
+    assert_eq!(removed(&store.remove(&id(1), true).expect("nobody uses it")), [id(2), id(1)]);
+}
+
+#[test]
+fn a_result_that_only_the_index_knows_is_forgotten() {
+    need!(Need::Root);
+    let store = TempStore::new();
+    let base = make(&store, 1, None);
+    drop(make(&store, 2, Some(&base)));
+    drop(base);
+    std::fs::remove_dir_all(store.path().join(format!("result/{}", id(2)))).expect("it is there");
+    assert_eq!(removed(&prune(&store, at_most(0))), [id(1)]);
+    assert!(store.list().expect("readable").is_empty());
+    drop(make(&store, 1, None));
+    assert_eq!(removed(&prune(&store, at_most(0))), [id(1)], "and one that is made again is known again");
+}
+
+fn sqlite(index: &std::path::Path, statement: &str) {
+    let connection = rusqlite::Connection::open(index).expect("a database");
+    assert_eq!(connection.execute(statement, []).expect("a statement"), 1);
+}
+
+#[test]
+fn a_parent_of_more_children_than_a_file_can_have_links_is_kept() {
+    need!(Need::Root, Need::Tool("mkfs.ext4", "e2fsprogs"));
+    // On ext4 a file has 65 000 names at most.
+    let filesystem = kiln_testkit::LoopFs::new("ext4", 64).expect("a filesystem");
+    let store = open(&filesystem.path());
+    let base = make(&store, 1, None);
+    let meta = store.path().join(format!("result/{}/meta.json", id(1)));
+    let links = filesystem.path().join("lost+found");
+    let count = (1..70_000).take_while(|at| std::fs::hard_link(&meta, links.join(at.to_string())).is_ok()).count();
+    assert!(count > 60_000 && count < 69_000, "{count}");
+    drop(make(&store, 2, Some(&base)));
+    drop(base);
+    (1..=count).for_each(|at| std::fs::remove_file(links.join(at.to_string())).expect("it is there"));
+    sqlite(&store.path().join("state/index.sqlite"), &format!("DELETE FROM results WHERE id = x'{}'", id(2)));
+    assert!(matches!(store.remove(&id(1), false), Err(StoreError::HasChildren { children: 1, .. })));
+    assert_eq!(removed(&prune(&store, at_most(0))), [id(2), id(1)]);
+}
+
+#[test]
+fn what_is_pinned_stays_with_its_parents() {
+    need!(Need::Root);
+    let store = TempStore::new();
+    let base = make(&store, 1, None);
+    let middle = make(&store, 2, Some(&base));
+    drop(make(&store, 3, Some(&middle)));
+    drop((base, middle));
+    store.pin(&id(2)).expect("it is there");
+    store.pin(&id(2)).expect("once is enough");
+    assert!(matches!(store.pin(&id(9)), Err(StoreError::NoSuchResult(_))));
+    assert_eq!(store.list().expect("readable").iter().filter(|result| result.is_pinned).count(), 1);
+    assert!(matches!(store.remove(&id(1), true), Err(StoreError::Pinned(pinned)) if pinned == id(2)));
+    let pruned = prune(&store, at_most(0));
+    assert_eq!((removed(&pruned), pruned.pinned), (vec![id(3)], 1));
+    assert!(matches!(store.remove(&id(2), false), Err(StoreError::Pinned(_))));
+    store.unpin(&id(2)).expect("it is there");
+    store.unpin(&id(2)).expect("once is enough");
+    assert_eq!(removed(&prune(&store, at_most(0))), [id(2), id(1)]);
+}
+
+#[test]
+fn pruning_ends_between_two_results_when_told_to() {
+    need!(Need::Root);
+    let store = TempStore::new();
+    for number in 1..=5 {
+        drop(make(&store, number, None));
+    }
+    let mut seen = 0;
+    let mut until_two = |_: &kiln_store::Listed| {
+        seen += 1;
+        if seen == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let pruned = store.prune_while(&at_most(0), SystemTime::now(), false, &mut until_two).expect("it prunes");
+    assert_eq!((removed(&pruned), pruned.is_interrupted), (vec![id(1), id(2)], true));
+    assert_eq!(store.list().expect("readable").len(), 3);
+}
+
+#[test]
+fn caches_unused_for_long_go_unless_a_step_uses_them() {
+    need!(Need::Root);
+    let store = TempStore::new();
+    for cache in [b"old", b"new"] {
+        for _ in 0..3 {
+            assert!(store.commit_cache(store.begin_cache(cache, (0, 0)).expect("a cache")).expect("it commits"));
         }
     }
-    let measure = |what: &str, act: &mut dyn FnMut()| {
-        let start = std::time::Instant::now();
-        act();
-        println!("{what}: {:?}", start.elapsed());
-    };
-    measure("open", &mut || drop(crate::fixture::open(store.path())));
-    measure("list, without an index", &mut || assert_eq!(store.list().expect("readable").len(), 10_000));
-    measure("list", &mut || assert_eq!(store.list().expect("readable").len(), 10_000));
-    measure("prune of 9 000", &mut || assert_eq!(prune(&store, at_most(1_000)).removed.len(), 9_000));
+    let limits = Limits { max_age: Some(Duration::from_secs(3600)), ..Limits::default() };
+    let later = SystemTime::now() + Duration::from_secs(7200);
+    assert!(prune(&store, limits).caches.is_empty());
+    let used = store.begin_cache(b"new", (0, 0)).expect("a cache");
+    assert_eq!(store.prune(&limits, later, true).expect("it looks").caches, ["old"]);
+    assert_eq!(store.prune(&limits, later, false).expect("it prunes").caches, ["old"]);
+    assert_eq!(store.caches().expect("readable"), [("new".to_owned(), 3)]);
+    assert!(store.commit_cache(used).expect("it commits"));
+    assert_eq!(store.prune(&limits, later, false).expect("it prunes").caches, ["new"]);
+    // A cache can begin anew.
+    assert!(store.commit_cache(store.begin_cache(b"new", (0, 0)).expect("a cache")).expect("it commits"));
+    assert_eq!(store.caches().expect("readable"), [("new".to_owned(), 1)]);
+}
+
+#[test]
+fn one_process_maintains_a_store_at_a_time() {
+    need!(Need::Root);
+    let store = TempStore::new();
+    drop(make(&store, 1, None));
+    let maintainer = std::fs::File::create(store.path().join("state/maintainer")).expect("writable");
+    rustix::fs::flock(&maintainer, rustix::fs::FlockOperation::LockExclusive).expect("a lock");
+    assert!(store.maintain(&at_most(0), SystemTime::now()).expect("it looks").is_none());
+    drop(maintainer);
+    std::fs::create_dir_all(store.path().join("trash/left/by a dead process")).expect("writable");
+    let pruned = store.maintain(&at_most(0), SystemTime::now()).expect("it prunes").expect("nobody else is at it");
+    assert_eq!(removed(&pruned), [id(1)]);
+    assert!(crate::fixture::names(&store.path().join("trash")).is_empty());
+}
+
+#[test]
+fn what_is_pruned_by_processes_that_are_killed_leaves_whole_results_only() {
+    need!(Need::Root);
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let store = open(dir.path());
+    let mut random = kiln_testkit::Random::new(3);
+    let mut builders: Vec<Helper> = (0..2).map(|_| Helper::start("build chains", dir.path())).collect();
+    for _ in 0..15 {
+        let mut pruner = Helper::start("prune", dir.path());
+        for _ in 0..=random.below(20) {
+            pruner.hear().expect("it goes on");
+        }
+        (0..random.below(200_000)).for_each(|_| std::hint::spin_loop());
+        pruner.kill();
+    }
+    for builder in &mut builders {
+        // It checks what it is offered, and says how often.
+        assert!(builder.hear().is_some());
+    }
+    builders.into_iter().for_each(Helper::kill);
+    drop(store);
+    let store = open(dir.path());
+    for listed in store.list().expect("readable") {
+        let snapshot = store.lookup(&listed.id).expect("readable").expect("it is whole");
+        view(&store, &snapshot);
+        if let Some(parent) = listed.parent {
+            assert!(store.lookup(&parent).expect("readable").is_some(), "a parent is gone before its child");
+        }
+    }
+    assert!(store.list().expect("readable").len() > 1);
+    prune(&store, at_most(0));
+    assert!(store.list().expect("readable").is_empty());
+    for place in ["result", "draft", "trash"] {
+        assert_eq!(crate::fixture::names(&store.path().join(place)), [""; 0], "{place}");
+    }
 }

@@ -26,6 +26,26 @@ fn directories_and_the_index_are_made_anew() {
 }
 
 #[test]
+fn a_store_copied_without_hard_links_counts_children_again() {
+    need!(Need::Root);
+    let store = TempStore::new();
+    let base = make(&store, 1, None);
+    make(&store, 2, Some(&base));
+    drop(base);
+    let copied = store.path().with_extension("copied");
+    let copying = std::process::Command::new("cp")
+        .args(["-r", "--preserve=mode,timestamps,ownership,xattr"])
+        .arg(store.path())
+        .arg(&copied)
+        .status();
+    assert!(copying.expect("it runs").success());
+    assert_eq!(Store::repair(&location(&copied)).expect("it can be").linked, 1);
+    assert_eq!(Store::repair(&location(&copied)).expect("it can be").linked, 0);
+    let error = open(&copied).remove(&id(1), false).expect_err("it has a child");
+    assert!(matches!(error, StoreError::HasChildren { children: 1, .. }), "{error}");
+}
+
+#[test]
 fn what_dead_processes_left_is_counted_and_gone() {
     need!(Need::Root);
     let store = TempStore::new();

@@ -6,9 +6,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
 
-use kiln_store::{Snapshot, Store, StoreError, Transfer, TransferEvent};
+use kiln_store::{CopyMode, Kind, Location, Snapshot, Store, StoreError, Transfer, TransferEvent};
 use kiln_testkit::store::deepen;
-use kiln_testkit::{Changes as RandomChanges, Need, Tree, need};
+use kiln_testkit::{Changes as RandomChanges, LoopFs, Need, Tree, need};
 use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -82,17 +82,57 @@ fn every_result_is_copied_as_it_is() {
     assert!(!to.has_unmarked_results(), "it is on the disk");
 }
 
+/// Copies a store to one on `filesystem` and from there to a third, and looks that all stays what it was, shared as
+/// it was.
+fn there_and_back(kind: Kind, filesystem: &LoopFs) {
+    let (from, back) = (TempStore::with_digests(), TempStore::new());
+    let there = Location { kind, place: filesystem.path().join("store") };
+    let there = Store::open(&there).expect("the store opens");
+    let draft = begin(&from, 2_000, None);
+    fs::write(Tree::mount(draft.root()).join("large"), vec![7; 4 << 20]).expect("writable");
+    let mut last = commit(&from, draft);
+    for number in 2_001..2_012 {
+        last = make(&from, number, Some(&last));
+    }
+    let free = || there.space().expect("a filesystem").free_bytes;
+    let before = free();
+    let transfer = copy(&from, &there);
+    assert_eq!((transfer.results, transfer.bytes), (12, (4 << 20) + 11 * 4));
+    if kind != Kind::Copy(CopyMode::Copy) {
+        assert!(before - free() < 16 << 20, "{} bytes for 4 MiB", before - free());
+    }
+    fill(&from, 30);
+    assert_eq!(copy(&from, &there).results, 34);
+    assert_eq!(copy(&there, &back).results, 46);
+    for number in (0..30).chain(2_000..2_012) {
+        assert_eq!(told(&there, number), told(&from, number), "{number}");
+        assert_eq!(told(&back, number), told(&from, number), "{number}");
+    }
+}
+
 #[test]
-fn what_is_shared_stays_shared() {
+fn overlayfs_to_itself() {
+    need!(Need::Root);
+    there_and_back(Kind::Overlayfs, &LoopFs::new("tmpfs", 400).expect("a filesystem"));
+}
+
+#[test]
+fn overlayfs_to_btrfs_and_back() {
+    need!(Need::Root, Need::Tool("mkfs.btrfs", "btrfs-progs"));
+    there_and_back(Kind::Btrfs, &LoopFs::new("btrfs", 400).expect("a filesystem"));
+}
+
+#[test]
+fn pins_are_copied() {
     need!(Need::Root);
     let (from, to) = (TempStore::new(), TempStore::new());
-    let draft = begin(&from, 1, None);
-    fs::write(Tree::mount(draft.root()).join("large"), vec![7; 1 << 20]).expect("writable");
-    let base = commit(&from, draft);
-    make(&from, 2, Some(&base));
-    let transfer = copy(&from, &to);
-    assert_eq!(transfer.bytes, (1 << 20) + 1);
-    assert!(found(&to, 2).meta().size_bytes.is_none_or(|bytes| bytes < 1 << 16));
+    make(&from, 1, None);
+    make(&from, 2, None);
+    from.pin(&id(1)).expect("it is there");
+    copy(&from, &to);
+    let pinned: Vec<_> =
+        to.list().expect("readable").iter().filter(|result| result.is_pinned).map(|result| result.id).collect();
+    assert_eq!(pinned, [id(1)]);
 }
 
 #[test]
@@ -199,7 +239,10 @@ fn deep_and_wide_trees_need_few_descriptors() {
     need!(Need::Root);
     let before = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: Some(900), ..before }).expect("lower is allowed");
-    let (from, to) = (TempStore::with_digests(), TempStore::new());
+    // In memory: disks take their time to remove what is nested so deeply.
+    let memory = LoopFs::new("tmpfs", 100).expect("a filesystem");
+    let from = open(&memory.path().join("from")).with_digests(true);
+    let to = open(&memory.path().join("to"));
     let draft = begin(&from, 1, None);
     let tree = Tree::mount(draft.root());
     for dir in ["kept", "gone"] {
@@ -337,7 +380,7 @@ fn a_full_disk_ends_the_copy_and_what_is_there_stays() {
     let draft = begin(&from, 2, Some(&base));
     fs::write(Tree::mount(draft.root()).join("large"), vec![7; 8 << 20]).expect("writable");
     commit(&from, draft);
-    let small = kiln_testkit::LoopFs::new("tmpfs", 4).expect("a filesystem");
+    let small = LoopFs::new("tmpfs", 4).expect("a filesystem");
     let to = open(Path::new(&small.path()));
     let error = to.copy_from(&from, &mut |_| {}).expect_err("it is full");
     assert!(matches!(error, StoreError::DiskFull { .. }), "{error}");
