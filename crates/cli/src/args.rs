@@ -46,6 +46,9 @@ pub(crate) enum Command {
     Pin(Pin),
     /// Takes a pin back
     Unpin(Pin),
+    /// Copies, checks and repairs whole stores
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Prints a spec in canonical form
     Fmt(Fmt),
     /// Checks specs without building them
@@ -194,6 +197,9 @@ pub(crate) struct Build {
     /// Makes every step anew and replaces what was stored
     #[arg(long)]
     pub(crate) no_cache: bool,
+    /// Keeps a digest of the tree of every result that is made, for `kiln store verify --deep`
+    #[arg(long)]
+    pub(crate) verify: bool,
     /// Asks again what references without a digest stand for
     #[arg(long)]
     pub(crate) pull: bool,
@@ -340,6 +346,44 @@ pub(crate) fn free(text: &str) -> Result<Free, String> {
         },
         None => size(text).map(Free::Bytes),
     }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoreCommand {
+    /// Copies everything of a store that is not in another one, of whatever kinds they are
+    Copy(StoreCopy),
+    /// Looks whether results can be used, and removes those that cannot, with what stands on them
+    Verify(StoreVerify),
+    /// Makes directories and the index anew and removes what dead processes left; see `verify` for the results
+    Repair(StoreArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StoreCopy {
+    /// The store to copy, as `overlayfs:PATH` or `auto:PATH`; it stays as it is
+    #[arg(value_name = "FROM")]
+    pub(crate) from: String,
+    /// The store to copy to, made if there is none
+    #[arg(value_name = "TO")]
+    pub(crate) to: String,
+    /// What the trees share if TO is a `copy:` store; `rsync:` is another name of such stores
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub(crate) rsync_mode: Option<RsyncMode>,
+    /// Shows nothing but errors
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StoreVerify {
+    /// Reads all files too, and compares them with the digests of `kiln build --verify`
+    #[arg(long)]
+    pub(crate) deep: bool,
+    /// Says what is broken and removes nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
 }
 
 #[derive(Debug, Args)]

@@ -76,6 +76,9 @@ pub(crate) enum Failure {
     NoPolicy,
     #[error("cancelled")]
     Cancelled,
+    /// What was said before tells more.
+    #[error("{0}")]
+    Damaged(String),
     #[error("cannot start the runtime")]
     Runtime(#[source] io::Error),
     #[error("cannot write to standard output")]
@@ -96,7 +99,8 @@ impl Failure {
                 StoreError::BadLocation { .. } | StoreError::NoSuchResult(_) | StoreError::Ambiguous { .. },
             ) => Fault::Usage,
             Self::Store(StoreError::HasChildren { .. } | StoreError::InUse(_) | StoreError::Pinned(_))
-            | Self::NotCanonical { .. } => Fault::Build,
+            | Self::NotCanonical { .. }
+            | Self::Damaged(_) => Fault::Build,
             Self::Export { source, .. } if source.is_cancelled() => Fault::Cancelled,
             Self::Export { source, .. } if source.is_users_fault() => Fault::Usage,
             Self::Registry(error) if error.is_users_fault() => Fault::Usage,

@@ -7,7 +7,7 @@ use kiln_image::{HostSettings, Notices, Proxies, RegistrySettings};
 use kiln_store::{Location, Store};
 use serde::Deserialize;
 
-use crate::args::{RegistryArgs, StoreArgs};
+use crate::args::{RegistryArgs, RsyncMode, StoreArgs};
 use crate::config;
 use crate::exit::Failure;
 
@@ -43,12 +43,16 @@ pub(crate) fn directory(variable: &str) -> Option<PathBuf> {
 
 /// Opens the store that `--store` or the environment names.
 pub(crate) fn open_store(arguments: &StoreArgs) -> Result<Store, Failure> {
-    let location = Location::parse(&arguments.store, &default_store()?)?;
-    let location = match arguments.rsync_mode {
+    Ok(Store::open(&location(&arguments.store, arguments.rsync_mode)?)?)
+}
+
+/// Returns which store a text stands for.
+pub(crate) fn location(text: &str, rsync_mode: Option<RsyncMode>) -> Result<Location, Failure> {
+    let location = Location::parse(text, &default_store()?)?;
+    Ok(match rsync_mode {
         Some(mode) => location.with_copy_mode(mode.into())?,
         None => location,
-    };
-    Ok(Store::open(&location)?)
+    })
 }
 
 /// How many steps run at once unless told otherwise: as many as there are processors.

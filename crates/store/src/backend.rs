@@ -150,6 +150,17 @@ pub enum Root {
 }
 
 impl Root {
+    /// Returns how to read a draft that nobody writes to any more. As it is, it could not be mounted again.
+    pub(crate) fn read_only(&self) -> Self {
+        match self {
+            Self::Overlay { lower, writable: Some((upper, _)) } => {
+                let lower = std::iter::once(upper).chain(lower).cloned().collect();
+                Self::Overlay { lower, writable: None }
+            }
+            whole => whole.clone(),
+        }
+    }
+
     /// Returns a mount of the tree that is attached nowhere: it can be walked through this
     /// descriptor, or attached in another mount namespace with `move_mount(2)`. It is gone with
     /// the last descriptor and the last namespace that hold it, so nothing is left after a crash.

@@ -15,12 +15,22 @@ pub(crate) fn open(location: &Location) -> Result<(Layout, Box<dyn Backend>), St
             let kind = agree(location, found, &layout)?;
             backend(kind, &layout, kind != found)?
         }
+        Age::Nameless => return Err(nameless(&layout)),
         Age::New => prepare::make(&layout, || choose(location, &layout))?,
     };
     Ok((layout, backend))
 }
 
-fn directory(location: &Location) -> Result<PathBuf, StoreError> {
+/// Returns what is wrong with a store whose kind is not known.
+pub(crate) fn nameless(layout: &Layout) -> StoreError {
+    let root = &layout.root;
+    let found =
+        format!("its `state/format` is gone; with its kind, `kiln store repair KIND:{}` writes it", root.display());
+    StoreError::Format { path: root.clone(), found }
+}
+
+/// Returns the directory of the store at `location`.
+pub(crate) fn directory(location: &Location) -> Result<PathBuf, StoreError> {
     let place = &location.place;
     if location.kind == Kind::Zfs {
         return zfs::directory(place);

@@ -43,7 +43,7 @@ pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> 
         ..ImagesSettings::default()
     });
     let policy = Policy::read(arguments.config.config.as_deref())?;
-    let store = Arc::new(open_store(&arguments.store)?);
+    let store = Arc::new(open_store(&arguments.store)?.with_digests(arguments.verify));
     let sandbox = Arc::new(NativeSandbox::new("/proc/self/exe")?);
     let settings = Settings { jobs: arguments.jobs.map_or_else(default_jobs, usize::from), fast_sync: true };
     let engine = Engine::new(Arc::clone(&store), sandbox, Arc::new(images.clone()), settings);

@@ -9,6 +9,7 @@ mod pin;
 mod prune;
 mod rm;
 mod spec;
+mod store;
 
 use std::io::{self, Write};
 
@@ -29,6 +30,7 @@ pub(crate) fn run(arguments: Kiln) -> Result<(), Failure> {
         Command::Prune(prune) => prune::run(&prune),
         Command::Pin(pin) => pin::pin(&pin),
         Command::Unpin(pin) => pin::unpin(&pin),
+        Command::Store(store) => store::run(&store),
         Command::Fmt(fmt) => spec::fmt(&fmt),
         Command::Check(check) => spec::check(&check),
         Command::Dockerfile(dockerfile) => spec::dockerfile(&dockerfile),

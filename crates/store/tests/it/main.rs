@@ -13,7 +13,11 @@ mod helper;
 mod hostile;
 mod lease;
 mod prune;
+mod repair;
 mod result;
+mod transfer;
+mod trees;
+mod verify;
 mod zfs;
 
 use kiln_store::{Location, Store, StoreError};
@@ -27,4 +31,3 @@ fn temp_dir() -> tempfile::TempDir {
 fn open_in_boot(location: &Location, boot_id: &str) -> Result<Store, StoreError> {
     Store::open_in_boot(location, boot_id.to_owned())
 }
-mod trees;
