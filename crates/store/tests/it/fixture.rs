@@ -39,13 +39,6 @@ impl TempStore {
         let store = open(&dir.path().join("store"));
         Self { store, dir }
     }
-
-    /// One that takes a digest of every tree.
-    pub(crate) fn with_digests() -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let store = open(&dir.path().join("store")).with_digests(true);
-        Self { store, dir }
-    }
 }
 
 impl std::ops::Deref for TempStore {

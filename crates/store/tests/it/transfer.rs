@@ -13,6 +13,7 @@ use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::fixture::{Helper, TempStore, begin, commit, description, id, make, names, open, view, write};
+use crate::verify::with_digests;
 
 /// Copies everything, which must be possible.
 fn copy(from: &Store, to: &Store) -> Transfer {
@@ -59,7 +60,7 @@ fn told(store: &Store, number: u64) -> (Vec<String>, String, serde_json::Value) 
 #[test]
 fn every_result_is_copied_as_it_is() {
     need!(Need::Root);
-    let (from, to) = (TempStore::with_digests(), TempStore::new());
+    let (from, to) = (with_digests(), TempStore::new());
     fill(&from, 70);
     let before = from.list().expect("readable");
     let transfer = copy(&from, &to);
@@ -85,7 +86,7 @@ fn every_result_is_copied_as_it_is() {
 /// Copies a store to one on `filesystem` and from there to a third, and looks that all stays what it was, shared as
 /// it was.
 fn there_and_back(kind: Kind, filesystem: &LoopFs) {
-    let (from, back) = (TempStore::with_digests(), TempStore::new());
+    let (from, back) = (with_digests(), TempStore::new());
     let there = Location { kind, place: filesystem.path().join("store") };
     let there = Store::open(&there).expect("the store opens");
     let draft = begin(&from, 2_000, None);
@@ -178,7 +179,7 @@ fn access_list() -> Vec<u8> {
 #[test]
 fn hard_links_access_lists_and_kinds_are_kept() {
     need!(Need::Root);
-    let (from, to) = (TempStore::with_digests(), TempStore::new());
+    let (from, to) = (with_digests(), TempStore::new());
     let draft = begin(&from, 1, None);
     let tree = Tree::mount(draft.root());
     let at = |path: &str| tree.join(path);
@@ -276,7 +277,7 @@ fn deep_and_wide_trees_need_few_descriptors() {
 #[test]
 fn what_is_damaged_is_told_and_left_out_with_what_stands_on_it() {
     need!(Need::Root);
-    let (from, to) = (TempStore::with_digests(), TempStore::new());
+    let (from, to) = (with_digests(), TempStore::new());
     let base = make(&from, 1, None);
     let middle = make(&from, 2, Some(&base));
     let top = make(&from, 3, Some(&middle));

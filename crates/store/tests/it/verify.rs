@@ -8,12 +8,20 @@ use kiln_store::{Store, TreeDigest, Verified, Verify};
 use kiln_testkit::{Changes as RandomChanges, Need, Tree, need};
 use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 
-use crate::fixture::{TempStore, begin, commit, id, make, names};
+use crate::fixture::{TempStore, begin, commit, id, make, names, open};
+
+/// A store that takes a digest of every tree.
+pub(crate) fn with_digests() -> TempStore {
+    let mut temporary = TempStore::new();
+    let path = temporary.path().to_owned();
+    temporary.store = open(&path).with_digests(true);
+    temporary
+}
 
 #[test]
 fn a_digest_stays_the_same_where_layers_are_merged() {
     need!(Need::Root);
-    let store = TempStore::with_digests();
+    let store = with_digests();
     let mirror = tempfile::tempdir().expect("a temporary directory");
     let mut random = RandomChanges::new(5);
     let mut made = Vec::new();
@@ -72,7 +80,7 @@ fn whatever_shows_is_in_the_digest() {
         ("a time", |_| {}),
     ];
     let digest = |change: Change, seconds: i64| -> TreeDigest {
-        let store = TempStore::with_digests();
+        let store = with_digests();
         let draft = begin(&store, 1, None);
         let tree = Tree::mount(draft.root());
         fs::create_dir(tree.join("dir")).expect("writable");
@@ -142,7 +150,7 @@ fn rot(file: &Path) {
 #[test]
 fn what_is_whole_stays() {
     need!(Need::Root);
-    let store = TempStore::with_digests();
+    let store = with_digests();
     four(&store);
     let draft = store.begin_cache(b"cache", (0, 0)).expect("a cache");
     assert!(store.commit_cache(draft).expect("it commits"));
@@ -172,7 +180,7 @@ fn what_is_broken_goes_with_what_stands_on_it() {
         ("not what it was", true, |result| rot(&result.join("layer/2"))),
     ];
     for (why, is_deep, damage) in damages {
-        let store = TempStore::with_digests();
+        let store = with_digests();
         four(&store);
         damage(&store.path().join(format!("result/{}", id(2))));
         if is_deep {
@@ -210,7 +218,7 @@ fn a_lost_parent_is_missed() {
 #[test]
 fn what_is_broken_and_in_use_is_told_and_stays() {
     need!(Need::Root);
-    let store = TempStore::with_digests();
+    let store = with_digests();
     four(&store);
     let used = store.lookup(&id(3)).expect("readable").expect("it is there");
     rot(&store.path().join(format!("result/{}/layer/2", id(2))));
