@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 
-use crate::boot::{Durable, Stamp};
+use crate::boot::Durable;
 use crate::layout::META;
 use crate::lease::{InUse, Lease};
 use crate::meta::Meta;
@@ -57,7 +57,7 @@ pub(crate) fn after_reboot(store: &Store) -> Result<(), StoreError> {
     };
     if let Some(durable) = mark {
         drop_results(store, &durable)?;
-        cache::drop_generations(store, |stamp: &Stamp| durable.covers(stamp))?;
+        cache::drop_generations(store, &durable)?;
         // The next mark says that everything older is safe, so none of this may come back.
         store.flush()?;
     }
