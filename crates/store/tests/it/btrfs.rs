@@ -287,7 +287,8 @@ fn five_hundred_steps_stand_on_each_other_and_their_space_comes_back() {
     drop(parent);
     on.store.remove(&id(0), true).expect("nobody uses it");
     let freed = free(&on).saturating_sub(full);
-    assert!(freed >= 45 << 20, "{freed}");
+    // Less what the index took.
+    assert!(freed >= 30 << 20, "{freed}");
 }
 
 /// Writes until there is no room for data and, with `small` files, none for names either.
