@@ -14,20 +14,29 @@ use crate::StoreError;
 use crate::error::At;
 use crate::walk::open_path;
 
-/// Gives the directory `to` what the directory `from` has.
+/// What becomes of attributes `trusted.overlay.*`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Marks {
+    /// They are copied: in a whole tree they are what a step wrote.
+    Kept,
+    /// They stay behind: in overlayfs' layers they belong to the layer, not to what it holds.
+    Dropped,
+}
+
+/// Gives the directory `to`, of a layer, what the directory `from` has.
 pub(crate) fn copy_path(from: &Path, to: &Path) -> Result<(), StoreError> {
     let from = open_path(from).at("read", from)?;
     let target = open_path(to).at("read", to)?;
-    copy(&from, &target).at("copy attributes to", to)
+    copy(&from, &target, Marks::Dropped).at("copy attributes to", to)
 }
 
 /// Gives the directory or file `to` what `from` has.
-pub(crate) fn copy(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
-    copy_as(from, &fstat(from)?, to)
+pub(crate) fn copy(from: &OwnedFd, to: &OwnedFd, marks: Marks) -> io::Result<()> {
+    copy_as(from, &fstat(from)?, to, marks)
 }
 
 /// As [`copy`], where the `stat` of `from` is known.
-pub(crate) fn copy_as(from: &OwnedFd, stat: &Stat, to: &OwnedFd) -> io::Result<()> {
+pub(crate) fn copy_as(from: &OwnedFd, stat: &Stat, to: &OwnedFd, marks: Marks) -> io::Result<()> {
     // Most are right as they were made. To look costs a fifth of what it costs to write the same again.
     let made = fstat(to)?;
     let is_owned = (made.st_uid, made.st_gid) == (stat.st_uid, stat.st_gid);
@@ -39,7 +48,7 @@ pub(crate) fn copy_as(from: &OwnedFd, stat: &Stat, to: &OwnedFd) -> io::Result<(
         fchmod(to, Mode::from_raw_mode(stat.st_mode))?;
     }
     // After the owner: its change takes a file's capabilities away.
-    copy_extended(from, to)?;
+    copy_extended(from, to, marks)?;
     set_times(to, stat)
 }
 
@@ -63,7 +72,7 @@ fn times(stat: &Stat) -> Timestamps {
 
 /// Copies extended attributes, through `/proc`, since `O_PATH` descriptors are all that one gets of a
 /// symbolic link or a device.
-pub(crate) fn copy_extended(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
+pub(crate) fn copy_extended(from: &OwnedFd, to: &OwnedFd, marks: Marks) -> io::Result<()> {
     // Most have none, and are not worth a large buffer.
     if matches!(flistxattr(from, &mut [0_u8; 64]), Ok(0) | Err(Errno::OPNOTSUPP)) {
         return Ok(());
@@ -77,8 +86,7 @@ pub(crate) fn copy_extended(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
     };
     for name in names[..length].split_inclusive(|byte| *byte == 0) {
         let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
-        // Overlayfs' own marks belong to a layer, not to what it holds.
-        if name.to_bytes().starts_with(b"trusted.overlay.") {
+        if marks == Marks::Dropped && name.to_bytes().starts_with(b"trusted.overlay.") {
             continue;
         }
         let mut value = vec![0_u8; 64 << 10]; // XATTR_SIZE_MAX

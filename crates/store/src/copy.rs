@@ -12,9 +12,10 @@ use rustix::fs::{
 use rustix::fs::{Gid, Uid};
 use rustix::io::{self, Errno, pread, pwrite};
 
+use crate::attributes::{self, Marks};
 use crate::parallel::{self, Below};
+use crate::remove;
 use crate::walk::open;
-use crate::{attributes, remove};
 
 /// How the content of a file gets into its copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +49,7 @@ pub(crate) fn tree(from: OwnedFd, to: OwnedFd, content: Content) -> io::Result<(
             }
         }
         // Nothing more is made in it, and what is below it does not change its times.
-        attributes::copy(source, target)?;
+        attributes::copy(source, target, Marks::Kept)?;
         Ok(directories)
     })?;
     links.finish(&from_root)
@@ -156,7 +157,7 @@ impl Entry {
                 // Nobody but the owner gets into a store, so what others may do before the owner is right does not matter.
                 let to = openat(target, name, NOT_FOLLOWED | create, mode & (Mode::RWXU | Mode::RWXG | Mode::RWXO))?;
                 copy_content(handle, &to, stat, content)?;
-                return attributes::copy_as(handle, stat, &to);
+                return attributes::copy_as(handle, stat, &to, Marks::Kept);
             }
             FileType::Symlink => symlinkat(readlinkat(source, name, Vec::new())?, target, name)?,
             kind => mknodat(target, name, *kind, mode, stat.st_rdev)?,
@@ -173,7 +174,7 @@ impl Entry {
             // Not a link, as it was just made.
             chmodat(target, name, mode, AtFlags::empty())?;
         }
-        attributes::copy_extended(handle, &to)?;
+        attributes::copy_extended(handle, &to, Marks::Kept)?;
         attributes::set_times_at(target, name, stat)
     }
 }

@@ -16,7 +16,7 @@ use rustix::io::{self, Errno};
 
 use super::{is_whiteout, whiteout};
 use crate::StoreError;
-use crate::attributes;
+use crate::attributes::{self, Marks};
 use crate::copy::{self, Content};
 use crate::error::At;
 use crate::parallel::{self, Below, Place};
@@ -136,7 +136,7 @@ impl Merge<'_> {
         }
         // Nothing more is made in it, and what is below it does not change its times.
         if let Some((_, highest)) = sources.first() {
-            attributes::copy(highest, target)?;
+            attributes::copy(highest, target, Marks::Dropped)?;
         }
         Ok(directories)
     }

@@ -12,10 +12,11 @@ use rustix::fs::{AtFlags, FileType, Mode, Stat, linkat, mkdirat, unlinkat};
 use rustix::io::Errno;
 
 use super::sides::{Inode, Seen, Step, Trees, Walk, inode};
+use crate::attributes::{self, Marks};
 use crate::copy::{self, Content};
 use crate::error::At;
 use crate::walk::{self, is_directory, kind};
-use crate::{Changes, Root, StoreError, attributes};
+use crate::{Changes, Root, StoreError};
 
 /// Makes `draft`, which equals `changes.below` or is empty, equal to `changes.tree`. Returns how many bytes of files
 /// were written. Errors name entries below `place`.
@@ -103,7 +104,7 @@ impl Target<'_> {
     fn end(&mut self, walk: &mut Walk) -> io::Result<()> {
         let is_touched = self.is_touched.pop().unwrap_or_default();
         if is_touched {
-            attributes::copy(walk.directory(), &self.directory)?;
+            attributes::copy(walk.directory(), &self.directory, Marks::Dropped)?;
             self.remove_foreign(walk, c".")?;
             // On overlayfs this has copied the directories above, too.
             self.touch();

@@ -3,7 +3,7 @@
 //! ```text
 //! NAME/tree/     the tree
 //! NAME/cloned    its time is that when the clone was complete, while a draft (`xfs`)
-//! NAME/parent    the tree that a draft is an overlay over; then there is no `tree` yet (`copy` by hard links)
+//! NAME/below     names the tree that a draft is an overlay over; then there is no `tree` yet (`copy` by hard links)
 //! NAME/layer/    that overlay's writable layer
 //! NAME/work/     its work directory
 //! ```
@@ -111,16 +111,16 @@ impl TreeStore {
     /// Makes a whole tree of a draft that is an overlay.
     fn merge(&self, draft: &Name) -> Result<(), StoreError> {
         let dir = self.layout.tree(draft);
-        let [parent, layer, work] = ["parent", "layer", "work"].map(|name| dir.join(name));
-        let below = match fs::read_to_string(&parent) {
+        let [below, layer, work] = ["below", "layer", "work"].map(|name| dir.join(name));
+        let parent = match fs::read_to_string(&below) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            read => self.layout.root.join(read.at("read", &parent)?),
+            read => self.layout.root.join(read.at("read", &below)?),
         };
-        merge::layers(&[&layer, &below.join("tree")], &dir.join("tree"), Merged::Tree)?;
+        merge::layers(&[&layer, &parent.join("tree")], &dir.join("tree"), Merged::Tree)?;
         for path in [layer, work] {
             remove::below(&self.layout, &path)?;
         }
-        fs::remove_file(&parent).at("remove", &parent)
+        fs::remove_file(&below).at("remove", &below)
     }
 }
 
@@ -136,8 +136,8 @@ impl Backend for TreeStore {
             // The root directory of an overlay shows the attributes of its writable layer's.
             attributes::copy_path(&from_tree, &layer)?;
             let work = self.begin(name, "work")?;
-            let parent = self.layout.tree(name).join("parent");
-            fs::write(&parent, from.as_str()).at("write", &parent)?;
+            let below = self.layout.tree(name).join("below");
+            fs::write(&below, from.as_str()).at("write", &below)?;
             return Ok(Root::Overlay { lower: vec![from_tree], writable: Some((layer, work)) });
         }
         let tree = self.begin(name, "tree")?;
@@ -178,7 +178,7 @@ impl Backend for TreeStore {
     fn open(&self, name: &Name) -> Result<Root, StoreError> {
         let tree = self.tree(name);
         fs::symlink_metadata(&tree).at("open", &tree)?;
-        Ok(Root::Dir(tree))
+        Ok(Root::Sealed(tree))
     }
 
     fn needs(&self, _name: &Name) -> Result<Vec<Name>, StoreError> {

@@ -19,7 +19,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::error::At;
-use crate::layout::Layout;
+use crate::layout::{Layout, META};
 use crate::{Backend, Name, Root, Space, StoreError, remove};
 
 use command::{Complaint, Kind, Verb};
@@ -140,20 +140,25 @@ impl ZfsStore {
             match Verb::Destroy(&dataset).run() {
                 Err(Complaint { kind: Kind::Missing, .. }) | Ok(_) => return Ok(true),
                 Err(Complaint { kind: Kind::Busy, .. }) => return Ok(false),
-                Err(Complaint { kind: Kind::HasClones, .. }) => self.give_up(&dataset)?,
+                Err(Complaint { kind: Kind::HasClones, .. }) if self.give_up(&dataset)? => {}
+                Err(Complaint { kind: Kind::HasClones, .. }) => return Ok(false),
                 Err(complaint) => return Err(complaint.into_error(&self.layout.root, &self.dataset)),
             }
         }
     }
 
-    /// Makes the clones of a dataset independent of it. The first gets the snapshot, and the others with it.
-    fn give_up(&self, dataset: &str) -> Result<(), StoreError> {
+    /// Makes the clones of a dataset independent of it: the first gets the snapshot, and the others with it. Returns false
+    /// if someone has the snapshot mounted.
+    fn give_up(&self, dataset: &str) -> Result<bool, StoreError> {
         let listed = self.run(&Verb::Clones(dataset))?;
-        let clones = listed.split(['\n', ',']).filter(|name| !name.is_empty() && *name != "-");
-        for clone in clones.take(1) {
-            self.run(&Verb::Promote(clone))?;
+        let mut clones = listed.split(['\n', ',']).filter(|name| !name.is_empty() && *name != "-");
+        let Some(clone) = clones.next() else { return Ok(true) };
+        match Verb::Promote(clone).run() {
+            Err(Complaint { kind: Kind::Busy, .. }) => Ok(false),
+            // It went meanwhile: look again.
+            Err(Complaint { kind: Kind::Missing, .. }) | Ok(_) => Ok(true),
+            Err(complaint) => Err(complaint.into_error(&self.layout.root, &self.dataset)),
         }
-        Ok(())
     }
 }
 
@@ -225,7 +230,18 @@ impl Backend for ZfsStore {
     }
 
     fn remove(&self, name: &Name) -> Result<(), StoreError> {
-        match remove::to_trash(&self.layout, &self.layout.tree(name))? {
+        let directory = self.layout.tree(name);
+        let place = match remove::to_trash(&self.layout, &directory) {
+            // Even a rename needs room, but destroying does not. First goes what makes it a result.
+            Err(StoreError::DiskFull { .. }) => {
+                let _ = fs::remove_file(directory.join(META));
+                self.destroy(&directory)?;
+                self.flush()?;
+                remove::to_trash(&self.layout, &directory)?
+            }
+            place => place?,
+        };
+        match place {
             Some(place) if self.destroy(&place)? => remove::delete(&self.layout, &place),
             _ => Ok(()),
         }

@@ -64,7 +64,7 @@ impl Sizes {
     /// For a machine as one develops on.
     pub const FULL: Self = Self { chain: 500, children: 200, line: 60, directories: 1_500 };
     /// For an emulated machine.
-    pub const SLOW_MACHINE: Self = Self { chain: 60, children: 30, line: 20, directories: 300 };
+    pub const SLOW_MACHINE: Self = Self { chain: 15, children: 8, line: 8, directories: 60 };
 }
 
 /// The suite, fitted to a kind of store.
