@@ -12,6 +12,7 @@ mod fixture;
 mod helper;
 mod hostile;
 mod lease;
+mod many;
 mod prune;
 mod repair;
 mod result;
