@@ -109,6 +109,7 @@ impl Suite<'_> {
             for (name, check) in story {
                 let case_now = case.get_or_insert_with(|| Case::new(fresh(), self));
                 kind = case_now.kind();
+                eprintln!("{kind}: {name}");
                 if catch_unwind(AssertUnwindSafe(|| check(case_now))).is_err() {
                     eprintln!("{kind} failed {name}");
                     failed.push(*name);
