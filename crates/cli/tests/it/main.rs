@@ -8,6 +8,7 @@ mod env;
 mod exit_codes;
 mod export;
 mod hostile;
+mod kinds;
 mod operations;
 mod output;
 mod processes;
