@@ -6,7 +6,7 @@ DEMO_PACKAGES = $(BUILD_PACKAGES) mmdebstrap ca-certificates
 # busybox: base images of tests. mkfs: stores on real filesystems. skopeo, umoci: images made and unpacked by others.
 # buildah, docker.io, podman: programs that keep images. docker-registry: a registry, also with certificates, made by openssl.
 TEST_PACKAGES = $(BUILD_PACKAGES) buildah busybox-static mmdebstrap ca-certificates docker-registry docker.io e2fsprogs \
-	mount openssl podman procps runc skopeo umoci util-linux xfsprogs xz-utils zstd
+	mount openssl podman procps runc skopeo strace umoci util-linux xfsprogs xz-utils zstd
 BENCH_PACKAGES = $(DEMO_PACKAGES) buildah curl docker-registry docker.io runc python3 skopeo time umoci
 
 .PHONY: all demo test check bench
