@@ -3,10 +3,11 @@
 # What a C library in a crate needs to compile.
 BUILD_PACKAGES = gcc libc6-dev make
 DEMO_PACKAGES = $(BUILD_PACKAGES) mmdebstrap ca-certificates
-# busybox: base images of tests. mkfs: stores on real filesystems. skopeo, umoci: images made and unpacked by others.
+# busybox: base images of tests. mkfs: stores on real filesystems. binutils, qemu: a guest that has ZFS, compiled for it.
+# strace: dying between two system calls. skopeo, umoci: images made and unpacked by others.
 # buildah, docker.io, podman: programs that keep images. docker-registry: a registry, also with certificates, made by openssl.
-TEST_PACKAGES = $(BUILD_PACKAGES) buildah busybox-static mmdebstrap ca-certificates docker-registry docker.io e2fsprogs \
-	mount openssl podman procps runc skopeo strace umoci util-linux xfsprogs xz-utils zstd
+TEST_PACKAGES = $(BUILD_PACKAGES) binutils btrfs-progs buildah busybox-static mmdebstrap ca-certificates docker-registry \
+	docker.io e2fsprogs mount openssl podman procps qemu-system-x86 runc skopeo strace umoci util-linux xfsprogs xz-utils zstd
 BENCH_PACKAGES = $(DEMO_PACKAGES) buildah curl docker-registry docker.io runc python3 skopeo time umoci
 
 .PHONY: all demo test check bench
@@ -22,6 +23,7 @@ demo:
 test:
 	scripts/need-packages $(TEST_PACKAGES)
 	scripts/need-cargo nextest
+	[ "$$(id -u)" -ne 0 ] || scripts/guest/make
 	cargo nextest run --workspace --locked
 	cargo test --workspace --locked --doc
 	scripts/check-docs

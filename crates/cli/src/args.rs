@@ -10,8 +10,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use kiln_image::{ImageName, Platform};
 use kiln_store::CopyMode;
 
+use crate::config::Policy;
 use crate::output::{self, OutputTo};
-use crate::settings::{KILN_REGISTRIES, KILN_STORE, REGISTRY_AUTH_FILE};
+use crate::settings::{KILN_CONFIG, KILN_REGISTRIES, KILN_STORE, REGISTRY_AUTH_FILE};
 
 /// Sandboxed, cached builds.
 #[derive(Debug, Parser)]
@@ -39,17 +40,24 @@ pub(crate) enum Command {
     Ls(Ls),
     /// Removes results
     Rm(Rm),
-    /// Removes results until the given limits hold, those used longest ago first
+    /// Removes results until limits hold, those used longest ago first
     Prune(Prune),
+    /// Keeps results, and what they stand on, from being removed
+    Pin(Pin),
+    /// Takes a pin back
+    Unpin(Pin),
+    /// Copies, checks and repairs whole stores
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Prints a spec in canonical form
     Fmt(Fmt),
     /// Checks specs without building them
     Check(Check),
     /// Prints the Dockerfile that does what a spec does
     Dockerfile(Dockerfile),
-    /// Marks what is stored as safely on the disk; `build` starts this by itself
+    /// Marks what is stored as safely on the disk and prunes; `build` starts this by itself
     #[command(hide = true)]
-    MarkDurable(StoreArgs),
+    Maintain(Maintain),
 }
 
 #[derive(Debug, Args)]
@@ -95,6 +103,14 @@ pub(crate) struct RegistryArgs {
     /// ~/.config/kiln/registries.toml]
     #[arg(long, value_name = "FILE", env = KILN_REGISTRIES, hide_env_values = true)]
     pub(crate) registries: Option<PathBuf>,
+}
+
+/// Files of settings.
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArgs {
+    /// Settings, see docs/stores.md [default: /etc/kiln/config.toml and ~/.config/kiln/config.toml]
+    #[arg(long, value_name = "FILE", env = KILN_CONFIG, hide_env_values = true)]
+    pub(crate) config: Option<PathBuf>,
 }
 
 /// Where a result goes besides the store.
@@ -170,6 +186,8 @@ pub(crate) struct Build {
     pub(crate) file: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) store: StoreArgs,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
     /// How many steps may run at once [default: the number of processors]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) jobs: Option<u16>,
@@ -179,6 +197,9 @@ pub(crate) struct Build {
     /// Makes every step anew and replaces what was stored
     #[arg(long)]
     pub(crate) no_cache: bool,
+    /// Keeps a digest of the tree of every result that is made, for `kiln store verify --deep`
+    #[arg(long)]
+    pub(crate) verify: bool,
     /// Asks again what references without a digest stand for
     #[arg(long)]
     pub(crate) pull: bool,
@@ -248,10 +269,29 @@ pub(crate) struct Prune {
     pub(crate) dry_run: bool,
     #[command(flatten)]
     pub(crate) store: StoreArgs,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
 }
 
 #[derive(Debug, Args)]
-#[group(required = true, multiple = true)]
+pub(crate) struct Maintain {
+    #[command(flatten)]
+    pub(crate) limits: PruneLimits,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Pin {
+    /// Ids, or how they start
+    #[arg(required = true, value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) ids: Vec<String>,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+}
+
+/// Without any of these, the settings say.
+#[derive(Debug, Args)]
 pub(crate) struct PruneLimits {
     /// Bytes of all results together, as 20G
     #[arg(long, value_name = "SIZE", value_parser = size)]
@@ -259,15 +299,26 @@ pub(crate) struct PruneLimits {
     /// What the filesystem shall have free: a size, or a share as 20%
     #[arg(long, value_name = "SIZE|SHARE", value_parser = free)]
     pub(crate) keep_free: Option<Free>,
-    /// Results not used for so long go, as 30d
+    /// Results and caches not used for so long go, as 30d
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub(crate) max_age: Option<Duration>,
     /// How many results may stay
     #[arg(long, value_name = "N")]
     pub(crate) max_items: Option<usize>,
-    /// Removes everything that is not in use
+    /// Removes everything that is neither in use nor pinned, caches too
     #[arg(long)]
     pub(crate) all: bool,
+}
+
+impl PruneLimits {
+    /// Returns what is given.
+    pub(crate) fn policy(&self) -> Policy {
+        let Self { max_size, keep_free, max_age, max_items, all } = *self;
+        match all {
+            true => Policy { max_items: Some(0), max_age: Some(Duration::ZERO), ..Policy::default() },
+            false => Policy { keep_free, max_size, max_age, max_items },
+        }
+    }
 }
 
 /// A share of a filesystem.
@@ -277,16 +328,17 @@ pub(crate) enum Free {
     Percent(u8),
 }
 
-fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     // As people and tools of this trade mean it: G is 2^30.
     let binary = match text.as_bytes().last() {
         Some(b'k' | b'K' | b'M' | b'G' | b'T') => format!("{text}iB"),
         _ => text.to_owned(),
     };
-    binary.parse::<bytesize::ByteSize>().map(|size| size.as_u64())
+    let size = binary.parse::<bytesize::ByteSize>().map_err(|_| format!("`{text}` is not a size, as 20G is"))?;
+    Ok(size.as_u64())
 }
 
-fn free(text: &str) -> Result<Free, String> {
+pub(crate) fn free(text: &str) -> Result<Free, String> {
     match text.strip_suffix('%') {
         Some(percent) => match percent.parse() {
             Ok(percent @ 0..=100) => Ok(Free::Percent(percent)),
@@ -294,6 +346,44 @@ fn free(text: &str) -> Result<Free, String> {
         },
         None => size(text).map(Free::Bytes),
     }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoreCommand {
+    /// Copies everything of a store that is not in another one, of whatever kinds they are
+    Copy(StoreCopy),
+    /// Looks whether results can be used, and removes those that cannot, with what stands on them
+    Verify(StoreVerify),
+    /// Makes directories and the index anew and removes what dead processes left; see `verify` for the results
+    Repair(StoreArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StoreCopy {
+    /// The store to copy, as `overlayfs:PATH` or `auto:PATH`; it stays as it is
+    #[arg(value_name = "FROM")]
+    pub(crate) from: String,
+    /// The store to copy to, made if there is none
+    #[arg(value_name = "TO")]
+    pub(crate) to: String,
+    /// What the trees share if TO is a `copy:` store; `rsync:` is another name of such stores
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub(crate) rsync_mode: Option<RsyncMode>,
+    /// Shows nothing but errors
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StoreVerify {
+    /// Reads all files too, and compares them with the digests of `kiln build --verify`
+    #[arg(long)]
+    pub(crate) deep: bool,
+    /// Says what is broken and removes nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
 }
 
 #[derive(Debug, Args)]

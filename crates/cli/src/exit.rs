@@ -61,7 +61,7 @@ pub(crate) enum Failure {
     Registry(#[source] RegistryError),
     /// Without the line itself: it may hold a password that does not belong there.
     #[error("{}:{line}:{column}: {reason}", path.display())]
-    ParseRegistries { path: PathBuf, line: usize, column: usize, reason: String },
+    ParseConfig { path: PathBuf, line: usize, column: usize, reason: String },
     #[error("{} cannot be used", path.display())]
     BadRegistries {
         path: PathBuf,
@@ -72,6 +72,13 @@ pub(crate) enum Failure {
     SourceDateEpoch { value: OsString },
     #[error("cannot export {what}: {reason}")]
     CannotExport { what: String, reason: &'static str },
+    #[error("no limit is given, and no settings say one")]
+    NoPolicy,
+    #[error("cancelled")]
+    Cancelled,
+    /// What was said before tells more.
+    #[error("{0}")]
+    Damaged(String),
     #[error("cannot start the runtime")]
     Runtime(#[source] io::Error),
     #[error("cannot write to standard output")]
@@ -91,13 +98,14 @@ impl Failure {
             Self::Store(
                 StoreError::BadLocation { .. } | StoreError::NoSuchResult(_) | StoreError::Ambiguous { .. },
             ) => Fault::Usage,
-            Self::Store(StoreError::HasChildren { .. } | StoreError::InUse(_)) | Self::NotCanonical { .. } => {
-                Fault::Build
-            }
+            Self::Store(StoreError::HasChildren { .. } | StoreError::InUse(_) | StoreError::Pinned(_))
+            | Self::NotCanonical { .. }
+            | Self::Damaged(_) => Fault::Build,
             Self::Export { source, .. } if source.is_cancelled() => Fault::Cancelled,
             Self::Export { source, .. } if source.is_users_fault() => Fault::Usage,
             Self::Registry(error) if error.is_users_fault() => Fault::Usage,
-            Self::ParseRegistries { .. } | Self::BadRegistries { .. } => Fault::Usage,
+            Self::ParseConfig { .. } | Self::BadRegistries { .. } | Self::NoPolicy => Fault::Usage,
+            Self::Cancelled => Fault::Cancelled,
             Self::SourceDateEpoch { .. } | Self::CannotExport { .. } => Fault::Usage,
             Self::Export { .. } | Self::Registry(_) => Fault::Host,
             Self::Spec(_) | Self::Secret { .. } | Self::NoHome | Self::HasComments { .. } => Fault::Usage,
@@ -120,6 +128,10 @@ impl Failure {
             Self::Read { path, .. } if path.ends_with(DEFAULT_SPEC) => {
                 Some("the spec is looked for there unless `--file` names another".to_owned())
             }
+            Self::NoPolicy => Some(
+                "give one, as `--max-size 20G`, or write `[prune]` and `max_size = \"20G\"` to /etc/kiln/config.toml"
+                    .to_owned(),
+            ),
             Self::HasComments { .. } => Some("keep a remark in the spec itself with `(comment \"…\")`".to_owned()),
             _ => None,
         }

@@ -1,14 +1,14 @@
 //! Everything that is read from the environment, and the defaults, each beside its reason.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use kiln_image::{HostSettings, Notices, Proxies, RegistrySettings};
 use kiln_store::{Location, Store};
 use serde::Deserialize;
 
-use crate::args::{RegistryArgs, StoreArgs};
+use crate::args::{RegistryArgs, RsyncMode, StoreArgs};
+use crate::config;
 use crate::exit::Failure;
 
 /// Selects diagnostics, as `tracing_subscriber::EnvFilter` has it.
@@ -20,6 +20,8 @@ pub(crate) const KILN_STORE: &str = "KILN_STORE";
 pub(crate) const REGISTRY_AUTH_FILE: &str = "REGISTRY_AUTH_FILE";
 /// The file with mirrors and insecure registries, unless `--registries` is given.
 pub(crate) const KILN_REGISTRIES: &str = "KILN_REGISTRIES";
+/// The file with settings, unless `--config` is given.
+pub(crate) const KILN_CONFIG: &str = "KILN_CONFIG";
 /// Seconds since 1970: no time in an exported image is later. See reproducible-builds.org.
 const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
 
@@ -35,18 +37,22 @@ fn default_store() -> Result<PathBuf, Failure> {
     data.map(|data| data.join("kiln")).ok_or(Failure::NoHome)
 }
 
-fn directory(variable: &str) -> Option<PathBuf> {
+pub(crate) fn directory(variable: &str) -> Option<PathBuf> {
     std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 /// Opens the store that `--store` or the environment names.
 pub(crate) fn open_store(arguments: &StoreArgs) -> Result<Store, Failure> {
-    let location = Location::parse(&arguments.store, &default_store()?)?;
-    let location = match arguments.rsync_mode {
+    Ok(Store::open(&location(&arguments.store, arguments.rsync_mode)?)?)
+}
+
+/// Returns which store a text stands for.
+pub(crate) fn location(text: &str, rsync_mode: Option<RsyncMode>) -> Result<Location, Failure> {
+    let location = Location::parse(text, &default_store()?)?;
+    Ok(match rsync_mode {
         Some(mode) => location.with_copy_mode(mode.into())?,
         None => location,
-    };
-    Ok(Store::open(&location)?)
+    })
 }
 
 /// How many steps run at once unless told otherwise: as many as there are processors.
@@ -83,18 +89,13 @@ pub(crate) fn registries(arguments: &RegistryArgs, notices: Notices) -> Result<R
         return Err(Failure::Read { path: file.clone(), source });
     }
     let mut hosts = BTreeMap::new();
-    if let Some(file) = &arguments.registries {
-        hosts = read_registries(file)?;
-    } else {
-        let config =
-            directory("XDG_CONFIG_HOME").or_else(|| in_home(".config")).map(|dir| dir.join("kiln/registries.toml"));
-        // What the user says of a host replaces what the system says of it.
-        for file in [Some(PathBuf::from("/etc/kiln/registries.toml")), config].into_iter().flatten() {
-            match read_registries(&file) {
-                Err(Failure::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
-                read => hosts.extend(read?),
-            }
+    // What the user says of a host replaces what the system says of it.
+    for (path, Registries { host }) in config::read(arguments.registries.as_deref(), "registries.toml")? {
+        for (host, settings) in &host {
+            let bad = |source| Failure::BadRegistries { path: path.clone(), source };
+            settings.check(host).map_err(bad)?;
         }
+        hosts.extend(host);
     }
     // Lower case first: a web server's environment may hold an `HTTP_PROXY` of a stranger (CVE-2016-5385), and curl sets the custom.
     let proxy =
@@ -110,21 +111,6 @@ pub(crate) fn registries(arguments: &RegistryArgs, notices: Notices) -> Result<R
         notices,
         ..RegistrySettings::default()
     })
-}
-
-fn read_registries(file: &Path) -> Result<BTreeMap<String, HostSettings>, Failure> {
-    let text = std::fs::read_to_string(file).map_err(|source| Failure::Read { path: file.to_owned(), source })?;
-    let path = || file.to_owned();
-    let registries: Registries = toml::from_str(&text).map_err(|error| {
-        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
-        let in_line = before.rsplit('\n').next().unwrap_or_default();
-        let (line, column) = (1 + before.matches('\n').count(), 1 + in_line.chars().count());
-        Failure::ParseRegistries { path: path(), line, column, reason: error.message().replace('\n', "; ") }
-    })?;
-    for (host, settings) in &registries.host {
-        settings.check(host).map_err(|source| Failure::BadRegistries { path: path(), source })?;
-    }
-    Ok(registries.host)
 }
 
 /// The latest time that an exported image may hold, if the environment says one.

@@ -138,9 +138,29 @@ pub enum Root {
         /// The writable layer and its work directory; none for a sealed tree.
         writable: Option<(PathBuf, PathBuf)>,
     },
+    /// A filesystem of its own.
+    Filesystem {
+        /// What the kernel calls it: `zfs`.
+        kind: &'static str,
+        /// What is to be mounted.
+        source: String,
+        /// For reading only.
+        is_sealed: bool,
+    },
 }
 
 impl Root {
+    /// Returns how to read a draft that nobody writes to any more. As it is, it could not be mounted again.
+    pub(crate) fn read_only(&self) -> Self {
+        match self {
+            Self::Overlay { lower, writable: Some((upper, _)) } => {
+                let lower = std::iter::once(upper).chain(lower).cloned().collect();
+                Self::Overlay { lower, writable: None }
+            }
+            whole => whole.clone(),
+        }
+    }
+
     /// Returns a mount of the tree that is attached nowhere: it can be walked through this
     /// descriptor, or attached in another mount namespace with `move_mount(2)`. It is gone with
     /// the last descriptor and the last namespace that hold it, so nothing is left after a crash.
@@ -152,6 +172,9 @@ impl Root {
         match self {
             Self::Dir(path) => mount::directory(path, Access::Write),
             Self::Sealed(path) => mount::directory(path, Access::Read),
+            Self::Filesystem { kind, source, is_sealed } => {
+                mount::filesystem(kind, source, if *is_sealed { Access::Read } else { Access::Write })
+            }
             Self::Overlay { lower, writable } => {
                 mount::overlay(lower, writable.as_ref().map(|(upper, work)| (upper.as_path(), work.as_path())))
             }

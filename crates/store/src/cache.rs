@@ -53,7 +53,11 @@ impl Store {
     ///
     /// The filesystem fails; nothing is left then.
     pub fn begin_cache(&self, name: &[u8], owner: (u32, u32)) -> Result<CacheDraft, StoreError> {
-        let cache = escape(name);
+        self.begin_cache_as(escape(name), owner)
+    }
+
+    /// As [`Store::begin_cache`], by the name of the cache's directory.
+    pub(crate) fn begin_cache_as(&self, cache: String, owner: (u32, u32)) -> Result<CacheDraft, StoreError> {
         let draft = Name::cache_draft(&remove::unique());
         let base = self.latest_in_use(&cache)?;
         // Whoever sweeps waits here, so that it never sees the copy before its lock is taken.
@@ -164,7 +168,7 @@ impl Store {
         Ok(found)
     }
 
-    fn generations(&self, cache: &str) -> Result<Vec<u64>, StoreError> {
+    pub(crate) fn generations(&self, cache: &str) -> Result<Vec<u64>, StoreError> {
         let directory = self.layout.cache(cache);
         let entries = match fs::read_dir(&directory) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -179,12 +183,12 @@ impl Store {
         Ok(generations)
     }
 
-    fn latest(&self, cache: &str) -> Result<Option<u64>, StoreError> {
+    pub(crate) fn latest(&self, cache: &str) -> Result<Option<u64>, StoreError> {
         Ok(self.generations(cache)?.pop())
     }
 
     /// Returns the latest generation, locked against removal.
-    fn latest_in_use(&self, cache: &str) -> Result<Option<(u64, InUse)>, StoreError> {
+    pub(crate) fn latest_in_use(&self, cache: &str) -> Result<Option<(u64, InUse)>, StoreError> {
         loop {
             let Some(latest) = self.latest(cache)? else { return Ok(None) };
             // Gone in between: then there is a newer one.
@@ -194,6 +198,20 @@ impl Store {
                 return Ok(Some((latest, in_use)));
             }
         }
+    }
+
+    /// Removes a generation and later ones, which may stand on it, until one is in use. Returns how many.
+    pub(crate) fn drop_cache_from(&self, cache: &str, first: u64) -> Result<usize, StoreError> {
+        let lock = lock(&self.layout.cache(cache), FlockOperation::LockExclusive)?;
+        let mut gone = Vec::new();
+        for generation in self.generations(cache)?.into_iter().rev().take_while(|generation| *generation >= first) {
+            let name = Name::cache(cache, generation);
+            let Some(_claim) = InUse::claim(&self.layout.tree(&name))? else { break };
+            gone.push(self.vanish(&name)?);
+        }
+        drop(lock);
+        gone.iter().try_for_each(|name| self.backend.remove(name))?;
+        Ok(gone.len())
     }
 
     /// Takes the generations before `latest` that neither it nor a step that runs stands on out of sight, and returns

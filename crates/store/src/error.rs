@@ -76,6 +76,17 @@ pub enum StoreError {
         #[source]
         source: serde_json::Error,
     },
+    /// A result's tree has another digest than it was committed with.
+    #[error("the tree of result {0} is not what it was when it was committed")]
+    TreeChanged(Id),
+    /// What a result was made from is gone.
+    #[error("result {id} stands on {parent}, which is not there")]
+    NoParent {
+        /// The result.
+        id: Id,
+        /// What it was made from.
+        parent: Id,
+    },
     /// No result has this id.
     #[error("no result {0}")]
     NoSuchResult(String),

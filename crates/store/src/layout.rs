@@ -101,6 +101,11 @@ impl Layout {
         self.failures().join(id.to_string())
     }
 
+    /// Where a failure is written, before it is in its place.
+    pub(crate) fn new_failure(&self, id: &Id) -> PathBuf {
+        self.failures().join(format!(".{id}"))
+    }
+
     pub(crate) fn cache(&self, escaped: &str) -> PathBuf {
         self.caches().join(escaped)
     }

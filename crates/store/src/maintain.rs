@@ -28,7 +28,7 @@ impl Store {
             true => Pruned::default(),
             false => self.prune(limits, now, false)?,
         };
-        recover::said("the trash", remove::empty_trash(&self.layout));
+        recover::said("the trash", remove::empty_trash(self));
         Ok(Some(pruned))
     }
 }

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Id;
 use crate::boot::Stamp;
+use crate::{Id, TreeDigest};
 
 /// The description of a result, kept beside its tree. Everything else that is known of results is
 /// derived from these files.
@@ -19,6 +19,9 @@ pub struct Meta {
     pub created_ms: u64,
     /// What this result alone occupies; `None` where the filesystem knows only later.
     pub size_bytes: Option<u64>,
+    /// What its tree was when it was committed, if the store was to take digests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tree_digest: Option<TreeDigest>,
     /// When it was committed, for the durable mark.
     #[serde(flatten)]
     pub(crate) stamp: Stamp,
@@ -41,7 +44,7 @@ pub(crate) const FORMAT: u32 = 1;
 impl Meta {
     pub(crate) fn new(description: Description, parent: Option<Id>, size_bytes: Option<u64>, stamp: Stamp) -> Self {
         let Description { summary, detail } = description;
-        Self { format: FORMAT, parent, summary, created_ms: unix_ms(), size_bytes, stamp, detail }
+        Self { format: FORMAT, parent, summary, created_ms: unix_ms(), size_bytes, tree_digest: None, stamp, detail }
     }
 
     /// Parses a description; an unknown format is an error.

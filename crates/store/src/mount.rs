@@ -42,6 +42,21 @@ pub(crate) fn directory(path: &Path, access: Access) -> io::Result<OwnedFd> {
     Ok(mounted)
 }
 
+/// Returns a detached mount of the filesystem `source` of a kind that the kernel knows.
+pub(crate) fn filesystem(kind: &str, source: &str, access: Access) -> io::Result<OwnedFd> {
+    use rustix::mount::{fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen};
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let context = &context;
+    fsconfig_set_string(context, "source", source)?;
+    let mut attributes = MountAttrFlags::MOUNT_ATTR_NODEV;
+    if access == Access::Read {
+        fsconfig_set_flag(context, "ro")?;
+        attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
+    }
+    fsconfig_create(context)?;
+    Ok(fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
+}
+
 /// Returns a detached overlay of `lower` (topmost first) with the writable layer and work directory.
 pub(crate) fn overlay(lower: &[impl AsRef<Path>], writable: Option<(&Path, &Path)>) -> io::Result<OwnedFd> {
     if let ([only], None) = (lower, writable) {

@@ -1,24 +1,40 @@
 //! Which backend serves a store: the kind that it has, or for a new one the kind that was asked for or fits best.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::error::At;
 use crate::layout::Layout;
 use crate::prepare::{self, Age};
-use crate::{Backend, BtrfsStore, Kind, Location, OverlayfsStore, StoreError, filesystem};
+use crate::{Backend, BtrfsStore, CopyMode, Kind, Location, OverlayfsStore, StoreError, TreeStore, ZfsStore, zfs};
 
 /// Finds or makes the store at `location`.
 pub(crate) fn open(location: &Location) -> Result<(Layout, Box<dyn Backend>), StoreError> {
     let layout = Layout { root: directory(location)? };
     let backend = match prepare::look(&layout)? {
-        Age::Old(found) => backend(location, agree(location, found, &layout)?, &layout, false)?,
+        Age::Old(found) => {
+            let kind = agree(location, found, &layout)?;
+            backend(kind, &layout, kind != found)?
+        }
+        Age::Nameless => return Err(nameless(&layout)),
         Age::New => prepare::make(&layout, || choose(location, &layout))?,
     };
     Ok((layout, backend))
 }
 
-fn directory(location: &Location) -> Result<PathBuf, StoreError> {
+/// Returns what is wrong with a store whose kind is not known.
+pub(crate) fn nameless(layout: &Layout) -> StoreError {
+    let root = &layout.root;
+    let found =
+        format!("its `state/format` is gone; with its kind, `kiln store repair KIND:{}` writes it", root.display());
+    StoreError::Format { path: root.clone(), found }
+}
+
+/// Returns the directory of the store at `location`.
+pub(crate) fn directory(location: &Location) -> Result<PathBuf, StoreError> {
     let place = &location.place;
+    if location.kind == Kind::Zfs {
+        return zfs::directory(place);
+    }
     std::path::absolute(place).at("find", place)
 }
 
@@ -34,31 +50,37 @@ fn agree(location: &Location, found: Kind, layout: &Layout) -> Result<Kind, Stor
     }
 }
 
+/// What a new store may be if nobody says of what kind it is to be, the best first.
+const CHOICE: [Kind; 4] = [Kind::Overlayfs, Kind::Btrfs, Kind::Xfs, Kind::Copy(CopyMode::Copy)];
+
 /// Returns the kind of a new store and its backend.
 fn choose(location: &Location, layout: &Layout) -> Result<(Kind, Box<dyn Backend>), StoreError> {
-    let kind = match location.kind {
-        Kind::Auto => best(&layout.root)?,
-        kind => kind,
-    };
-    Ok((kind, backend(location, kind, layout, true)?))
+    let open = |kind| Ok((kind, backend(kind, layout, true)?));
+    if location.kind != Kind::Auto {
+        return open(location.kind);
+    }
+    let mut refused = None;
+    for kind in CHOICE {
+        match open(kind) {
+            Err(error @ StoreError::Unfit { .. }) => {
+                tracing::debug!(%error, "not the best kind of store");
+                refused.get_or_insert(error);
+            }
+            done => return done,
+        }
+    }
+    // The reason why not the best is the one worth knowing.
+    Err(refused.expect("there is a choice"))
 }
 
-/// Returns the kind that the filesystem of `root` serves best.
-fn best(root: &Path) -> Result<Kind, StoreError> {
-    let stat = rustix::fs::statfs(root).at("look at", root)?;
-    Ok(if filesystem::is_btrfs(&stat) { Kind::Btrfs } else { Kind::Overlayfs })
-}
-
-fn backend(location: &Location, kind: Kind, layout: &Layout, is_new: bool) -> Result<Box<dyn Backend>, StoreError> {
+/// Returns the backend. With `is_new`, what it needs is tried first.
+fn backend(kind: Kind, layout: &Layout, is_new: bool) -> Result<Box<dyn Backend>, StoreError> {
     let root = &layout.root;
     Ok(match kind {
         Kind::Overlayfs => Box::new(OverlayfsStore::open(root, is_new)?),
         Kind::Btrfs => Box::new(BtrfsStore::open(root, is_new)?),
-        Kind::Auto | Kind::Zfs | Kind::Xfs | Kind::Copy(_) => {
-            return Err(StoreError::BadLocation {
-                text: location.to_string(),
-                reason: "not supported yet; use `overlayfs:/path` or `btrfs:/path`".to_owned(),
-            });
-        }
+        Kind::Zfs => Box::new(ZfsStore::open(root, is_new)?),
+        Kind::Xfs | Kind::Copy(_) => Box::new(TreeStore::open(root, kind, is_new)?),
+        Kind::Auto => unreachable!("a kind was chosen, or read"),
     })
 }

@@ -18,6 +18,8 @@ use crate::{Kind, StoreError};
 pub(crate) enum Age {
     /// It is, of this kind.
     Old(Kind),
+    /// It is, but the file that says of what kind is gone.
+    Nameless,
     /// It is empty, does not exist, or someone is making or once began to make a store there.
     New,
 }
@@ -52,23 +54,34 @@ pub(crate) fn look(layout: &Layout) -> Result<Age, StoreError> {
             return foreign("the directory is not empty, and no store".into());
         }
     }
-    Ok(Age::New)
+    let holds_something = |path: &Path| fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
+    let is_used = [layout.results(), layout.caches()].iter().any(|path| holds_something(path));
+    Ok(if is_used { Age::Nameless } else { Age::New })
 }
 
-/// Makes a store of a directory that is none, of the kind that `fits` returns, and returns what else that returns. Of
-/// several that make one, each calls `fits`, in turn.
-pub(crate) fn make<T>(layout: &Layout, fits: impl FnOnce() -> Result<(Kind, T), StoreError>) -> Result<T, StoreError> {
+/// Makes the directories that every store has, as far as they are missing.
+pub(crate) fn make_directories(layout: &Layout) -> Result<(), StoreError> {
     // Trees hold set-user-id programs of strangers: nobody but the owner may reach them. Not even if the
     // store's directory itself was made by someone more generous.
     let mut private = fs::DirBuilder::new();
     private.recursive(true).mode(0o700);
     private.create(&layout.root).at("create the store", &layout.root)?;
-    for directory in layout.directories() {
-        private.create(&directory).at("create", &directory)?;
-    }
+    layout.directories().iter().try_for_each(|directory| private.create(directory).at("create", directory))
+}
+
+/// Makes a store of a directory that is none, of the kind that `fits` returns, and returns what else that returns. Of
+/// several that make one, each calls `fits`, in turn.
+pub(crate) fn make<T>(layout: &Layout, fits: impl FnOnce() -> Result<(Kind, T), StoreError>) -> Result<T, StoreError> {
+    make_directories(layout)?;
     let _lock = lock(&layout.root.join("state"), FlockOperation::LockExclusive)?;
     let (kind, fitting) = fits().inspect_err(|_| leave(layout))?;
     // Last, so that a store on an unfit filesystem is refused again the next time.
+    write_format(layout, kind)?;
+    Ok(fitting)
+}
+
+/// Writes down that this is a store, and of what kind.
+pub(crate) fn write_format(layout: &Layout, kind: Kind) -> Result<(), StoreError> {
     let (new, format) = (layout.state("format.new"), layout.state("format"));
     let write = || -> io::Result<()> {
         let mut out = File::create(&new)?;
@@ -76,8 +89,7 @@ pub(crate) fn make<T>(layout: &Layout, fits: impl FnOnce() -> Result<(Kind, T), 
         out.sync_all()?;
         fs::rename(&new, &format)
     };
-    write().at("write", &format)?;
-    Ok(fitting)
+    write().at("write", &format)
 }
 
 /// Takes away the directories of a store that was not to be. What someone else put there stays.

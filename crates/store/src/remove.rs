@@ -7,31 +7,34 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, FlockOperation, Mode, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
-use crate::StoreError;
 use crate::btrfs;
 use crate::error::At;
 use crate::layout::Layout;
 use crate::lease::try_lock;
 use crate::walk::DIRECTORY;
+use crate::{Name, Store, StoreError};
 
 /// Removes the directory `dir` of the store: gone by one rename, then deleted. Success if it does
 /// not exist.
 pub(crate) fn tree(layout: &Layout, dir: &Path) -> Result<(), StoreError> {
+    let Some(place) = to_trash(layout, dir)? else { return Ok(()) };
+    // Whoever opens the store meanwhile need not help.
+    let _busy = busy(layout, FlockOperation::NonBlockingLockShared)?;
+    delete(layout, &place)
+}
+
+/// Renames the directory `dir` of the store into the trash and returns where it is now; `None` if it does not exist.
+pub(crate) fn to_trash(layout: &Layout, dir: &Path) -> Result<Option<PathBuf>, StoreError> {
     let place = layout.trash().join(unique());
     match fs::rename(dir, &place) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        renamed => {
-            renamed.at("remove", dir)?;
-            // Whoever opens the store meanwhile need not help.
-            let _busy = busy(layout, FlockOperation::NonBlockingLockShared)?;
-            delete(layout, &place)
-        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        renamed => renamed.at("remove", dir).map(|()| Some(place)),
     }
 }
 
@@ -48,11 +51,12 @@ pub(crate) fn below(layout: &Layout, dir: &Path) -> Result<(), StoreError> {
 }
 
 /// Deletes what earlier processes left in the trash, unless someone is deleting there now.
-pub(crate) fn empty_trash(layout: &Layout) -> Result<(), StoreError> {
-    let trash = layout.trash();
-    let Some(_busy) = busy(layout, FlockOperation::NonBlockingLockExclusive)? else { return Ok(()) };
+pub(crate) fn empty_trash(store: &Store) -> Result<(), StoreError> {
+    let trash = store.layout.trash();
+    let Some(_busy) = busy(&store.layout, FlockOperation::NonBlockingLockExclusive)? else { return Ok(()) };
     for entry in fs::read_dir(&trash).at("read", &trash)? {
-        delete(layout, &entry.at("read", &trash)?.path())?;
+        // A tree may be more than its directory.
+        store.backend.remove(&Name::trash(&entry.at("read", &trash)?.file_name().to_string_lossy()))?;
     }
     Ok(())
 }
@@ -71,7 +75,8 @@ pub(crate) fn unique() -> String {
     format!("{}-{}-{}{:09}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed), time.tv_sec, time.tv_nsec)
 }
 
-fn delete(layout: &Layout, place: &Path) -> Result<(), StoreError> {
+/// Deletes what is at `place` in the trash.
+pub(crate) fn delete(layout: &Layout, place: &Path) -> Result<(), StoreError> {
     let trash = layout.trash();
     let open_trash = openat(CWD, &trash, DIRECTORY, Mode::empty()).at("read", &trash)?;
     let mut pending = vec![place.file_name().unwrap_or_default().to_owned()];

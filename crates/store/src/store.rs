@@ -5,6 +5,7 @@ use std::io::{self, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, CWD, FlockOperation, Timespec, Timestamps, UTIME_OMIT, flock};
 use rustix::io::Errno;
@@ -16,7 +17,7 @@ use crate::layout::{INDEX, LOG, Layout, MANY_CHILDREN, META, PARENT, log_in};
 use crate::lease::{self, InUse, Lease};
 use crate::list::{DAMAGED, without_index};
 use crate::meta::{Description, Meta};
-use crate::{Backend, Id, Location, LogFollower, Name, Root, Space, StoreError, open, recover, remove};
+use crate::{Backend, Id, Location, LogFollower, Name, Root, Space, StoreError, TreeDigest, open, recover, remove};
 
 /// How many failed steps keep their log.
 const FAILURES_KEPT: usize = 100;
@@ -31,6 +32,7 @@ pub struct Store {
     boot_id: String,
     index: Mutex<Option<Index>>,
     pub(crate) has_unmarked: AtomicBool,
+    takes_digests: bool,
 }
 
 /// A committed result. It is not removed while this value lives, whoever prunes.
@@ -146,10 +148,18 @@ impl Store {
     }
 
     fn with_backend(layout: Layout, backend: Box<dyn Backend>, boot_id: String) -> Result<Self, StoreError> {
-        let store = Self { layout, backend, boot_id, index: Mutex::new(None), has_unmarked: AtomicBool::new(false) };
+        let (index, has_unmarked) = (Mutex::new(None), AtomicBool::new(false));
+        let store = Self { layout, backend, boot_id, index, has_unmarked, takes_digests: false };
         recover::after_reboot(&store)?;
         recover::sweep(&store)?;
         Ok(store)
+    }
+
+    /// Takes a digest of every tree that is committed (`true`), so that `verify` can tell later whether it is
+    /// still the same, or does not (the default). It reads the whole tree.
+    #[must_use]
+    pub fn with_digests(self, takes_digests: bool) -> Self {
+        Self { takes_digests, ..self }
     }
 
     /// Returns the store's directory, absolute.
@@ -169,17 +179,22 @@ impl Store {
     ///
     /// The store cannot be read. A damaged description is not an error: the result is treated as absent.
     pub fn lookup(&self, id: &Id) -> Result<Option<Snapshot>, StoreError> {
-        let path = self.layout.result(id);
-        let Some(in_use) = InUse::share(&path)? else { return Ok(None) };
-        let meta = match in_use.read(META).map_err(serde_json::Error::io).and_then(|bytes| Meta::parse(&bytes)) {
-            Ok(meta) => meta,
-            Err(error) => {
-                tracing::warn!(%id, %error, "ignoring a damaged result");
+        match self.look_at(id) {
+            Ok(Some(snapshot)) => touch(&self.layout.result(id)).map(|()| Some(snapshot)),
+            Err(error @ StoreError::Meta { .. }) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "ignoring a damaged result");
                 self.note_damage(id);
-                return Ok(None);
+                Ok(None)
             }
-        };
-        touch(&path)?;
+            other => other,
+        }
+    }
+
+    /// As [`Store::lookup`], but it does not count as a use, and a damaged description is an error.
+    pub(crate) fn look_at(&self, id: &Id) -> Result<Option<Snapshot>, StoreError> {
+        let Some(in_use) = InUse::share(&self.layout.result(id))? else { return Ok(None) };
+        let meta = in_use.read(META).map_err(serde_json::Error::io).and_then(|bytes| Meta::parse(&bytes));
+        let meta = meta.map_err(|source| StoreError::Meta { id: *id, source })?;
         Ok(Some(Snapshot { id: *id, in_use, meta }))
     }
 
@@ -190,6 +205,16 @@ impl Store {
     /// The tree is damaged.
     pub fn root(&self, snapshot: &Snapshot) -> Result<Root, StoreError> {
         self.backend.open(&Name::result(&snapshot.id))
+    }
+
+    /// Returns what the result's tree is now. It was something else before if the digest of its
+    /// [description](Meta::tree_digest) is another.
+    ///
+    /// # Errors
+    ///
+    /// The tree is damaged.
+    pub fn tree_digest(&self, snapshot: &Snapshot) -> Result<TreeDigest, StoreError> {
+        TreeDigest::of(&self.root(snapshot)?, &self.layout.result(&snapshot.id))
     }
 
     /// Takes the lease of `id`; `None` if it is being built. Look the result up again after
@@ -253,7 +278,7 @@ impl Store {
     }
 
     /// Counts the draft or result in `child` among the children of `parent`, by a link to its description.
-    fn count_child(&self, parent: &Id, child: &Path) -> Result<(), StoreError> {
+    pub(crate) fn count_child(&self, parent: &Id, child: &Path) -> Result<(), StoreError> {
         let parent = self.layout.result(parent);
         let meta = parent.join(META);
         match rustix::fs::linkat(CWD, &meta, CWD, child.join(PARENT), AtFlags::empty()) {
@@ -274,7 +299,7 @@ impl Store {
     }
 
     /// Takes back [`Store::count_child`]. Not before a child has vanished: a parent goes once it has none.
-    fn uncount_child(&self, child: &Path) {
+    pub(crate) fn uncount_child(&self, child: &Path) {
         // If it fails, the link goes with the rest, and until then the parent stays.
         let _ = fs::remove_file(child.join(PARENT));
     }
@@ -309,20 +334,31 @@ impl Store {
     ///
     /// The filesystem fails.
     pub fn commit(&self, draft: Draft, description: Description) -> Result<Snapshot, StoreError> {
-        let committed = self.try_commit(&draft, description);
+        let parent = draft.parent.as_ref().map(|parent| *parent.id());
+        self.commit_meta(draft, Meta::new(description, parent, None, Stamp::now(&self.boot_id)))
+    }
+
+    /// As [`Store::commit`], with a description that may be another store's. If that has a digest, it is an error if the
+    /// tree has another.
+    pub(crate) fn commit_meta(&self, draft: Draft, meta: Meta) -> Result<Snapshot, StoreError> {
+        let committed = self.try_commit(&draft, meta);
         if committed.is_err() {
             self.clean_up(draft.id());
         }
         committed
     }
 
-    fn try_commit(&self, draft: &Draft, description: Description) -> Result<Snapshot, StoreError> {
+    fn try_commit(&self, draft: &Draft, mut meta: Meta) -> Result<Snapshot, StoreError> {
         let id = *draft.id();
         let name = Name::draft(&id);
         let dir = self.layout.tree(&name);
-        let size_bytes = self.backend.size_bytes(&name)?;
-        let parent = draft.parent.as_ref().map(|parent| *parent.id());
-        let mut meta = Meta::new(description, parent, size_bytes, Stamp::now(&self.boot_id));
+        meta.size_bytes = self.backend.size_bytes(&name)?;
+        if self.takes_digests || meta.tree_digest.is_some() {
+            let digest = TreeDigest::of(&draft.root, &dir)?;
+            if meta.tree_digest.replace(digest).is_some_and(|expected| expected != digest) {
+                return Err(StoreError::TreeChanged(id));
+            }
+        }
         // Before it can be seen, so that all that can be seen is known.
         let row = Row::new(&meta, unix_ns());
         if let Err(error) = self.with_index(|index| index.insert(&id, &row)) {
@@ -361,26 +397,31 @@ impl Store {
         let id = *draft.id();
         let parent = draft.parent.as_ref().map(|parent| *parent.id());
         let meta = Meta::new(description, parent, Some(0), Stamp::now(&self.boot_id));
-        let new = self.layout.failures().join(format!(".{id}"));
+        let new = self.layout.new_failure(&id);
         let make = || fs::create_dir_all(&new).at("create", &new);
         let name = log_in(&self.layout.draft(&id));
         let rescued = make().and_then(|()| fs::rename(&name, log_in(&new)).at("keep", &name));
-        // Before more is written: it may be what fills the disk.
-        let log = Arc::clone(&draft.log);
-        self.discard(draft)?;
+        // Before more is written: it may be what fills the disk. The lease stays ours.
+        self.remove_draft(&id)?;
         if rescued.is_err() {
             make()?;
-            copy_log(&log, &log_in(&new)).at("keep", &name)?;
+            copy_log(&draft.log, &log_in(&new)).at("keep", &name)?;
         }
-        let path = new.join(META);
-        fs::write(&path, meta.to_json()).at("write", &path)?;
-        let kept = self.layout.failed(&id);
-        remove::tree(&self.layout, &kept)?;
-        fs::rename(&new, &kept).at("keep", &kept)?;
+        self.keep_failure(&id, &meta)?;
         self.forget_old_failures()
     }
 
-    fn forget_old_failures(&self) -> Result<(), StoreError> {
+    /// Puts a failure in its place, whose log is there. The caller holds the lease.
+    pub(crate) fn keep_failure(&self, id: &Id, meta: &Meta) -> Result<(), StoreError> {
+        let new = self.layout.new_failure(id);
+        let path = new.join(META);
+        fs::write(&path, meta.to_json()).at("write", &path)?;
+        let kept = self.layout.failed(id);
+        remove::tree(&self.layout, &kept)?;
+        fs::rename(&new, &kept).at("keep", &kept)
+    }
+
+    pub(crate) fn forget_old_failures(&self) -> Result<(), StoreError> {
         let failures = self.layout.failures();
         let mut kept = Vec::new();
         for entry in fs::read_dir(&failures).at("read", &failures)? {
@@ -627,14 +668,27 @@ fn unix_ns() -> i64 {
     now.tv_sec * 1_000_000_000 + now.tv_nsec
 }
 
-/// Sets the time of last use: the modification time of a result's directory.
+/// Sets the time of last use to now.
 pub(crate) fn touch(path: &Path) -> Result<(), StoreError> {
     // Not `UTIME_NOW`, the time of the kernel's last tick: a pruner tells by this time whether a result was
     // used since it looked.
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    set_modified(path, rustix::time::clock_gettime(rustix::time::ClockId::Realtime)).at("touch", path)
+}
+
+/// Sets the time of last use, the modification time of a result's directory. Success if that is gone.
+pub(crate) fn set_last_used(path: &Path, time: SystemTime) -> Result<(), StoreError> {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seconds = since.as_secs().try_into().unwrap_or(i64::MAX);
+    match set_modified(path, Timespec { tv_sec: seconds, tv_nsec: since.subsec_nanos().into() }) {
+        Err(Errno::NOENT) => Ok(()),
+        set => set.at("touch", path),
+    }
+}
+
+fn set_modified(path: &Path, time: Timespec) -> Result<(), Errno> {
     let last_access = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
-    let times = Timestamps { last_access, last_modification: now };
-    rustix::fs::utimensat(CWD, path, &times, AtFlags::empty()).at("touch", path)
+    let times = Timestamps { last_access, last_modification: time };
+    rustix::fs::utimensat(CWD, path, &times, AtFlags::empty())
 }
 
 /// Opens and locks a directory, or waits for it.

@@ -1,16 +1,14 @@
 //! Reading trees that hostile steps wrote: no name is followed, no depth overflows a stack, and only
 //! the directory at hand is open, however deep or wide the tree is.
 
-use std::collections::HashSet;
-use std::ffi::CString;
-use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::ffi::{CStr, CString, OsString};
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, openat, statat};
-use rustix::io;
-
-use crate::StoreError;
-use crate::error::At;
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, lgetxattr, llistxattr, openat, statat};
+use rustix::io::{self, Errno};
 
 /// How a directory is opened in order to read it.
 pub(crate) const DIRECTORY: OFlags =
@@ -27,56 +25,78 @@ pub(crate) fn open_path(path: &Path) -> io::Result<OwnedFd> {
     openat(CWD, path, DIRECTORY, Mode::empty())
 }
 
-/// Returns the bytes that the tree at `root` occupies on the disk; a file with several names counts once.
-pub(crate) fn size_bytes(root: &Path) -> Result<u64, StoreError> {
-    let mut size = Size { linked: HashSet::new(), bytes: 0 };
-    let mut walk = || -> io::Result<()> {
-        let mut directory = open_path(root)?;
-        // The subdirectories still to be visited, one list a level.
-        let mut waiting = vec![size.visit(&directory)?];
-        while let Some(names) = waiting.last_mut() {
-            if let Some(name) = names.pop() {
-                directory = open(&directory, &name)?;
-                waiting.push(size.visit(&directory)?);
-            } else {
-                waiting.pop();
-                if !waiting.is_empty() {
-                    directory = open(&directory, c"..")?;
-                }
-            }
-        }
-        Ok(())
-    };
-    walk().at("measure", root)?;
-    Ok(size.bytes)
+/// Opens the regular file `name` for reading. `NONBLOCK`: should it be a fifo after all.
+pub(crate) fn open_file(directory: &OwnedFd, name: &CStr) -> io::Result<File> {
+    const REGULAR: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
+    Ok(openat(directory, name, REGULAR, Mode::empty())?.into())
 }
 
-struct Size {
-    /// Files with several names that were counted.
-    linked: HashSet<(u64, u64)>,
-    bytes: u64,
-}
-
-impl Size {
-    /// Counts the entries of a directory and returns the names of those that are directories.
-    fn visit(&mut self, directory: &OwnedFd) -> io::Result<Vec<CString>> {
-        const BLOCK: u64 = 512; // st_blocks, stat(2)
-        let mut directories = Vec::new();
-        for entry in Dir::read_from(directory)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            if matches!(name.to_bytes(), b"." | b"..") {
-                continue;
-            }
-            let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
-            let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-            if is_directory || stat.st_nlink == 1 || self.linked.insert((stat.st_dev, stat.st_ino)) {
-                self.bytes += stat.st_blocks.cast_unsigned() * BLOCK;
-            }
-            if is_directory {
-                directories.push(name.to_owned());
-            }
+/// Returns the names in a directory, sorted, the first at the end.
+pub(crate) fn names(directory: &OwnedFd) -> io::Result<Vec<CString>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            names.push(entry.file_name().to_owned());
         }
-        Ok(directories)
     }
+    names.sort_unstable_by(|one, other| other.cmp(one));
+    Ok(names)
+}
+
+/// Looks at `name`. The devices that overlayfs takes for removed files are not there: in some trees they can be seen,
+/// and once another tree stands on them they cannot.
+pub(crate) fn look(directory: &OwnedFd, name: &CStr) -> io::Result<Option<Stat>> {
+    match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) if kind(&stat) == FileType::CharacterDevice && stat.st_rdev == 0 => Ok(None),
+        Ok(stat) => Ok(Some(stat)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+pub(crate) fn kind(stat: &Stat) -> FileType {
+    FileType::from_raw_mode(stat.st_mode)
+}
+
+pub(crate) fn is_directory(stat: &Stat) -> bool {
+    kind(stat) == FileType::Directory
+}
+
+/// Returns a path for calls on extended attributes, which take no descriptor of a directory before Linux 6.13. Use those
+/// that do not follow the last component.
+pub(crate) fn path_in(directory: &OwnedFd, name: &CStr) -> PathBuf {
+    let mut path = format!("/proc/self/fd/{}/", directory.as_raw_fd()).into_bytes();
+    path.extend_from_slice(name.to_bytes());
+    PathBuf::from(OsString::from_vec(path))
+}
+
+/// Returns the extended attributes of the entry `name`, sorted, without overlayfs' own: those belong to a layer, not
+/// to what it holds.
+pub(crate) fn extended(directory: &OwnedFd, name: &CStr) -> io::Result<Vec<(CString, Vec<u8>)>> {
+    let path = path_in(directory, name);
+    // Most have none: the kernel would clear a large buffer each time.
+    let mut list = vec![0_u8; 256];
+    let length = match llistxattr(&path, &mut list[..]) {
+        Err(Errno::RANGE) => {
+            list = vec![0; 64 << 10]; // XATTR_LIST_MAX
+            llistxattr(&path, &mut list[..])?
+        }
+        Err(Errno::OPNOTSUPP) => 0,
+        length => length?,
+    };
+    let mut found = Vec::new();
+    for name in list[..length].split_inclusive(|&byte| byte == 0) {
+        let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
+        if name.to_bytes().starts_with(b"trusted.overlay.") {
+            continue;
+        }
+        let mut value = vec![0; 64 << 10]; // XATTR_SIZE_MAX
+        let length = lgetxattr(&path, name, &mut value[..])?;
+        value.truncate(length);
+        value.shrink_to_fit();
+        found.push((name.to_owned(), value));
+    }
+    found.sort_unstable();
+    Ok(found)
 }

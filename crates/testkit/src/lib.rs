@@ -8,6 +8,7 @@
 mod base;
 mod change;
 mod dockerd;
+mod guest;
 mod link;
 mod loopfs;
 mod net;
@@ -19,6 +20,7 @@ mod tree;
 pub use base::{busybox_root, busybox_tar};
 pub use change::{Changes, Random};
 pub use dockerd::Dockerd;
+pub use guest::{Guest, GuestRun};
 pub use link::Link;
 pub use loopfs::LoopFs;
 pub use registry::{Access, Registry, oci_image};
@@ -34,6 +36,8 @@ pub enum Need<'a> {
     Root,
     /// A program found in `$PATH`; names the Debian package that brings it.
     Tool(&'a str, &'a str),
+    /// A virtual machine.
+    Guest,
 }
 
 impl Need<'_> {
@@ -42,6 +46,7 @@ impl Need<'_> {
         match self {
             Need::Root if rustix::process::geteuid().is_root() => None,
             Need::Root => Some("needs root".to_owned()),
+            Need::Guest => Guest::lacking(),
             Need::Tool(program, package) => {
                 let path = std::env::var_os("PATH").unwrap_or_default();
                 std::env::split_paths(&path)

@@ -5,19 +5,17 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bstr::{BString, ByteSlice};
 use kiln_engine::{Built, Engine, Events, Request, Settings};
 use kiln_image::{Images, ImagesSettings, Notices};
 use kiln_sandbox::{NativeSandbox, SecretBytes};
-use kiln_store::Store;
 
-use super::{cancel_on_signals, export, print, runtime};
+use super::{cancel_on_signals, export, maintain, print, runtime};
 use crate::args::{self, Progress};
+use crate::config::Policy;
 use crate::exit::Failure;
 use crate::render::{self, Json, Plain, Quiet, Tty};
 use crate::settings::{DEFAULT_SPEC, default_jobs, open_store, registries};
@@ -44,12 +42,13 @@ pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> 
         registry: registries(&arguments.registry, notices)?,
         ..ImagesSettings::default()
     });
-    let store = Arc::new(open_store(&arguments.store)?);
+    let policy = Policy::read(arguments.config.config.as_deref())?;
+    let store = Arc::new(open_store(&arguments.store)?.with_digests(arguments.verify));
     let sandbox = Arc::new(NativeSandbox::new("/proc/self/exe")?);
     let settings = Settings { jobs: arguments.jobs.map_or_else(default_jobs, usize::from), fast_sync: true };
     let engine = Engine::new(Arc::clone(&store), sandbox, Arc::new(images.clone()), settings);
     let cancel = cancel_on_signals().map_err(Failure::Runtime)?;
-    let built = runtime()?.block_on(async {
+    let build = async {
         let built = engine.build(request, Arc::clone(&events), &cancel).await.map_err(Failure::from);
         engine.idle().await;
         let Built { snapshot, runs_as } = built?;
@@ -57,10 +56,16 @@ pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> 
             export::export(&store, &snapshot, Some(runs_as), &arguments.output, &images, &events, &cancel).await?;
         }
         Ok(snapshot)
+    };
+    let built = runtime()?.block_on(async {
+        tokio::select! {
+            built = build => built,
+            never = maintain::now_and_then(&store, &policy) => match never {},
+        }
     });
     // Takes its last lines off the terminal before anything else is printed.
     drop(events);
-    start_marking(&store);
+    maintain::start(&store, &policy);
     match built {
         Ok(_) if export::takes_stdout(&arguments.output) => Ok(()),
         Ok(snapshot) => print(format!("{}\n", snapshot.id())),
@@ -108,26 +113,6 @@ impl Shown {
             }
         });
         Self { events, notices, shows_logs }
-    }
-}
-
-/// Starts a process that waits for the disk and marks the results durable: this one need not wait.
-fn start_marking(store: &Store) {
-    if !store.has_unmarked_results() {
-        return;
-    }
-    let started = Command::new("/proc/self/exe")
-        .arg0("kiln")
-        // By its directory, not its name: if it is deleted meanwhile, there is no store to make there.
-        .args(["mark-durable", "--store", "auto:."])
-        .current_dir(store.path())
-        .process_group(0)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn();
-    if let Err(error) = started {
-        tracing::warn!(%error, "cannot mark results as durable; a power cut would lose them");
     }
 }
 

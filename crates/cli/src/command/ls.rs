@@ -25,6 +25,7 @@ pub(super) fn run(arguments: &args::Ls) -> Result<(), Failure> {
                 "created_ms": result.created_ms,
                 "last_used_ms": u64::try_from(last_used_ms).unwrap_or(u64::MAX),
                 "size_bytes": result.size_bytes,
+                "pinned": result.is_pinned,
                 "step": result.summary,
             });
             text.push_str(&line.to_string());
@@ -33,7 +34,8 @@ pub(super) fn run(arguments: &args::Ls) -> Result<(), Failure> {
         }
         let used = ago(now.duration_since(result.last_used).unwrap_or_default());
         let step = crate::render::one_line(&result.summary);
-        writeln!(text, "{}  {:<10}  {used:<9}  {step}", result.id.short(), size(result.size_bytes))
+        let pin = if result.is_pinned { '*' } else { ' ' };
+        writeln!(text, "{}{pin} {:<10}  {used:<9}  {step}", result.id.short(), size(result.size_bytes))
             .expect("a string takes everything");
     }
     print(text)

@@ -4,9 +4,12 @@ mod build;
 mod export;
 mod log;
 mod ls;
+mod maintain;
+mod pin;
 mod prune;
 mod rm;
 mod spec;
+mod store;
 
 use std::io::{self, Write};
 
@@ -25,10 +28,13 @@ pub(crate) fn run(arguments: Kiln) -> Result<(), Failure> {
         Command::Ls(ls) => ls::run(&ls),
         Command::Rm(rm) => rm::run(&rm),
         Command::Prune(prune) => prune::run(&prune),
+        Command::Pin(pin) => pin::pin(&pin),
+        Command::Unpin(pin) => pin::unpin(&pin),
+        Command::Store(store) => store::run(&store),
         Command::Fmt(fmt) => spec::fmt(&fmt),
         Command::Check(check) => spec::check(&check),
         Command::Dockerfile(dockerfile) => spec::dockerfile(&dockerfile),
-        Command::MarkDurable(store) => Ok(crate::settings::open_store(&store)?.mark_durable()?),
+        Command::Maintain(maintain) => maintain::run(&maintain),
     }
 }
 
@@ -65,6 +71,12 @@ fn cancel_on_signals() -> std::io::Result<CancellationToken> {
         })
     })?;
     Ok(cancel)
+}
+
+/// Lets builds go first from now on. The priority for the disk follows from that for processors, ioprio_set(2).
+fn step_back() {
+    // Without it everything works, too.
+    let _ = rustix::process::nice(19);
 }
 
 /// Writes a result to stdout.

@@ -11,6 +11,7 @@ mod hostile;
 mod operations;
 mod output;
 mod processes;
+mod prune;
 mod registry;
 mod registry_hostile;
 mod spec;

@@ -1,24 +1,26 @@
-//! Several layers as one, by hard links.
+//! Several layers as one directory, by hard links.
 //!
-//! The merged layer looks, over whatever lies below, exactly as the layers did: whiteouts and
-//! opaque marks are kept (format: Documentation/filesystems/overlayfs.rst). Layers are written by
-//! hostile steps, so no name is followed, and neither depth nor width of a tree costs descriptors:
-//! layers are added one by one, the topmost first, each by a walk that has only the directory at
-//! hand open. What is there already hides what comes.
+//! The format of layers is that of Documentation/filesystems/overlayfs.rst. They are written by hostile steps, so all
+//! of them are walked side by side as [`parallel`] does it: each directory of the result is made once, complete.
 
+use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, Stat, XattrFlags, fgetxattr, fsetxattr, linkat, mkdirat, statat};
+use rustix::fs::{
+    AtFlags, Dir, FileType, Mode, XattrFlags, fgetxattr, fsetxattr, linkat, llistxattr, lremovexattr, mkdirat, statat,
+};
 use rustix::io::{self, Errno};
 
 use super::{is_whiteout, whiteout};
 use crate::StoreError;
-use crate::attributes;
+use crate::attributes::{self, Marks};
+use crate::copy::{self, Content};
 use crate::error::At;
-use crate::walk::{open, open_path};
+use crate::parallel::{self, Below, Place};
+use crate::walk::open_path;
 
 /// "y": overlayfs looks no further down for entries of this directory.
 const OPAQUE: &CStr = c"trusted.overlay.opaque";
@@ -28,191 +30,163 @@ const IMPURE: &CStr = c"trusted.overlay.impure";
 /// layer has as it is, whiteouts too, unless it has this mark. Merging can leave such a directory.
 const ORIGIN: &CStr = c"trusted.overlay.origin";
 
-/// Makes the directory `into` the merge of `layers`, the topmost first. `is_lowest`: nothing lies
-/// below the last of them, so that what only hides things can be left out.
-pub(super) fn layers(layers: &[impl AsRef<Path>], into: &Path, is_lowest: bool) -> Result<(), StoreError> {
+/// What layers are merged into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Merged {
+    /// A layer that looks, over whatever lies below, exactly as the layers did.
+    Layer {
+        /// Nothing lies below, so that what only hides things can be left out.
+        is_lowest: bool,
+    },
+    /// What overlayfs shows of the layers, without a trace of overlayfs. Its marks on files of all layers but the lowest are
+    /// removed; the lowest has none.
+    Tree,
+}
+
+/// What a directory is told by the one that it is in.
+struct Hiding {
+    /// A layer below those that have the directory has something else in its place.
+    is_closed: bool,
+    /// Nothing that lies below the merged layer shows here.
+    nothing_below: bool,
+}
+
+/// Makes the directory `into` the merge of `layers`, the topmost first.
+pub(crate) fn layers(layers: &[impl AsRef<Path>], into: &Path, merged: Merged) -> Result<(), StoreError> {
     fs::create_dir(into).at("create", into)?;
-    let mut has_whiteouts = false;
-    for (at, layer) in layers.iter().enumerate() {
-        let is_first = at == 0;
-        has_whiteouts |= add(layer.as_ref(), into, is_first).at("merge layers into", into)?;
-    }
-    if has_whiteouts {
-        tidy(into, is_lowest).at("merge layers into", into)?;
-    }
-    Ok(())
+    let merge = || -> io::Result<()> {
+        let mut trees = layers.iter().map(|layer| open_path(layer.as_ref())).collect::<io::Result<Vec<_>>>()?;
+        trees.push(open_path(into)?);
+        let root = Hiding { is_closed: false, nothing_below: merged != Merged::Layer { is_lowest: false } };
+        let layers = layers.len();
+        parallel::walk(trees, root, |place, hiding| Merge { place, layers, merged }.directory(&hiding))
+    };
+    merge().at("merge layers into", into)
 }
 
-/// A directory of a layer on its way into the merged one.
-struct Adding {
-    source: OwnedFd,
-    target: OwnedFd,
+/// The merge of one directory.
+struct Merge<'a> {
+    /// The layers, and the result behind them.
+    place: &'a Place,
+    layers: usize,
+    merged: Merged,
 }
 
-/// What is left to do in a directory.
-struct Level {
-    /// Its subdirectories still to be added.
-    directories: Vec<CString>,
-    /// The directory in the merged layer as a higher layer left it; `None`: this layer is the first that has it.
-    before: Option<Stat>,
-    has_whiteouts: bool,
-}
-
-/// Adds a layer below those that `into` has. Returns whether a whiteout was made.
-fn add(layer: &Path, into: &Path, is_first: bool) -> io::Result<bool> {
-    let mut at = Adding { source: open_path(layer)?, target: open_path(into)? };
-    let mut has_whiteouts = false;
-    let mut levels = vec![at.enter(is_first)?];
-    while let Some(level) = levels.last_mut() {
-        if let Some(name) = level.directories.pop() {
-            let Some((below, is_new)) = at.descend(&name)? else { continue };
-            at = below;
-            levels.push(at.enter(is_new)?);
-        } else {
-            at.leave(level)?;
-            has_whiteouts |= level.has_whiteouts;
-            levels.pop();
-            if !levels.is_empty() {
-                at = Adding { source: open(&at.source, c"..")?, target: open(&at.target, c"..")? };
-            }
-        }
-    }
-    Ok(has_whiteouts)
-}
-
-impl Adding {
-    /// Adds the entries of a directory but its subdirectories.
-    fn enter(&self, is_new: bool) -> io::Result<Level> {
-        let before = if is_new { None } else { Some(rustix::fs::fstat(&self.target)?) };
-        let mut level = Level { directories: Vec::new(), before, has_whiteouts: false };
-        for entry in Dir::read_from(&self.source)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            if matches!(name.to_bytes(), b"." | b"..") {
-                continue;
-            }
-            let stat = statat(&self.source, name, AtFlags::SYMLINK_NOFOLLOW)?;
-            let added = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                level.directories.push(name.to_owned());
-                continue;
-            } else if is_whiteout(&stat) {
-                whiteout(&self.target, name).inspect(|()| level.has_whiteouts = true)
-            } else {
-                link(&self.source, &self.target, name)
-            };
-            match added {
-                // A directory of a higher layer: overlayfs looks for its entries no further down than here.
-                Err(Errno::EXIST) => self.close(name)?,
-                added => added?,
-            }
-        }
-        Ok(level)
-    }
-
-    /// Marks the directory `name` of the merged layer as opaque, if it is one.
-    fn close(&self, name: &CStr) -> io::Result<()> {
-        match open(&self.target, name) {
-            Err(Errno::NOTDIR | Errno::LOOP) => Ok(()),
-            directory => fsetxattr(directory?, OPAQUE, b"y", XattrFlags::empty()),
-        }
-    }
-
-    /// Goes into the directory `name`, made if no higher layer has it; `None` if a higher layer hides it.
-    fn descend(&self, name: &CStr) -> io::Result<Option<(Self, bool)>> {
-        let is_new = match mkdirat(&self.target, name, Mode::RWXU) {
-            Err(Errno::EXIST) => false,
-            made => made.map(|()| true)?,
+impl Merge<'_> {
+    /// Makes all that is in the directory but the entries of its subdirectories, which are returned.
+    fn directory(&self, hiding: &Hiding) -> io::Result<Vec<Below<Hiding>>> {
+        let (Some(target), (sources, is_opaque)) = (self.place.directory(self.layers), self.sources()) else {
+            return Ok(Vec::new());
         };
-        let target = match open(&self.target, name) {
-            Err(Errno::NOTDIR | Errno::LOOP) => return Ok(None),
-            opened => opened?,
-        };
-        if !is_new && is_marked(&target, OPAQUE) {
-            return Ok(None);
-        }
-        Ok(Some((Self { source: open(&self.source, name)?, target }, is_new)))
-    }
-
-    /// Sets the attributes of a directory: last, because filling it changes its times.
-    fn leave(&self, level: &Level) -> io::Result<()> {
-        for mark in [IMPURE, OPAQUE] {
-            if is_marked(&self.source, mark) {
-                fsetxattr(&self.target, mark, b"y", XattrFlags::empty())?;
-            }
-        }
-        if level.has_whiteouts {
-            fsetxattr(&self.target, ORIGIN, b"", XattrFlags::empty())?;
-        }
-        match &level.before {
-            Some(before) => attributes::set_times(&self.target, before),
-            None => attributes::copy(&self.source, &self.target),
-        }
-    }
-}
-
-/// Gives the file `name` of `source` the same name in `target`: a hard link, or a copy of a file that
-/// has all the names that the filesystem allows (65 000 on ext4).
-fn link(source: &OwnedFd, target: &OwnedFd, name: &CStr) -> io::Result<()> {
-    match linkat(source, name, target, name, AtFlags::empty()) {
-        Err(Errno::MLINK) => attributes::copy_file(source, target, name),
-        linked => linked,
-    }
-}
-
-/// Removes whiteouts that have nothing to hide: those in opaque directories and, if `is_lowest`, all.
-fn tidy(into: &Path, is_lowest: bool) -> io::Result<()> {
-    let mut directory = open_path(into)?;
-    // The subdirectories still to be visited, one list a level, and whether something may lie below.
-    let mut waiting = vec![tidy_directory(&directory, is_lowest)?];
-    while let Some((names, nothing_below)) = waiting.last_mut() {
-        if let Some(name) = names.pop() {
-            let nothing_below = *nothing_below;
-            directory = open(&directory, &name)?;
-            waiting.push(tidy_directory(&directory, nothing_below)?);
-        } else {
-            waiting.pop();
-            if !waiting.is_empty() {
-                directory = open(&directory, c"..")?;
-            }
-        }
-    }
-    Ok(())
-}
-
-fn tidy_directory(directory: &OwnedFd, nothing_below: bool) -> io::Result<(Vec<CString>, bool)> {
-    let nothing_below = nothing_below || is_marked(directory, OPAQUE);
-    let before = rustix::fs::fstat(directory)?;
-    let mut directories = Vec::new();
-    let mut has_changed = false;
-    for entry in Dir::read_from(directory)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if matches!(name.to_bytes(), b"." | b"..") {
-            continue;
-        }
-        match entry.file_type() {
-            FileType::Directory => directories.push(name.to_owned()),
-            FileType::CharacterDevice | FileType::Unknown => {
-                let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
-                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                    directories.push(name.to_owned());
-                } else if nothing_below && is_whiteout(&stat) {
-                    rustix::fs::unlinkat(directory, name, AtFlags::empty())?;
-                    has_changed = true;
+        let is_opaque = is_opaque || hiding.is_closed;
+        let nothing_below = hiding.nothing_below || is_opaque;
+        let mut directories: Vec<Below<Hiding>> = Vec::new();
+        let mut has_whiteouts = false;
+        // What higher layers have: for a directory, which of the above.
+        let mut known: HashMap<CString, Option<usize>> = HashMap::new();
+        for &(layer, source) in &sources {
+            for entry in Dir::read_from(source)? {
+                let entry = entry?;
+                let name = entry.file_name();
+                if matches!(name.to_bytes(), b"." | b"..") {
+                    continue;
+                }
+                let kind = copy::kind(source, &entry)?;
+                if let Some(above) = known.get(name) {
+                    if let Some(above) = above.map(|at| &mut directories[at])
+                        && !above.state.is_closed
+                    {
+                        above.is_in[layer] = kind == FileType::Directory;
+                        above.state.is_closed = kind != FileType::Directory;
+                    }
+                    continue;
+                }
+                let mut directory = None;
+                if kind == FileType::Directory {
+                    mkdirat(target, name, Mode::RWXU)?;
+                    let mut is_in = vec![false; self.layers + 1];
+                    (is_in[layer], is_in[self.layers]) = (true, true);
+                    directory = Some(directories.len());
+                    let state = Hiding { is_closed: false, nothing_below };
+                    directories.push(Below { name: name.to_owned(), is_in, state });
+                } else if kind != FileType::CharacterDevice
+                    || !is_whiteout(&statat(source, name, AtFlags::SYMLINK_NOFOLLOW)?)
+                {
+                    self.link(layer, source, target, name)?;
+                } else if !nothing_below {
+                    whiteout(target, name)?;
+                    has_whiteouts = true;
+                }
+                if sources.len() > 1 {
+                    known.insert(name.to_owned(), directory);
                 }
             }
-            _ => {}
+        }
+        if self.merged != Merged::Tree {
+            let mark = |mark, value: &[u8]| fsetxattr(target, mark, value, XattrFlags::empty());
+            if is_opaque {
+                mark(OPAQUE, b"y")?;
+            }
+            if sources.iter().any(|(_, source)| is_marked(source, IMPURE)) {
+                mark(IMPURE, b"y")?;
+            }
+            if has_whiteouts {
+                mark(ORIGIN, b"")?;
+            }
+        }
+        // Nothing more is made in it, and what is below it does not change its times.
+        if let Some((_, highest)) = sources.first() {
+            attributes::copy(highest, target, Marks::Dropped)?;
+        }
+        Ok(directories)
+    }
+
+    /// Returns the layers whose entries show in the directory, and whether the lowest of them hides what is below.
+    fn sources(&self) -> (Vec<(usize, &OwnedFd)>, bool) {
+        let mut sources = Vec::new();
+        for layer in 0..self.layers {
+            let Some(source) = self.place.directory(layer) else { continue };
+            sources.push((layer, source));
+            if is_marked(source, OPAQUE) {
+                return (sources, true);
+            }
+        }
+        (sources, false)
+    }
+
+    /// Gives the file `name` of `source` the same name in `target`: a hard link, or a copy of a file that
+    /// has all the names that the filesystem allows (65 000 on ext4) or may not have more (`chattr +i`).
+    fn link(&self, layer: usize, source: &OwnedFd, target: &OwnedFd, name: &CStr) -> io::Result<()> {
+        if self.merged == Merged::Tree && layer + 1 < self.layers {
+            remove_marks(source, name)?;
+        }
+        match linkat(source, name, target, name, AtFlags::empty()) {
+            Err(Errno::MLINK | Errno::PERM) => copy::file(source, target, name, Content::Shared),
+            linked => linked,
         }
     }
-    if has_changed {
-        rustix::fs::fremovexattr(directory, ORIGIN)?;
-        attributes::set_times(directory, &before)?;
-    }
-    Ok((directories, nothing_below))
 }
 
 /// An opaque directory's mark is "y"; "x" only says that whiteouts may be xattrs (Linux 6.8).
 fn is_marked(directory: &OwnedFd, mark: &CStr) -> bool {
     let mut value = [0_u8; 8];
     matches!(fgetxattr(directory, mark, &mut value), Ok(1)) && value[0] == b'y'
+}
+
+/// Removes what overlayfs notes on a file that it copied up.
+fn remove_marks(directory: &OwnedFd, name: &CStr) -> io::Result<()> {
+    let mut path = format!("/proc/self/fd/{}/", directory.as_raw_fd()).into_bytes();
+    path.extend_from_slice(name.to_bytes());
+    let mut names = vec![0_u8; 64 << 10]; // XATTR_LIST_MAX
+    let length = match llistxattr(&*path, &mut names[..]) {
+        Err(Errno::OPNOTSUPP) => 0,
+        length => length?,
+    };
+    for name in names[..length].split_inclusive(|byte| *byte == 0) {
+        let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
+        if name.to_bytes().starts_with(b"trusted.overlay.") {
+            lremovexattr(&*path, name)?;
+        }
+    }
+    Ok(())
 }

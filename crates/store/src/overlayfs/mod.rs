@@ -15,7 +15,7 @@
 //! `FANOUT * log(n) / log(FANOUT)` layers: 63 at most for 1 000 steps. A base image is never merged.
 
 mod chain;
-mod merge;
+pub(crate) mod merge;
 
 use std::fs;
 use std::io;
@@ -29,6 +29,7 @@ use crate::layout::Layout;
 use crate::{Backend, Name, Root, Space, StoreError, attributes, filesystem, remove};
 
 use chain::{Chain, Layer};
+use merge::Merged;
 
 /// How many layers of one level are merged into one. Measured: mounting costs 8 µs a layer.
 const FANOUT: usize = 32;
@@ -51,7 +52,7 @@ impl OverlayfsStore {
     /// mount.
     pub fn open(root: &Path, is_new: bool) -> Result<Self, StoreError> {
         let store = Self { layout: Layout { root: root.to_owned() }, fanout: FANOUT };
-        store.probe(is_new)?;
+        probe(&store.layout, "overlayfs", is_new)?;
         Ok(store)
     }
 
@@ -60,35 +61,6 @@ impl OverlayfsStore {
     #[must_use]
     pub fn with_fanout(self, fanout: usize) -> Self {
         Self { fanout, ..self }
-    }
-
-    /// Makes one overlay, to fail now and clearly rather than in the middle of a build.
-    fn probe(&self, is_new: bool) -> Result<(), StoreError> {
-        let unfit = |reason: String| StoreError::Unfit { kind: "overlayfs", path: self.layout.root.clone(), reason };
-        if !rustix::process::geteuid().is_root() {
-            return Err(unfit("it needs root; run kiln as root (builds without root are not supported yet)".into()));
-        }
-        if !is_new {
-            return Ok(());
-        }
-        // The caller holds the lock of `state/`, so only a dead process can have left one.
-        let dir = self.layout.state("probe");
-        remove::tree(&self.layout, &dir)?;
-        let [lower, upper, work] = ["lower", "upper", "work"].map(|name| dir.join(name));
-        for path in [&lower, &upper, &work] {
-            fs::create_dir_all(path).at("create", path)?;
-        }
-        let made = crate::mount::overlay(&[&lower], Some((&upper, &work)));
-        remove::tree(&self.layout, &dir)?;
-        match made {
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                Err(unfit(format!("mounting is not permitted ({error}); run kiln as real root, not in a container")))
-            }
-            Err(error) => Err(unfit(format!(
-                "the kernel refuses an overlay there ({error}); put the store on ext4, xfs or tmpfs, not on another overlay"
-            ))),
-        }
     }
 
     fn layer(&self, name: &Name) -> PathBuf {
@@ -131,7 +103,7 @@ impl OverlayfsStore {
                 .chain(chain.layers[..run].iter().map(|layer| self.layout.root.join(&layer.path)))
                 .collect();
             let is_lowest = run == chain.layers.len();
-            merge::layers(&layers, &dir.join(&merged), is_lowest)?;
+            merge::layers(&layers, &dir.join(&merged), Merged::Layer { is_lowest })?;
             chain.layers.drain(..run);
             own.push((merged, level + 1));
         }
@@ -156,7 +128,7 @@ impl Backend for OverlayfsStore {
     }
 
     fn size_bytes(&self, draft: &Name) -> Result<Option<u64>, StoreError> {
-        crate::walk::size_bytes(&self.layer(draft)).map(Some)
+        crate::size::all(&self.layer(draft)).map(Some)
     }
 
     fn seal(&self, draft: &Name, name: &Name) -> Result<(), StoreError> {
@@ -196,6 +168,35 @@ impl Backend for OverlayfsStore {
 
     fn space(&self) -> Result<Space, StoreError> {
         filesystem::space(&self.layout.root)
+    }
+}
+
+/// Makes one overlay, to fail now and clearly rather than in the middle of a build.
+pub(crate) fn probe(layout: &Layout, kind: &'static str, is_new: bool) -> Result<(), StoreError> {
+    let unfit = |reason: String| StoreError::Unfit { kind, path: layout.root.clone(), reason };
+    if !rustix::process::geteuid().is_root() {
+        return Err(unfit("it needs root; run kiln as root (builds without root are not supported yet)".into()));
+    }
+    if !is_new {
+        return Ok(());
+    }
+    // The caller holds the lock of `state/`, so only a dead process can have left one.
+    let dir = layout.state("probe");
+    remove::tree(layout, &dir)?;
+    let [lower, upper, work] = ["lower", "upper", "work"].map(|name| dir.join(name));
+    for path in [&lower, &upper, &work] {
+        fs::create_dir_all(path).at("create", path)?;
+    }
+    let made = crate::mount::overlay(&[&lower], Some((&upper, &work)));
+    remove::tree(layout, &dir)?;
+    match made {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(unfit(format!("mounting is not permitted ({error}); run kiln as real root, not in a container")))
+        }
+        Err(error) => Err(unfit(format!(
+            "the kernel refuses an overlay there ({error}); put the store on ext4, xfs or tmpfs, not on another overlay"
+        ))),
     }
 }
 

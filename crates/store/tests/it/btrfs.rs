@@ -74,13 +74,12 @@ fn btrfs_conforms() {
 }
 
 #[test]
-fn a_new_store_on_btrfs_is_of_its_kind_and_none_elsewhere_is() {
+fn only_a_btrfs_can_have_such_a_store() {
     need!(Need::Root, BTRFS);
     let filesystem = LoopFs::new("btrfs", 400).expect("a filesystem");
     let path = filesystem.path().join("store");
-    let auto = Location { kind: Kind::Auto, place: path.clone() };
-    for _ in 0..2 {
-        drop(Store::open(&auto).expect("the store opens"));
+    for kind in [Kind::Btrfs, Kind::Auto] {
+        drop(Store::open(&Location { kind, place: path.clone() }).expect("the store opens"));
         assert_eq!(fs::read_to_string(path.join("state/format")).expect("readable").trim(), "kiln-store 2 btrfs");
     }
     assert_eq!(btrfs(&["subvolume", "list"], &filesystem.path()), "", "what was tried is gone");
@@ -288,7 +287,8 @@ fn five_hundred_steps_stand_on_each_other_and_their_space_comes_back() {
     drop(parent);
     on.store.remove(&id(0), true).expect("nobody uses it");
     let freed = free(&on).saturating_sub(full);
-    assert!(freed >= 45 << 20, "{freed}");
+    // Less what the index took.
+    assert!(freed >= 30 << 20, "{freed}");
 }
 
 /// Writes until there is no room for data and, with `small` files, none for names either.

@@ -14,7 +14,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use kiln_store::{
-    Backend, BtrfsStore, Description, Draft, Id, Kind, Limits, Location, OverlayfsStore, Snapshot, Store,
+    Backend, BtrfsStore, CopyMode, Description, Draft, Id, Kind, Limits, Location, OverlayfsStore, Snapshot, Store,
+    TreeStore,
 };
 use kiln_testkit::store::DiesAt;
 use kiln_testkit::{LoopFs, Need, Tree, need};
@@ -32,6 +33,7 @@ fn backend(kind: Kind, path: &Path) -> Box<dyn Backend> {
     match kind {
         Kind::Overlayfs => Box::new(OverlayfsStore::open(path, false).expect("it opens").with_fanout(3)),
         Kind::Btrfs => Box::new(BtrfsStore::open(path, false).expect("it opens")),
+        Kind::Xfs | Kind::Copy(_) => Box::new(TreeStore::open(path, kind, false).expect("it opens")),
         kind => panic!("no test of {kind:?}"),
     }
 }
@@ -206,7 +208,7 @@ const CHANGES: &str = "?open,?openat,?creat,?mkdir,?mkdirat,?rename,?renameat,?r
     lremovexattr,fremovexattr,ioctl";
 
 /// At most so many deaths a kind of store, spread evenly.
-const DEATHS: usize = 120;
+const DEATHS: usize = 60;
 
 fn strace(expressions: &[String], output: &Path) -> Vec<String> {
     let mut words: Vec<String> = ["strace", "-f", "-qq", "-e", "signal=none", "-o"].map(Into::into).into();
@@ -292,4 +294,18 @@ fn btrfs_survives_death_at_every_verb() {
 fn btrfs_survives_death_at_every_system_call() {
     need!(Need::Root, BTRFS, Need::Tool("strace", "strace"));
     dies_at_every_system_call(Kind::Btrfs, "btrfs");
+}
+
+const XFS: Need = Need::Tool("mkfs.xfs", "xfsprogs");
+
+#[test]
+fn xfs_survives_death_at_every_system_call() {
+    need!(Need::Root, XFS, Need::Tool("strace", "strace"));
+    dies_at_every_system_call(Kind::Xfs, "xfs");
+}
+
+#[test]
+fn copies_survive_death_at_every_system_call() {
+    need!(Need::Root, Need::Tool("strace", "strace"));
+    dies_at_every_system_call(Kind::Copy(CopyMode::Copy), "tmpfs");
 }

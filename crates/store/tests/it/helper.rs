@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use kiln_store::{Limits, Listed, Snapshot};
+use kiln_store::{Limits, Listed, Snapshot, TransferEvent};
 
 use crate::fixture::{begin, commit, id, names, open, view, write};
 
@@ -68,6 +68,15 @@ fn child() {
                 parent = Some(commit(&store, draft));
                 say(&number.to_string());
             }
+        }
+        // Copies the store to one beside it, and says what is there.
+        "copy" => {
+            let mut heard = |event: TransferEvent<'_>| {
+                if let TransferEvent::Copied { done, .. } = event {
+                    say(&done.to_string());
+                }
+            };
+            open(&path.with_extension("copy")).copy_from(&store, &mut heard).expect("it copies");
         }
         // Builds chains of four, as builds do that look for what is there first, and checks what it is offered.
         "build chains" => {

@@ -13,8 +13,14 @@ mod fixture;
 mod helper;
 mod hostile;
 mod lease;
+mod many;
 mod prune;
+mod repair;
 mod result;
+mod transfer;
+mod trees;
+mod verify;
+mod zfs;
 
 use kiln_store::{Location, Store, StoreError};
 

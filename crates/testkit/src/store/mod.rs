@@ -64,7 +64,7 @@ impl Sizes {
     /// For a machine as one develops on.
     pub const FULL: Self = Self { chain: 500, children: 200, line: 60, directories: 1_500 };
     /// For an emulated machine.
-    pub const SLOW_MACHINE: Self = Self { chain: 60, children: 30, line: 20, directories: 300 };
+    pub const SLOW_MACHINE: Self = Self { chain: 15, children: 8, line: 8, directories: 60 };
 }
 
 /// The suite, fitted to a kind of store.
@@ -109,6 +109,7 @@ impl Suite<'_> {
             for (name, check) in story {
                 let case_now = case.get_or_insert_with(|| Case::new(fresh(), self));
                 kind = case_now.kind();
+                eprintln!("{kind}: {name}");
                 if catch_unwind(AssertUnwindSafe(|| check(case_now))).is_err() {
                     eprintln!("{kind} failed {name}");
                     failed.push(*name);

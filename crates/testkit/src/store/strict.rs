@@ -163,7 +163,11 @@ impl Backend for Strict {
             self.must_be_sealed(from);
             let tree = self.start(name)?;
             fs::write(self.dir(name).join("from"), from.as_str()).expect("writable");
-            run(Command::new("cp").arg("-a").arg(self.dir(from).join("tree")).arg(&tree));
+            // A process that is killed must not leave one that goes on to write.
+            run(Command::new("setpriv")
+                .args(["--pdeathsig", "KILL", "cp", "-a"])
+                .arg(self.dir(from).join("tree"))
+                .arg(&tree));
             Ok(Root::Dir(tree))
         })
     }

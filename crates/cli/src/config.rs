@@ -1,0 +1,133 @@
+//! Files of settings: what is always wanted on this machine or by this user.
+//!
+//! The system's are read first, in `/etc/kiln`, and then the user's, which win.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::{DeserializeOwned, Error};
+use serde::{Deserialize, Deserializer};
+
+use kiln_store::{Limits, Store};
+
+use crate::args::{self, Free};
+use crate::exit::Failure;
+use crate::settings::directory;
+
+/// What config.toml holds.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Config {
+    #[serde(default)]
+    prune: Policy,
+}
+
+/// How much may stay in a store: `[prune]`, or what the flags of `kiln prune` say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Policy {
+    #[serde(default, deserialize_with = "free")]
+    pub(crate) keep_free: Option<Free>,
+    #[serde(default, deserialize_with = "size")]
+    pub(crate) max_size: Option<u64>,
+    #[serde(default, deserialize_with = "duration")]
+    pub(crate) max_age: Option<Duration>,
+    pub(crate) max_items: Option<usize>,
+}
+
+impl Policy {
+    /// Reads the policy: of `file`, or else of the system's and the user's files. What the user does not say, the system says.
+    pub(crate) fn read(file: Option<&Path>) -> Result<Self, Failure> {
+        let policies = read::<Config>(file, "config.toml")?.into_iter().map(|(_, config)| config.prune);
+        Ok(policies.fold(Self::default(), |system, user| Self {
+            keep_free: user.keep_free.or(system.keep_free),
+            max_size: user.max_size.or(system.max_size),
+            max_age: user.max_age.or(system.max_age),
+            max_items: user.max_items.or(system.max_items),
+        }))
+    }
+
+    /// Returns what it means for a store.
+    pub(crate) fn limits(&self, store: &Store) -> Result<Limits, Failure> {
+        let keep_free_bytes = match self.keep_free {
+            Some(Free::Bytes(bytes)) => Some(bytes),
+            Some(Free::Percent(percent)) => Some(store.space()?.total_bytes / 100 * u64::from(percent)),
+            None => None,
+        };
+        let Self { max_size: max_size_bytes, max_age, max_items, .. } = *self;
+        Ok(Limits { max_size_bytes, keep_free_bytes, max_age, max_items })
+    }
+
+    /// Returns the flags that say the same.
+    pub(crate) fn flags(&self) -> Vec<String> {
+        let keep_free = self.keep_free.map(|free| match free {
+            Free::Bytes(bytes) => format!("--keep-free={bytes}"),
+            Free::Percent(percent) => format!("--keep-free={percent}%"),
+        });
+        let max_size = self.max_size.map(|bytes| format!("--max-size={bytes}"));
+        let max_age = self.max_age.map(|age| format!("--max-age={}", humantime::format_duration(age)));
+        let max_items = self.max_items.map(|items| format!("--max-items={items}"));
+        [keep_free, max_size, max_age, max_items].into_iter().flatten().collect()
+    }
+}
+
+/// Reads files of settings, each with its path: only `file`, or else those of this name that there are, the system's first.
+pub(crate) fn read<T: DeserializeOwned>(file: Option<&Path>, name: &str) -> Result<Vec<(PathBuf, T)>, Failure> {
+    if let Some(file) = file {
+        return Ok(vec![(file.to_owned(), parse(file)?)]);
+    }
+    let user = directory("XDG_CONFIG_HOME").or_else(|| Some(directory("HOME")?.join(".config")));
+    let files = [Some(Path::new("/etc/kiln").join(name)), user.map(|config| config.join("kiln").join(name))];
+    let mut read = Vec::new();
+    for file in files.into_iter().flatten() {
+        match parse(&file) {
+            Err(Failure::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            parsed => read.push((file, parsed?)),
+        }
+    }
+    Ok(read)
+}
+
+fn parse<T: DeserializeOwned>(file: &Path) -> Result<T, Failure> {
+    let text = std::fs::read_to_string(file).map_err(|source| Failure::Read { path: file.to_owned(), source })?;
+    toml::from_str(&text).map_err(|error| {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let in_line = before.rsplit('\n').next().unwrap_or_default();
+        let (line, column) = (1 + before.matches('\n').count(), 1 + in_line.chars().count());
+        Failure::ParseConfig { path: file.to_owned(), line, column, reason: error.message().replace('\n', "; ") }
+    })
+}
+
+fn free<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Free>, D::Error> {
+    args::free(&String::deserialize(value)?).map(Some).map_err(D::Error::custom)
+}
+
+fn size<'de, D: Deserializer<'de>>(value: D) -> Result<Option<u64>, D::Error> {
+    args::size(&String::deserialize(value)?).map(Some).map_err(D::Error::custom)
+}
+
+fn duration<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Duration>, D::Error> {
+    humantime::parse_duration(&String::deserialize(value)?).map(Some).map_err(D::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Command, Kiln};
+
+    #[test]
+    fn flags_say_what_the_policy_says() {
+        let text = "[prune]\nkeep_free = \"20%\"\nmax_size = \"200G\"\nmax_age = \"30d 1s\"\nmax_items = 7";
+        let policy = toml::from_str::<Config>(text).unwrap().prune;
+        let max_age = Some(Duration::from_secs(30 * 86_400 + 1));
+        let expected =
+            Policy { keep_free: Some(Free::Percent(20)), max_size: Some(200 << 30), max_age, max_items: Some(7) };
+        assert_eq!(policy, expected);
+        let arguments = ["kiln", "prune"].into_iter().map(str::to_owned).chain(policy.flags());
+        let Command::Prune(prune) = Kiln::parse_from(arguments).command else { panic!("another command") };
+        assert_eq!(prune.limits.policy(), policy);
+    }
+}
