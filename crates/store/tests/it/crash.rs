@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
@@ -161,17 +161,29 @@ fn is_swept(store: &Store, when: &str) {
 }
 
 /// This program as a child that lives through the story in the store at `path`; `before` starts it.
-fn child(before: &[String], kind: Kind, path: &Path, moment: Option<u64>) -> ExitStatus {
+fn child(before: &[String], kind: Kind, path: &Path) -> Command {
     let this = std::env::current_exe().expect("this program");
     let mut words: Vec<std::ffi::OsString> = before.iter().map(Into::into).collect();
     words.push(this.into());
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]).args(["--exact", "crash::lives_through_the_story", "--ignored"]);
     command.env("KILN_STORE", Location { kind, place: path.to_owned() }.to_string());
-    if let Some(moment) = moment {
-        command.env("KILN_STORE_MOMENT", moment.to_string());
-    }
-    command.stdout(Stdio::null()).stderr(Stdio::null()).status().expect("it starts")
+    command
+}
+
+/// Runs a child and returns whether it was killed.
+fn is_killed(mut child: Command, when: &str) -> bool {
+    let ended = child.stdout(Stdio::null()).stderr(Stdio::null()).status().expect("it starts");
+    assert!(ended.success() || ended.signal() == Some(9), "{when}: {ended}");
+    !ended.success()
+}
+
+/// Lets a child [`check`] the store, and removes it. Not in this process: others start children here, and each has
+/// for a moment duplicates of all locks.
+fn check_and_remove(kind: Kind, path: &Path, when: &str) {
+    let checked = child(&[], kind, path).env("KILN_STORE_CHECK", when).output().expect("it starts");
+    assert!(checked.status.success(), "{when}: {}", String::from_utf8_lossy(&checked.stderr));
+    fs::remove_dir_all(path).expect("nobody uses it");
 }
 
 #[test]
@@ -179,26 +191,46 @@ fn child(before: &[String], kind: Kind, path: &Path, moment: Option<u64>) -> Exi
 fn lives_through_the_story() {
     let Ok(store) = std::env::var("KILN_STORE") else { return };
     let Location { kind, place } = Location::parse(&store, Path::new("")).expect("given along");
-    let moment = std::env::var("KILN_STORE_MOMENT").ok().map(|moment| moment.parse().expect("a number"));
-    story(&open(kind, &place, moment));
+    match std::env::var("KILN_STORE_CHECK") {
+        Ok(when) => check(kind, &place, &when),
+        Err(_) => {
+            let moment = std::env::var("KILN_STORE_MOMENT").ok().map(|moment| moment.parse().expect("a number"));
+            story(&open(kind, &place, moment));
+        }
+    }
+}
+
+/// Calls `act` with 0, 1, and so on and a path in `place`, in several threads, until it returns false.
+fn side_by_side(place: &Path, act: impl Fn(usize, &Path) -> bool + Sync) {
+    let next = AtomicUsize::new(0);
+    let threads = std::thread::available_parallelism().map_or(2, usize::from).min(4);
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            let (next, act) = (&next, &act);
+            scope.spawn(move || {
+                let path = place.join(format!("store-{thread}"));
+                while act(next.fetch_add(1, Ordering::Relaxed), &path) {}
+            });
+        }
+    });
 }
 
 fn dies_at_every_verb(kind: Kind, filesystem: &str) {
     let filesystem = LoopFs::new(filesystem, 400).expect("a filesystem");
-    let path = filesystem.path().join("store");
-    let mut moments = 0..;
-    for moment in &mut moments {
-        make(kind, &path);
-        let ended = child(&[], kind, &path, Some(moment));
-        assert!(ended.success() || ended.signal() == Some(9), "moment {moment}: {ended}");
-        check(kind, &path, &format!("moment {moment}"));
-        fs::remove_dir_all(&path).expect("nobody uses it");
-        if ended.success() {
-            assert!(moment > 100, "{moment} moments");
-            println!("{} survives {moment} deaths", kind.name());
-            return;
-        }
-    }
+    let died = AtomicUsize::new(0);
+    side_by_side(&filesystem.path(), |moment, path| {
+        make(kind, path);
+        let when = format!("killed at moment {moment}");
+        let mut child = child(&[], kind, path);
+        child.env("KILN_STORE_MOMENT", moment.to_string());
+        let is_killed = is_killed(child, &when);
+        died.fetch_add(usize::from(is_killed), Ordering::Relaxed);
+        check_and_remove(kind, path, &when);
+        is_killed
+    });
+    let died = died.into_inner();
+    println!("{} survives {died} deaths", kind.name());
+    assert!(died > 100, "{died} moments");
 }
 
 /// The system calls that change what others can see, or what outlives the process.
@@ -222,8 +254,8 @@ fn strace(expressions: &[String], output: &Path) -> Vec<String> {
 /// Returns where a child can die: before the so manieth call of that name in a thread.
 fn points(kind: Kind, path: &Path) -> Vec<(String, usize)> {
     let trace = tempfile::NamedTempFile::new().expect("a temporary file");
-    let ended = child(&strace(&[format!("trace={CHANGES}")], trace.path()), kind, path, None);
-    assert!(ended.success(), "{ended}");
+    let child = child(&strace(&[format!("trace={CHANGES}")], trace.path()), kind, path);
+    assert!(!is_killed(child, "traced"));
     let mut counts: HashMap<(String, String), usize> = HashMap::new();
     let mut points = Vec::new();
     for line in String::from_utf8_lossy(&fs::read(trace.path()).expect("a trace")).lines() {
@@ -245,24 +277,15 @@ fn dies_at_every_system_call(kind: Kind, filesystem: &str) {
     let filesystem = LoopFs::new(filesystem, 400).expect("a filesystem");
     let all = points(kind, &filesystem.path().join("whole"));
     let chosen: Vec<_> = (0..DEATHS.min(all.len())).map(|at| &all[at * all.len() / DEATHS.min(all.len())]).collect();
-    let (next, died) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let threads = std::thread::available_parallelism().map_or(2, usize::from).min(4);
-    std::thread::scope(|scope| {
-        for thread in 0..threads {
-            let (next, died, chosen, filesystem) = (&next, &died, &chosen, &filesystem);
-            scope.spawn(move || {
-                while let Some((call, count)) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let when = format!("killed before {call} number {count}");
-                    let path = filesystem.path().join(format!("store-{thread}"));
-                    let expressions = [format!("trace={call}"), format!("inject={call}:signal=SIGKILL:when={count}")];
-                    let ended = child(&strace(&expressions, Path::new("/dev/null")), kind, &path, None);
-                    assert!(ended.success() || ended.signal() == Some(9), "{when}: {ended}");
-                    died.fetch_add(usize::from(!ended.success()), Ordering::Relaxed);
-                    check(kind, &path, &when);
-                    fs::remove_dir_all(&path).expect("nobody uses it");
-                }
-            });
-        }
+    let died = AtomicUsize::new(0);
+    side_by_side(&filesystem.path(), |at, path| {
+        let Some((call, count)) = chosen.get(at) else { return false };
+        let when = format!("killed before {call} number {count}");
+        let expressions = [format!("trace={call}"), format!("inject={call}:signal=SIGKILL:when={count}")];
+        let is_killed = is_killed(child(&strace(&expressions, Path::new("/dev/null")), kind, path), &when);
+        died.fetch_add(usize::from(is_killed), Ordering::Relaxed);
+        check_and_remove(kind, path, &when);
+        true
     });
     // The order of a directory's entries and a race for a lease make a small difference.
     let died = died.into_inner();
@@ -283,12 +306,6 @@ fn overlayfs_survives_death_at_every_system_call() {
 }
 
 const BTRFS: Need = Need::Tool("mkfs.btrfs", "btrfs-progs");
-
-#[test]
-fn btrfs_survives_death_at_every_verb() {
-    need!(Need::Root, BTRFS);
-    dies_at_every_verb(Kind::Btrfs, "btrfs");
-}
 
 #[test]
 fn btrfs_survives_death_at_every_system_call() {
