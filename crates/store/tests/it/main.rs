@@ -6,6 +6,7 @@ mod cache;
 mod changes;
 mod concurrency;
 mod conformance;
+mod crash;
 mod damage;
 mod filesystem;
 mod fixture;
