@@ -18,3 +18,4 @@ mod registry_hostile;
 mod spec;
 mod stages;
 mod store;
+mod stores;
