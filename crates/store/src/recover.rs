@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use crate::boot::{Durable, Stamp};
+use crate::boot::Durable;
 use crate::error::At;
 use crate::layout::META;
 use crate::lease::{InUse, Lease};
@@ -74,7 +74,7 @@ pub(crate) fn after_reboot(store: &Store) -> Result<(), StoreError> {
     };
     if let Some(durable) = mark {
         drop_results(store, &durable)?;
-        cache::drop_generations(store, |stamp: &Stamp| durable.covers(stamp))?;
+        cache::drop_generations(store, &durable)?;
         // The next mark says that everything older is safe, so none of this may come back.
         store.flush()?;
     }
