@@ -14,6 +14,7 @@ mod helper;
 mod hostile;
 mod lease;
 mod many;
+mod power;
 mod prune;
 mod repair;
 mod result;
