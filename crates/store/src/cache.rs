@@ -11,7 +11,7 @@ use std::time::SystemTime;
 
 use rustix::fs::{AtFlags, FlockOperation, Gid, Uid, chownat, flock};
 
-use crate::boot::Stamp;
+use crate::boot::{Durable, Stamp};
 use crate::error::At;
 use crate::layout::{META, escape};
 use crate::lease::InUse;
@@ -215,21 +215,33 @@ impl Store {
     }
 
     /// Takes the generations before `latest` that neither it nor a step that runs stands on out of sight, and returns
-    /// what is to be deleted. The caller holds the cache's lock.
+    /// what is to be deleted. The last one that is safe on the disk stays: a power cut takes what is not, and would leave
+    /// nothing of the cache. The caller holds the cache's lock.
     fn drop_old_generations(&self, cache: &str, latest: u64) -> Result<Vec<Name>, StoreError> {
         let mut claimed = Vec::new();
         let mut needed = self.backend.needs(&Name::cache(cache, latest))?;
-        for generation in self.generations(cache)? {
+        let generations = self.generations(cache)?;
+        let durable = Durable::read(&self.layout)?;
+        let is_safe = |generation: &u64| durable.as_ref().is_some_and(|mark| self.is_covered(cache, *generation, mark));
+        let safe = generations.iter().copied().rev().find(is_safe);
+        for generation in generations {
             let name = Name::cache(cache, generation);
             match InUse::claim(&self.layout.tree(&name))? {
-                Some(claim) if generation < latest => claimed.push((name, claim)),
-                // Someone's copy stands on this one, and on all that it needs.
+                Some(claim) if generation < latest && Some(generation) != safe => claimed.push((name, claim)),
+                // It stays, or someone's copy stands on it; and so does all that it needs.
                 _ => needed.extend(self.backend.needs(&name)?),
             }
         }
         claimed.retain(|(name, _claim)| !needed.contains(name));
         // Later ones first: they may need those before them.
         claimed.iter().rev().map(|(name, _claim)| self.vanish(name)).collect()
+    }
+
+    /// Returns true if a generation was committed before the mark was set.
+    fn is_covered(&self, cache: &str, generation: u64, mark: &Durable) -> bool {
+        let file = self.layout.tree(&Name::cache(cache, generation)).join(META);
+        let stamp = fs::read(file).ok().and_then(|bytes| serde_json::from_slice::<Stamp>(&bytes).ok());
+        stamp.is_some_and(|stamp| mark.covers(&stamp))
     }
 
     /// Removes the caches that no step has used since then and none uses now; with `dry_run` only says which. Returns their
@@ -288,17 +300,12 @@ pub(crate) fn sweep(store: &Store) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Drops the generations whose stamp `is_durable` refuses, and later ones, which may stand on them. For the
-/// first open after a boot.
-pub(crate) fn drop_generations(store: &Store, is_durable: impl Fn(&Stamp) -> bool) -> Result<(), StoreError> {
+/// Drops the generations that `mark` does not cover, and later ones, which may stand on them. For the first open after a
+/// boot.
+pub(crate) fn drop_generations(store: &Store, mark: &Durable) -> Result<(), StoreError> {
     for (cache, _) in store.caches()? {
         let generations = store.generations(&cache)?;
-        let is_whole = |generation: &u64| {
-            let file = store.layout.tree(&Name::cache(&cache, *generation)).join(META);
-            let stamp = fs::read(file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-            stamp.is_some_and(|stamp| is_durable(&stamp))
-        };
-        let whole = generations.iter().take_while(|generation| is_whole(generation)).count();
+        let whole = generations.iter().take_while(|generation| store.is_covered(&cache, **generation, mark)).count();
         for generation in generations[whole..].iter().rev() {
             store.backend.remove(&Name::cache(&cache, *generation))?;
         }

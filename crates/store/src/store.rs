@@ -401,12 +401,11 @@ impl Store {
         let make = || fs::create_dir_all(&new).at("create", &new);
         let name = log_in(&self.layout.draft(&id));
         let rescued = make().and_then(|()| fs::rename(&name, log_in(&new)).at("keep", &name));
-        // Before more is written: it may be what fills the disk.
-        let log = Arc::clone(&draft.log);
-        self.discard(draft)?;
+        // Before more is written: it may be what fills the disk. The lease stays ours.
+        self.remove_draft(&id)?;
         if rescued.is_err() {
             make()?;
-            copy_log(&log, &log_in(&new)).at("keep", &name)?;
+            copy_log(&draft.log, &log_in(&new)).at("keep", &name)?;
         }
         self.keep_failure(&id, &meta)?;
         self.forget_old_failures()

@@ -30,9 +30,23 @@ impl LoopFs {
         }
         fs::File::create(&image)?.set_len(size_mib << 20)?;
         run(Command::new(format!("mkfs.{kind}")).arg("-q").arg(&image))?;
-        let made = Self { dir };
-        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(made.path()))?;
-        Ok(made)
+        Self { dir }.mount(&image)
+    }
+
+    /// Mounts the filesystem in the file `image`, which stays when this value goes.
+    ///
+    /// # Errors
+    ///
+    /// `mount` is missing or fails. Needs root.
+    pub fn of(image: &Path) -> io::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        fs::create_dir(dir.path().join("mnt"))?;
+        Self { dir }.mount(image)
+    }
+
+    fn mount(self, image: &Path) -> io::Result<Self> {
+        run(Command::new("mount").args(["-o", "loop"]).arg(image).arg(self.path()))?;
+        Ok(self)
     }
 
     /// Returns where the filesystem is mounted.
@@ -58,7 +72,7 @@ impl Drop for LoopFs {
     }
 }
 
-fn run(command: &mut Command) -> io::Result<()> {
+pub(crate) fn run(command: &mut Command) -> io::Result<()> {
     let output = command.output()?;
     if output.status.success() {
         return Ok(());

@@ -79,7 +79,10 @@ fn a_reboot_drops_unmarked_generations_of_caches() {
     fill(&store, "marked");
     assert!(store.has_unmarked_results());
     store.mark_durable().expect("the disk works");
-    fill(&store, "unmarked");
+    // So many that the last one no longer stands on the one that is marked.
+    for number in 0..10 {
+        fill(&store, &format!("unmarked {number}"));
+    }
     drop(store);
     let store = boot(dir.path(), "two");
     assert_eq!(store.caches().expect("readable"), [("cache".to_owned(), 1)]);
