@@ -9,6 +9,7 @@ use crate::boot::Durable;
 use crate::error::At;
 use crate::layout::META;
 use crate::lease::{InUse, Lease};
+use crate::list::without_index;
 use crate::meta::Meta;
 use crate::store::ids_in;
 use crate::{Id, Name, Store, StoreError, cache, remove};
@@ -73,6 +74,8 @@ pub(crate) fn after_reboot(store: &Store) -> Result<(), StoreError> {
         mark => mark?,
     };
     if let Some(durable) = mark {
+        // Nothing was flushed for it, and nobody uses it before the mark is written.
+        without_index(store.drop_damaged_index());
         drop_results(store, &durable)?;
         cache::drop_generations(store, &durable)?;
         // The next mark says that everything older is safe, so none of this may come back.
