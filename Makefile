@@ -7,8 +7,8 @@ DEMO_PACKAGES = $(BUILD_PACKAGES) mmdebstrap ca-certificates
 # strace: dying between two system calls. skopeo, umoci: images made and unpacked by others.
 # buildah, docker.io, podman: programs that keep images. docker-registry: a registry, also with certificates, made by openssl.
 TEST_PACKAGES = $(BUILD_PACKAGES) binutils btrfs-progs buildah busybox-static mmdebstrap ca-certificates docker-registry \
-	docker.io e2fsprogs mount openssl podman procps qemu-system-x86 runc skopeo strace umoci util-linux xfsprogs xz-utils zstd
-BENCH_PACKAGES = $(DEMO_PACKAGES) buildah curl docker-registry docker.io runc python3 skopeo time umoci
+	docker.io e2fsprogs libelf1 mount openssl perl podman procps qemu-system-x86 runc skopeo strace umoci util-linux xfsprogs xz-utils zstd
+BENCH_PACKAGES = $(DEMO_PACKAGES) btrfs-progs buildah curl docker-registry docker.io runc python3 rsync skopeo time umoci xfsprogs
 
 .PHONY: all demo test check bench
 all:

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kiln_image::{Layer, Layers, Progress, Resolved};
-use kiln_store::{Description, Draft, Id, Lease, Snapshot};
+use kiln_store::{Description, Draft, Id, Lease, Root, Snapshot};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -106,8 +106,15 @@ impl Import {
 
     /// Unpacks the next layer into `draft`.
     async fn unpack(&self, layers: &mut dyn Layers, draft: &Draft) -> Result<(), BuildError> {
-        let mount = draft.root().mount().at("mount", self.shared.store.path())?;
-        let into = PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()));
+        let mount;
+        let into = match draft.root() {
+            // Other programs can find it too: `mmdebstrap` mounts in there.
+            Root::Dir(path) => path.clone(),
+            root => {
+                mount = root.mount().at("mount", self.shared.store.path())?;
+                PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()))
+            }
+        };
         layers.next(&into).await.map_err(|source| self.base.failed(source))
     }
 }

@@ -12,7 +12,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
 pub(crate) use results::{Place, Row};
 
-use crate::StoreError;
+use crate::{StoreError, filesystem};
 
 /// What identifies one version of a file's content, `stat(2)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -85,16 +85,16 @@ impl Index {
 
     /// Deletes the index at `path`.
     pub(crate) fn delete(path: &Path) {
-        for suffix in ["", "-wal", "-shm"] {
+        for suffix in ["", "-wal", "-shm", "-journal"] {
             let mut file = path.to_owned().into_os_string();
             file.push(suffix);
             let _ = fs::remove_file(file);
         }
     }
 
-    /// Returns whether all pages of the database fit together. Reads all of it.
+    /// Returns whether all parts of the database fit together. Reads all of it.
     pub(crate) fn is_whole(&self) -> bool {
-        let checked = self.database.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
+        let checked = self.database.query_row("PRAGMA integrity_check(1)", [], |row| row.get::<_, String>(0));
         checked.is_ok_and(|answer| answer == "ok")
     }
 
@@ -173,11 +173,16 @@ impl Index {
 fn connect(path: &Path) -> rusqlite::Result<Option<Connection>> {
     let database = Connection::open(path)?;
     database.busy_timeout(Duration::from_secs(60))?;
-    // No flush at a commit: what a power cut takes is found out again.
-    database.execute_batch(&format!(
-        "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = {LOG_PAGES_AT_MOST};
-         PRAGMA journal_size_limit = {LOG_BYTES};"
-    ))?;
+    // No flush at a commit: what a power cut takes is found out again. SQLite maps a file that belongs to the log, and a write
+    // to such a file kills the process where it needs new space on a full disk, as each one does on btrfs. Without the log, a power
+    // cut can damage the database: `recover.rs` looks.
+    database.execute_batch(&match is_on_btrfs(path) {
+        true => "PRAGMA journal_mode = PERSIST; PRAGMA synchronous = OFF;".to_owned(),
+        false => format!(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = {LOG_PAGES_AT_MOST};
+             PRAGMA journal_size_limit = {LOG_BYTES};"
+        ),
+    })?;
     database.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     let version = |database: &Connection| database.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0));
     if version(&database)? == 0 {
@@ -188,6 +193,10 @@ fn connect(path: &Path) -> rusqlite::Result<Option<Connection>> {
         transaction.commit()?;
     }
     Ok((version(&database)? == VERSION).then_some(database))
+}
+
+fn is_on_btrfs(path: &Path) -> bool {
+    path.parent().and_then(|state| rustix::fs::statfs(state).ok()).is_some_and(|stat| filesystem::is_btrfs(&stat))
 }
 
 fn create(database: &Connection) -> rusqlite::Result<()> {

@@ -62,8 +62,9 @@ impl Store {
     ///
     /// The store cannot be read.
     pub fn rebuild_index(&self) -> Result<usize, StoreError> {
-        if !self.with_index(|index| Ok(index.is_whole()))? {
-            self.replace_index()?;
+        {
+            let _lock = self.lock_state()?;
+            self.drop_damaged_index()?;
         }
         let known: HashMap<Id, Row> = self.with_index(Index::results)?;
         for id in known.keys() {

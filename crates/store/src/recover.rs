@@ -3,10 +3,13 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use crate::boot::Durable;
+use crate::error::At;
 use crate::layout::META;
 use crate::lease::{InUse, Lease};
+use crate::list::without_index;
 use crate::meta::Meta;
 use crate::store::ids_in;
 use crate::{Id, Name, Store, StoreError, cache, remove};
@@ -21,6 +24,11 @@ pub(crate) fn sweep(store: &Store) -> Result<(), StoreError> {
             said("a draft", store.remove_draft(&id));
         }
     }
+    for id in failures_begun(&layout.failures())? {
+        if let Some(_lease) = Lease::try_take(layout, &id)? {
+            said("the log of a failure", remove::tree(layout, &layout.new_failure(&id)));
+        }
+    }
     cache::sweep(store)?;
     for id in ids_in(&layout.leases())? {
         // Taking and dropping a dead holder's lease removes its file.
@@ -28,6 +36,16 @@ pub(crate) fn sweep(store: &Store) -> Result<(), StoreError> {
     }
     said("the trash", remove::empty_trash(store));
     Ok(())
+}
+
+/// Returns the ids of failures that are being kept now, or were when their process died.
+fn failures_begun(failures: &Path) -> Result<Vec<Id>, StoreError> {
+    let mut ids = Vec::new();
+    for entry in fs::read_dir(failures).at("read", failures)? {
+        let name = entry.at("read", failures)?.file_name();
+        ids.extend(name.to_str().and_then(|name| name.strip_prefix('.')).and_then(|id| id.parse::<Id>().ok()));
+    }
+    Ok(ids)
 }
 
 /// What cannot be deleted does no harm but take room: it is no reason to refuse the store.
@@ -56,6 +74,8 @@ pub(crate) fn after_reboot(store: &Store) -> Result<(), StoreError> {
         mark => mark?,
     };
     if let Some(durable) = mark {
+        // Nothing was flushed for it, and nobody uses it before the mark is written.
+        without_index(store.drop_damaged_index());
         drop_results(store, &durable)?;
         cache::drop_generations(store, &durable)?;
         // The next mark says that everything older is safe, so none of this may come back.

@@ -401,12 +401,11 @@ impl Store {
         let make = || fs::create_dir_all(&new).at("create", &new);
         let name = log_in(&self.layout.draft(&id));
         let rescued = make().and_then(|()| fs::rename(&name, log_in(&new)).at("keep", &name));
-        // Before more is written: it may be what fills the disk.
-        let log = Arc::clone(&draft.log);
-        self.discard(draft)?;
+        // Before more is written: it may be what fills the disk. The lease stays ours.
+        self.remove_draft(&id)?;
         if rescued.is_err() {
             make()?;
-            copy_log(&log, &log_in(&new)).at("keep", &name)?;
+            copy_log(&draft.log, &log_in(&new)).at("keep", &name)?;
         }
         self.keep_failure(&id, &meta)?;
         self.forget_old_failures()
@@ -594,13 +593,16 @@ impl Store {
         *self.lock_index() = index;
     }
 
-    /// Puts an empty index in the place of the one on the disk.
-    pub(crate) fn replace_index(&self) -> Result<(), StoreError> {
-        let _lock = self.lock_state()?;
+    /// Puts an empty index in the place of one on the disk that is damaged. Reads all of it. The caller holds the lock of the
+    /// state.
+    pub(crate) fn drop_damaged_index(&self) -> Result<(), StoreError> {
+        if self.with_index(|index| Ok(index.is_whole()))? {
+            return Ok(());
+        }
         let mut index = self.lock_index();
         *index = None;
+        tracing::warn!(path = %self.layout.state(INDEX).display(), "dropping the damaged index");
         Index::delete(&self.layout.state(INDEX));
-        *index = Some(Index::open(self.layout.state(INDEX))?);
         Ok(())
     }
 

@@ -21,8 +21,7 @@ const EVERY: Duration = Duration::from_secs(20);
 pub(super) fn run(arguments: &args::Maintain) -> Result<(), Failure> {
     let store = open_store(&arguments.store)?;
     store.mark_durable()?;
-    // The priority for the disk follows from this one, ioprio_set(2).
-    let _ = rustix::process::nice(19);
+    super::step_back();
     store.maintain(&arguments.limits.policy().limits(&store)?, SystemTime::now())?;
     Ok(())
 }

@@ -23,6 +23,7 @@ pub(super) fn run(arguments: &args::Prune) -> Result<(), Failure> {
     }
     let store = open_store(&arguments.store)?;
     let cancel = cancel_on_signals().map_err(Failure::Runtime)?;
+    super::step_back();
     let bar = bar();
     let mut freed_bytes = 0;
     let mut removed = |result: &Listed| {

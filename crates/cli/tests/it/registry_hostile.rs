@@ -239,8 +239,9 @@ fn credentials_are_in_no_log_and_no_file_and_go_to_no_other_host() {
 
 /// Returns how many files below `dir` hold `text`.
 fn files_with(dir: &Path, text: &str) -> usize {
+    // What marks results as durable works in the background: a file of its own may be gone by now.
     let holds = |path: &Path| {
-        let bytes = fs::read(path).unwrap();
+        let bytes = fs::read(path).unwrap_or_default();
         usize::from(bytes.windows(text.len()).any(|window| window == text.as_bytes()))
     };
     let entries = fs::read_dir(dir).unwrap().flatten();

@@ -131,8 +131,10 @@ fn decide(arch: &Arch, action: Action) -> Vec<Instruction> {
         ],
         Action::Check(Check::Ioctl) => vec![
             argument(1),
-            branch(JUMP_EQUAL, table::TIOCSTI, 1, 0),
-            branch(JUMP_EQUAL, table::TIOCLINUX, 0, 1),
+            branch(JUMP_EQUAL, table::TIOCSTI, 3, 0),
+            branch(JUMP_EQUAL, table::TIOCLINUX, 2, 0),
+            branch(JUMP_EQUAL, table::BTRFS_SNAP_DESTROY_V2, 1, 0),
+            branch(JUMP_EQUAL, table::BTRFS_SNAP_DESTROY_V2_POWERPC, 0, 1),
             errno(table::EPERM),
             allow(),
         ],
@@ -273,6 +275,8 @@ mod tests {
             assert_eq!(call("clone", flags, 0x1000_0011), eperm, "{}", arch.label);
             assert_eq!(call("ioctl", 1, u64::from(table::TIOCSTI)), eperm);
             assert_eq!(call("ioctl", 1, u64::from(table::TIOCLINUX)), eperm);
+            assert_eq!(call("ioctl", 1, u64::from(table::BTRFS_SNAP_DESTROY_V2)), eperm);
+            assert_eq!(call("ioctl", 1, u64::from(table::BTRFS_SNAP_DESTROY_V2_POWERPC)), eperm);
             assert_eq!(call("ioctl", 1, 1 << 32 | u64::from(table::TIOCSTI)), eperm);
             assert_eq!(call("ioctl", 1, 0x5401), RET_ALLOW);
             assert_eq!(call("personality", 0, 0xffff_ffff), RET_ALLOW);

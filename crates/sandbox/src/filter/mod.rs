@@ -38,7 +38,7 @@ pub(crate) enum Action {
 pub(crate) enum Check {
     /// `clone(2)`: no new namespaces.
     Clone,
-    /// `ioctl(2)`: nothing that types into the caller's terminal.
+    /// `ioctl(2)`: nothing that types into the caller's terminal, or destroys other trees.
     Ioctl,
     /// `personality(2)`: only what changes no protection.
     Personality,

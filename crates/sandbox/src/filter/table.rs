@@ -520,6 +520,11 @@ pub(super) const NEW_NAMESPACES: u32 = 0x7e02_0000;
 /// Put bytes into a terminal's input (CVE-2017-5226), or control the virtual console.
 pub(super) const TIOCSTI: u32 = 0x5412;
 pub(super) const TIOCLINUX: u32 = 0x541c;
+/// `BTRFS_IOC_SNAP_DESTROY_V2`, which takes any subvolume of the filesystem by its number, in reach or not. On a filesystem
+/// that is mounted with `user_subvol_rm_allowed` it asks for no more than the owner's uid.
+pub(super) const BTRFS_SNAP_DESTROY_V2: u32 = 0x5000_943f;
+/// The same on PowerPC, which numbers directions otherwise.
+pub(super) const BTRFS_SNAP_DESTROY_V2_POWERPC: u32 = 0x9000_943f;
 
 /// `PER_LINUX32` (0x8; 0 is `PER_LINUX`), `UNAME26`, `ADDR_NO_RANDOMIZE` (debuggers and sanitizers): only the caller sees
 /// a difference. Not `READ_IMPLIES_EXEC` or `MMAP_PAGE_ZERO`, which unlock bugs.

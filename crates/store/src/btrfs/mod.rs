@@ -144,9 +144,6 @@ impl Backend for BtrfsStore {
 
     fn seal(&self, draft: &Name, name: &Name) -> Result<(), StoreError> {
         let (dir, target) = (self.layout.tree(draft), self.layout.tree(name));
-        if let Some(parent) = target.parent() {
-            fs::create_dir_all(parent).at("create", parent)?;
-        }
         fs::rename(&dir, &target).at("rename", &dir)
     }
 

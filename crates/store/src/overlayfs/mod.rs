@@ -137,9 +137,6 @@ impl Backend for OverlayfsStore {
         chain.write(&dir.join("chain"))?;
         remove::below(&self.layout, &dir.join("work"))?;
         let target = self.layout.tree(name);
-        if let Some(parent) = target.parent() {
-            fs::create_dir_all(parent).at("create", parent)?;
-        }
         fs::rename(&dir, &target).at("rename", &dir)
     }
 

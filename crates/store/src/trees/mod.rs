@@ -169,9 +169,6 @@ impl Backend for TreeStore {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             removed => removed.at("remove", &cloned)?,
         }
-        if let Some(parent) = target.parent() {
-            fs::create_dir_all(parent).at("create", parent)?;
-        }
         fs::rename(&dir, &target).at("rename", &dir)
     }
 

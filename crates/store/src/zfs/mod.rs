@@ -214,9 +214,6 @@ impl Backend for ZfsStore {
     fn seal(&self, draft: &Name, name: &Name) -> Result<(), StoreError> {
         self.run(&Verb::Snapshot(&snapshot_of(&self.dataset_of(draft)?)))?;
         let (directory, target) = (self.layout.tree(draft), self.layout.tree(name));
-        if let Some(parent) = target.parent() {
-            fs::create_dir_all(parent).at("create", parent)?;
-        }
         fs::rename(&directory, &target).at("rename", &directory)
     }
 

@@ -148,6 +148,11 @@ fn a_killed_process_loses_nothing_that_it_committed_and_leaves_nothing_else() {
             std::hint::spin_loop();
         }
         helper.kill();
+        for lease in names(&dir.path().join("state/leases")) {
+            // What it had just started may hold its locks for a moment.
+            let lease = fs::File::open(dir.path().join("state/leases").join(lease)).expect("nobody removes it");
+            rustix::fs::flock(&lease, rustix::fs::FlockOperation::LockExclusive).expect("a lock");
+        }
         let store = open(dir.path());
         for place in ["draft", "trash", "state/leases"] {
             assert_eq!(names(&store.path().join(place)), [""; 0], "{place}");
@@ -212,4 +217,29 @@ fn a_reader_never_sees_half_a_result() {
         assert!(seen == 150 || !writer.is_finished() || reader.lookup(&id(seen)).expect("readable").is_some());
     }
     writer.join().expect("no panic");
+}
+
+#[test]
+fn an_index_that_a_power_cut_damaged_is_made_anew() {
+    need!(Need::Root);
+    let dir = crate::temp_dir();
+    let store = boot(dir.path(), "one");
+    (0..50).for_each(|number| drop(make(&store, number, None)));
+    store.mark_durable().expect("the disk works");
+    assert_eq!(store.list().expect("readable").len(), 50);
+    drop(store);
+    // Opens and closes it so that all is in one file.
+    let index = dir.path().join("state/index.sqlite");
+    drop(
+        rusqlite::Connection::open(&index).and_then(|index| index.pragma_query_value(None, "user_version", |_| Ok(()))),
+    );
+    let mut bytes = fs::read(&index).expect("readable");
+    let middle = bytes.len() / 2;
+    bytes[middle..].fill(0);
+    fs::write(&index, bytes).expect("writable");
+    let store = boot(dir.path(), "two");
+    make(&store, 50, None);
+    let limits = kiln_store::Limits { max_items: Some(1), ..kiln_store::Limits::default() };
+    assert_eq!(store.prune(&limits, std::time::SystemTime::now(), false).expect("it prunes").removed.len(), 50);
+    assert!(has(&store, 50));
 }

@@ -12,7 +12,7 @@ cd /tmp
 truncate -s 1G disk && zpool create -O compression=lz4 tank /tmp/disk || exit 1
 zfs create -o xattr=sa -o acltype=posix tank/tmp
 export KILN_STORE_POOL=tank LD_LIBRARY_PATH=/job TMPDIR=/tank/tmp
-/job/it --ignored zfs::inside --test-threads 1
+/job/it --ignored zfs::inside --test-threads 1 --nocapture
 code=$?
 zfs list -H -o name,used -r tank
 exit $code

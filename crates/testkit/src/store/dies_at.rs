@@ -8,15 +8,15 @@ use kiln_store::{Backend, Name, Root, Space, StoreError};
 /// Passes every verb on, and kills its own process with `SIGKILL` at a given one: verb `n` is preceded by moment
 /// `2n` and followed by moment `2n + 1`.
 #[derive(Debug)]
-pub struct DiesAt<B> {
-    inner: B,
+pub struct DiesAt {
+    inner: Box<dyn Backend>,
     moment: u64,
     passed: AtomicU64,
 }
 
-impl<B> DiesAt<B> {
+impl DiesAt {
     /// Wraps `inner`; the process will not outlive `moment`.
-    pub fn new(inner: B, moment: u64) -> Self {
+    pub fn new(inner: Box<dyn Backend>, moment: u64) -> Self {
         Self { inner, moment, passed: AtomicU64::new(0) }
     }
 
@@ -37,7 +37,7 @@ impl<B> DiesAt<B> {
     }
 }
 
-impl<B: Backend> Backend for DiesAt<B> {
+impl Backend for DiesAt {
     fn create(&self, name: &Name) -> Result<Root, StoreError> {
         self.verb(|| self.inner.create(name))
     }

@@ -50,6 +50,8 @@ pub enum Lack {
 /// How much of everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
+    /// Trees of a small forest, and generations of a cache.
+    pub few: u64,
     /// Results in the longest chain.
     pub chain: usize,
     /// Children of one parent.
@@ -62,9 +64,9 @@ pub struct Sizes {
 
 impl Sizes {
     /// For a machine as one develops on.
-    pub const FULL: Self = Self { chain: 500, children: 200, line: 60, directories: 1_500 };
+    pub const FULL: Self = Self { few: 20, chain: 500, children: 200, line: 60, directories: 1_500 };
     /// For an emulated machine.
-    pub const SLOW_MACHINE: Self = Self { chain: 15, children: 8, line: 8, directories: 60 };
+    pub const SLOW_MACHINE: Self = Self { few: 7, chain: 15, children: 8, line: 8, directories: 60 };
 }
 
 /// The suite, fitted to a kind of store.
@@ -109,6 +111,7 @@ impl Suite<'_> {
             for (name, check) in story {
                 let case_now = case.get_or_insert_with(|| Case::new(fresh(), self));
                 kind = case_now.kind();
+                eprintln!("{kind}: {name}");
                 if catch_unwind(AssertUnwindSafe(|| check(case_now))).is_err() {
                     eprintln!("{kind} failed {name}");
                     failed.push(*name);
