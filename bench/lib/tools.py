@@ -89,7 +89,7 @@ class Kiln(Tool):
         super().__init__(home, base_tar)
         self.binary = binary
         # References are relative to the directory of the spec.
-        os.link(base_tar, home / "base.tar")
+        os.symlink(base_tar, home / "base.tar")
         self.base = "rootfs:base.tar"
         (home / "empty").mkdir()
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("KILN")}
