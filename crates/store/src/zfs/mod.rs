@@ -16,6 +16,7 @@
 mod command;
 
 use std::fs;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use crate::error::At;
@@ -107,14 +108,23 @@ impl ZfsStore {
         verb.run().map_err(|complaint| complaint.into_error(&self.layout.root, &self.dataset))
     }
 
-    /// Returns the whole name of the dataset that the directory of a tree names.
-    fn dataset_in(&self, directory: &Path) -> Result<String, StoreError> {
+    /// Returns the whole name of the dataset that the directory of a tree names; `None` if it names none: its maker died
+    /// before there was one, or the directory is no tree's.
+    fn dataset_in(&self, directory: &Path) -> Result<Option<String>, StoreError> {
         let file = directory.join(DATASET);
-        Ok(format!("{}/{}", self.dataset, fs::read_to_string(&file).at("read", &file)?))
+        match fs::read_to_string(&file) {
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+            read => {
+                let name = read.at("read", &file)?;
+                Ok(is_name(&name).then(|| format!("{}/{name}", self.dataset)))
+            }
+        }
     }
 
     fn dataset_of(&self, name: &Name) -> Result<String, StoreError> {
-        self.dataset_in(&self.layout.tree(name))
+        let directory = self.layout.tree(name);
+        let unnamed = || Err(io::Error::new(ErrorKind::InvalidData, "it names no dataset"));
+        self.dataset_in(&directory)?.map_or_else(unnamed, Ok).at("read", &directory.join(DATASET))
     }
 
     /// Makes the directory of a draft, and its dataset as `make` does.
@@ -126,7 +136,8 @@ impl ZfsStore {
         fs::write(&file, format!("{tree}.{}", remove::unique())).at("write", &file)?;
         let dataset = self.dataset_of(name)?;
         if let Err(error) = make(&dataset) {
-            remove::tree(&self.layout, &directory)?;
+            // It may be there all the same: Ctrl-C reaches zfs too.
+            self.remove(name)?;
             return Err(error);
         }
         Ok(Root::Filesystem { kind: FILESYSTEM, source: dataset, is_sealed: false })
@@ -134,8 +145,7 @@ impl ZfsStore {
 
     /// Destroys the dataset that a directory in the trash names. Returns false if someone still has it mounted.
     fn destroy(&self, place: &Path) -> Result<bool, StoreError> {
-        // Made before its dataset was, or no tree at all.
-        let Ok(dataset) = self.dataset_in(place) else { return Ok(true) };
+        let Some(dataset) = self.dataset_in(place)? else { return Ok(true) };
         loop {
             match Verb::Destroy(&dataset).run() {
                 Err(Complaint { kind: Kind::Missing, .. }) | Ok(_) => return Ok(true),
@@ -160,6 +170,13 @@ impl ZfsStore {
             Err(complaint) => Err(complaint.into_error(&self.layout.root, &self.dataset)),
         }
     }
+}
+
+/// Returns whether this is what [`ZfsStore::begin`] writes. What is not is never destroyed.
+fn is_name(name: &str) -> bool {
+    let is_part =
+        |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    name.split_once('.').is_some_and(|(tree, unique)| is_part(tree) && is_part(unique))
 }
 
 /// Returns the snapshot of a sealed dataset. Its name is as unique as the dataset's, so that a clone can be promoted.
@@ -273,6 +290,15 @@ mod tests {
         assert_eq!(of_line(line), Some(("tank/my store".to_owned(), PathBuf::from("/tank/my store"))));
         assert_eq!(of_line("61 28 0:45 /sub /mnt rw - zfs tank rw"), None, "a directory of one is no dataset");
         assert_eq!(of_line("61 28 8:1 / / rw - ext4 /dev/vda1 rw"), None);
+    }
+
+    #[test]
+    fn only_names_of_trees_are_names() {
+        let tree = format!("{}.{}", "0a".repeat(32), remove::unique());
+        assert!(is_name(&tree) && is_name("cache-1-2-3.7-0-9"));
+        for text in ["", ".", "tree", "tree.", ".1", "tree.1.2", "a/b.1", "tree.1@2", "../a.1", "tree.1\n"] {
+            assert!(!is_name(text), "{text:?}");
+        }
     }
 
     #[test]

@@ -147,9 +147,15 @@ mod inside {
             .expect("readable");
         store.discard(draft).expect("it goes");
         assert_eq!(dataset.trees(), 0);
+        // One that died before it had written which dataset it would make.
+        let nameless = store.path().join("draft").join(id(8).to_string());
+        fs::create_dir(&nameless).expect("writable");
+        fs::write(nameless.join("dataset"), "").expect("writable");
+        drop(begin(&store, 8, None));
         drop(store);
         let store = dataset.open();
         assert!(!lost.exists(), "a draft whose dataset is gone goes too");
+        assert!(!nameless.exists() && dataset.trees() == 0, "and one that names none is in nobody's way");
         // A tree that someone has mounted is destroyed later.
         let tree = make(&store, 2, None);
         let mounted = view(&store, &tree);
