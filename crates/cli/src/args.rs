@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use kiln_image::{ImageName, Platform};
 use kiln_store::CopyMode;
 
-use crate::config::Policy;
+use crate::config::{Policy, SandboxPolicy};
 use crate::output::{self, OutputTo};
 use crate::settings::{KILN_CONFIG, KILN_REGISTRIES, KILN_STORE, REGISTRY_AUTH_FILE};
 
@@ -113,6 +113,22 @@ pub(crate) struct ConfigArgs {
     pub(crate) config: Option<PathBuf>,
 }
 
+/// How steps are isolated. What is not given, the files of settings say.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sandbox")]
+pub(crate) struct SandboxArgs {
+    /// Lets steps wait for the disk when they ask for it, with fsync and its like
+    #[arg(long)]
+    pub(crate) no_fast_sync: bool,
+}
+
+impl SandboxArgs {
+    /// Returns what the flags say.
+    pub(crate) fn policy(&self) -> SandboxPolicy {
+        SandboxPolicy { fast_sync: self.no_fast_sync.then_some(false) }
+    }
+}
+
 /// Where a result goes besides the store.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Output")]
@@ -209,6 +225,8 @@ pub(crate) struct Build {
     /// Of base images for several platforms, takes those for this one, as linux/arm64 [default: this machine's]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     pub(crate) platform: Option<Platform>,
+    #[command(flatten)]
+    pub(crate) sandbox: SandboxArgs,
     #[command(flatten)]
     pub(crate) show: ShowArgs,
     #[command(flatten)]

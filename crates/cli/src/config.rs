@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer};
 
+use kiln_engine::Isolation;
 use kiln_store::{Limits, Store};
 
 use crate::args::{self, Free};
@@ -21,6 +22,28 @@ use crate::settings::directory;
 struct Config {
     #[serde(default)]
     prune: Policy,
+    #[serde(default)]
+    sandbox: SandboxPolicy,
+}
+
+/// How steps are isolated: `[sandbox]`, or what the flags of `kiln build` say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SandboxPolicy {
+    pub(crate) fast_sync: Option<bool>,
+}
+
+impl SandboxPolicy {
+    /// Returns what it comes to with what `file`, or else the system's and the user's files, say of the rest.
+    pub(crate) fn isolation(self, file: Option<&Path>) -> Result<Isolation, Failure> {
+        let files = read::<Config>(file, "config.toml")?;
+        let policies = files.into_iter().map(|(_, config)| config.sandbox).chain([self]);
+        let policy =
+            policies.fold(Self::default(), |before, after| Self { fast_sync: after.fast_sync.or(before.fast_sync) });
+        let mut isolation = Isolation::default();
+        isolation.fast_sync = policy.fast_sync.unwrap_or(isolation.fast_sync);
+        Ok(isolation)
+    }
 }
 
 /// How much may stay in a store: `[prune]`, or what the flags of `kiln prune` say.

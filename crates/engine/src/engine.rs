@@ -22,13 +22,28 @@ use crate::manifest::Tree;
 use crate::plan::Plan;
 
 /// What an engine works with, for all its builds.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// How many steps run at once, over all builds. At least 1.
     pub jobs: usize,
+    /// How every step is isolated.
+    pub isolation: Isolation,
+}
+
+/// How every step is isolated, whatever its spec says. No part of a step's identity: a result is the same however well
+/// its maker was kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Isolation {
     /// Whether `fsync(2)` and its like do nothing in steps. A result is only offered again after a crash of the machine
     /// when it is known to be on the disk, so steps need not wait for the disk.
     pub fast_sync: bool,
+}
+
+impl Default for Isolation {
+    fn default() -> Self {
+        Self { fast_sync: true }
+    }
 }
 
 /// Runs builds on one store. Cheap to share; builds that want the same step share it.

@@ -25,7 +25,7 @@ mod plan;
 mod run;
 mod steps;
 
-pub use engine::{Built, Engine, Request, Settings};
+pub use engine::{Built, Engine, Isolation, Request, Settings};
 pub use error::{BuildError, Fault};
 pub use events::{Event, Events, StepInfo};
 pub use export::{RunsAs, image};

@@ -17,6 +17,7 @@ use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
 
 use crate::build::blocking;
+use crate::engine::Isolation;
 use crate::error::{At, BuildError};
 use crate::events::StepInfo;
 use crate::flight::Publisher;
@@ -36,7 +37,7 @@ pub(crate) struct Command {
     /// The environment is complete: the image's and the spec's.
     pub(crate) context: Context,
     pub(crate) secrets: Vec<(PathBuf, SecretBytes)>,
-    pub(crate) fast_sync: bool,
+    pub(crate) isolation: Isolation,
 }
 
 impl Command {
@@ -153,7 +154,7 @@ impl Command {
             mounts: mounts.collect(),
             limits: Limits::default(),
             user_namespace: UserNamespace::Host,
-            fast_sync: self.fast_sync,
+            fast_sync: self.isolation.fast_sync,
             held: Vec::new(),
         })
     }

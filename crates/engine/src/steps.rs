@@ -83,8 +83,8 @@ impl Build {
             Some((run::path(&plan::join(&context.workdir, &secret.target)), value))
         });
         let secrets = secrets.collect();
-        let fast_sync = self.shared.settings.fast_sync;
-        let command = Command { step: Arc::clone(&step), run: run.clone(), context, secrets, fast_sync };
+        let isolation = self.shared.settings.isolation.clone();
+        let command = Command { step: Arc::clone(&step), run: run.clone(), context, secrets, isolation };
         self.step(step, id, true, move |shared, publisher, cancel, lease| async move {
             let started = Instant::now();
             let draft = shared.begin(lease, Some(parent)).await?;

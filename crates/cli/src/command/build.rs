@@ -45,7 +45,8 @@ pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> 
     let policy = Policy::read(arguments.config.config.as_deref())?;
     let store = Arc::new(open_store(&arguments.store)?.with_digests(arguments.verify));
     let sandbox = Arc::new(NativeSandbox::new("/proc/self/exe")?);
-    let settings = Settings { jobs: arguments.jobs.map_or_else(default_jobs, usize::from), fast_sync: true };
+    let isolation = arguments.sandbox.policy().isolation(arguments.config.config.as_deref())?;
+    let settings = Settings { jobs: arguments.jobs.map_or_else(default_jobs, usize::from), isolation };
     let engine = Engine::new(Arc::clone(&store), sandbox, Arc::new(images.clone()), settings);
     let cancel = cancel_on_signals().map_err(Failure::Runtime)?;
     let build = async {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use kiln_engine::{Engine, Event, Events, Request, Settings};
+use kiln_engine::{Engine, Event, Events, Isolation, Request, Settings};
 use kiln_image::Images;
 use kiln_sandbox::{ExitStatus, Process, Root, Sandbox, SandboxError};
 use kiln_store::{Location, Store};
@@ -100,7 +100,7 @@ fn store(dir: &Path) -> Store {
 
 fn engine(dir: &Path, jobs: usize, started: mpsc::UnboundedSender<Command>) -> Arc<Engine> {
     let sandbox = Arc::new(FakeSandbox { started });
-    let settings = Settings { jobs, fast_sync: true };
+    let settings = Settings { jobs, isolation: Isolation::default() };
     Arc::new(Engine::new(Arc::new(store(dir)), sandbox, Arc::new(Images::default()), settings))
 }
 
