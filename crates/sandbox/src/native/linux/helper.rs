@@ -13,7 +13,7 @@ use rustix::process::{
 };
 use rustix::thread::UnshareFlags;
 
-use super::cgroup;
+use super::cgroup::Joins;
 use super::init;
 use super::sys::{self, SingleThread};
 use super::wire::{self, At, Failure, Report};
@@ -50,10 +50,10 @@ fn help(link: &OwnedFd) -> Result<(), Failure> {
 
     let (plan, descriptors) = wire::receive(link.as_fd()).at(Step::ReceivePlan)?;
     let descriptors = Descriptors::new(descriptors, &plan).at(Step::ReceivePlan)?;
-    let cgroups = cgroup::open_joins(&plan.cgroups)?;
+    let mut cgroups = Joins::open(&plan.cgroups, plan.cgroup.as_deref())?;
     make_namespaces(&plan).at(Step::MakeNamespaces)?;
     let myself = pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).at(Step::Fork)?;
-    match sys::fork(&thread).at(Step::Fork)? {
+    match cgroups.fork(&thread).at(Step::Fork)? {
         None => init::run(&plan, descriptors, &cgroups, link, myself, &thread),
         Some(init) => {
             // Init has its copies. Held ones stay open here too: we are the last to go.

@@ -102,7 +102,7 @@ impl Sandbox for NativeSandbox {
         let (message, sent, mut link, mut child) = {
             let (mut plan, descriptors) =
                 plan::plan(&root, process, output.as_fd(), &self.filters[usize::from(process.fast_sync)])?;
-            plan.cgroups = group.joins();
+            (plan.cgroups, plan.cgroup) = group.joins();
             let message = wire::encode(&plan)?;
             let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                 .map_err(|error| SandboxError::TalkToHelper(error.into()))?;
