@@ -125,11 +125,11 @@ impl Sandbox for NativeSandbox {
             reports = conversation => Some(reports),
             () = cancel.cancelled() => None,
         };
-        if reports.is_none() {
-            group.lift_quota();
-        }
         // Whatever happened: the helper kills the rest when the socket closes, and ends when all is gone.
         drop(link);
+        if reports.is_none() {
+            group.kill().await;
+        }
         let status = child.wait().await.map_err(SandboxError::TalkToHelper)?;
         let (usage, hit) = (group.usage(), group.hit());
         group.remove().await;
