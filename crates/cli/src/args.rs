@@ -11,6 +11,7 @@ use kiln_image::{ImageName, Platform};
 use kiln_store::CopyMode;
 
 use crate::config::{Policy, SandboxPolicy};
+use crate::limits::Limits;
 use crate::output::{self, OutputTo};
 use crate::settings::{KILN_CONFIG, KILN_REGISTRIES, KILN_STORE, REGISTRY_AUTH_FILE};
 
@@ -31,7 +32,7 @@ const EXIT_CODES: &str = "Exit codes: 0 done; 1 the build failed by its own faul
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Builds a spec and prints the id of the result
-    Build(Build),
+    Build(Box<Build>),
     /// Writes a result as an image, an archive or a directory, or pushes it to a registry
     Export(Export),
     /// Prints the log of a step, also while it runs
@@ -127,12 +128,14 @@ pub(crate) struct SandboxArgs {
     /// Lets steps wait for the disk when they ask for it, with fsync and its like
     #[arg(long)]
     pub(crate) no_fast_sync: bool,
+    #[command(flatten)]
+    pub(crate) limits: Limits,
 }
 
 impl SandboxArgs {
     /// Returns what the flags say.
     pub(crate) fn policy(&self) -> SandboxPolicy {
-        SandboxPolicy { fast_sync: self.no_fast_sync.then_some(false) }
+        SandboxPolicy { fast_sync: self.no_fast_sync.then_some(false), limits: self.limits.clone() }
     }
 }
 
@@ -260,6 +263,9 @@ pub(crate) struct Log {
     /// The id, or how it starts
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub(crate) id: String,
+    /// Prints what the step used instead: time, memory, disk, processes
+    #[arg(long)]
+    pub(crate) stats: bool,
     #[command(flatten)]
     pub(crate) store: StoreArgs,
 }

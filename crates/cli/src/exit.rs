@@ -14,6 +14,7 @@ use kiln_sandbox::SandboxError;
 use kiln_store::StoreError;
 use thiserror::Error;
 
+use crate::limits;
 use crate::render::tell;
 use crate::settings::DEFAULT_SPEC;
 
@@ -77,6 +78,9 @@ pub(crate) enum Failure {
     /// In the words of the build that failed.
     #[error("the self-test failed: {reason}")]
     SelfTest { reason: String },
+    /// The start of an id, as given.
+    #[error("nothing is kept of what {0} used")]
+    NoStats(String),
     #[error("cancelled")]
     Cancelled,
     /// What was said before tells more.
@@ -108,6 +112,7 @@ impl Failure {
             Self::Export { source, .. } if source.is_users_fault() => Fault::Usage,
             Self::Registry(error) if error.is_users_fault() => Fault::Usage,
             Self::ParseConfig { .. } | Self::BadRegistries { .. } | Self::NoPolicy => Fault::Usage,
+            Self::NoStats(_) => Fault::Build,
             Self::Cancelled => Fault::Cancelled,
             Self::SourceDateEpoch { .. } | Self::CannotExport { .. } => Fault::Usage,
             Self::Export { .. } | Self::Registry(_) => Fault::Host,
@@ -123,11 +128,22 @@ impl Failure {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Build(error) => match &**error {
+                BuildError::StepFailed { id, limit: Some(limit), .. } => Some(format!(
+                    "the log is kept; see it with `kiln log {}`, or allow more with `{}`",
+                    id.short(),
+                    limits::flag(limit)
+                )),
                 BuildError::StepFailed { id, .. } => {
                     Some(format!("the log is kept; see it with `kiln log {}`", id.short()))
                 }
                 _ => None,
             },
+            Self::Sandbox(SandboxError::Limit { .. }) => {
+                Some("take the limit back, or see what it needs in docs/sandboxes.md".to_owned())
+            }
+            Self::NoStats(_) => {
+                Some("only steps that ran a command have them, made by this version or a later one".to_owned())
+            }
             Self::Store(StoreError::NoSuchResult(_)) => Some("see what there is with `kiln ls`".to_owned()),
             Self::Read { path, .. } if path.ends_with(DEFAULT_SPEC) => {
                 Some("the spec is looked for there unless `--file` names another".to_owned())

@@ -10,6 +10,7 @@ mod exit_codes;
 mod export;
 mod hostile;
 mod kinds;
+mod limits;
 mod operations;
 mod output;
 mod processes;
