@@ -34,7 +34,7 @@ const WHOLE: (u32, u32) = (6, 7);
 
 /// Judges each thing by itself, in the order of a build's need.
 pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
-    let mut all = vec![kernel(facts), isolation(facts), users(facts), cgroups(facts), store(facts)];
+    let mut all = vec![kernel(facts), isolation(facts), users(facts), limits(facts), store(facts)];
     all.extend(PROGRAMS.iter().map(|(name, package)| program(facts, name, package)));
     all.push(virtual_machines(facts));
     all
@@ -103,17 +103,15 @@ fn users(facts: &Facts) -> Finding {
     }
 }
 
-fn cgroups(facts: &Facts) -> Finding {
-    let found = &facts.cgroups;
-    if found.version.is_empty() {
-        let says = "no cgroups are mounted: no limits on memory, processes and processors";
-        return finding("limits", State::Lacking, says, Some("mount -t cgroup2 none /sys/fs/cgroup"));
-    }
-    if !found.missing.is_empty() {
-        let says = format!("cgroups {} without {}: no such limits", found.version, found.missing.join(", "));
-        return finding("limits", State::Lacking, says, Some("boot with systemd.unified_cgroup_hierarchy=1"));
-    }
-    finding("limits", State::Good, format!("cgroups {}", found.version), None)
+fn limits(facts: &Facts) -> Finding {
+    let lacking = facts.limits.iter().filter_map(|(what, kept)| Some((*what, kept.as_ref().err()?)));
+    let (lacking, reasons): (Vec<_>, Vec<_>) = lacking.unzip();
+    let Some(reason) = reasons.first() else {
+        let kept: Vec<_> = facts.limits.iter().map(|(what, _)| *what).collect();
+        return finding("limits", State::Good, kept.join(", "), None);
+    };
+    let says = format!("none on {}: {reason}", lacking.join(", "));
+    finding("limits", State::Lacking, says, Some("boot with systemd.unified_cgroup_hierarchy=1, for cgroups v2"))
 }
 
 fn store(facts: &Facts) -> Finding {
@@ -169,7 +167,6 @@ fn virtual_machines(facts: &Facts) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use super::super::facts::Cgroups;
     use super::*;
 
     fn good() -> Facts {
@@ -178,7 +175,7 @@ mod tests {
             is_root: true,
             has_seccomp: true,
             id_mapping: Some(Ok(())),
-            cgroups: Cgroups { version: "v2", missing: vec![] },
+            limits: vec![("memory", Ok(())), ("processes", Ok(()))],
             programs: PROGRAMS.iter().map(|(name, _)| *name).collect(),
             has_subordinate_ids: true,
             has_kvm: true,
@@ -213,12 +210,11 @@ mod tests {
 
     #[test]
     fn each_lack_says_what_follows_and_what_mends_it() {
-        let lacks: [fn(&mut Facts); 6] = [
+        let lacks: [fn(&mut Facts); 5] = [
             |facts| facts.kernel = "6.1.0-18-amd64".into(),
             |facts| facts.forbids_user_namespaces = vec!["user.max_user_namespaces=65536"],
             |facts| facts.id_mapping = Some(Err("EINVAL".into())),
-            |facts| facts.cgroups = Cgroups::default(),
-            |facts| facts.cgroups.missing = vec!["io"],
+            |facts| facts.limits[1].1 = Err("no such controller".into()),
             |facts| facts.programs.retain(|name| *name != "pasta"),
         ];
         for lack in lacks {

@@ -6,6 +6,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use kiln_sandbox::{Limits, NativeSandbox};
 use kiln_store::{CopyMode, Kind, Location, Store};
 
 /// Programs that kiln can use, each with the Debian package that it is in.
@@ -33,7 +34,8 @@ pub(super) struct Facts {
     pub(super) forbids_user_namespaces: Vec<&'static str>,
     /// Whether files of the store can have other owners inside a sandbox; the reason why not.
     pub(super) id_mapping: Option<Result<(), String>>,
-    pub(super) cgroups: Cgroups,
+    /// What steps can be limited in; the reason why not.
+    pub(super) limits: Vec<(&'static str, Result<(), String>)>,
     /// Those of [`PROGRAMS`] that were found.
     pub(super) programs: Vec<&'static str>,
     /// Whether the user has ids for its own user namespaces, in `/etc/subuid` and `/etc/subgid`.
@@ -44,18 +46,6 @@ pub(super) struct Facts {
     /// Kinds of stores that are possible there, the best first; and why others are not.
     pub(super) stores: Vec<(Kind, Result<(), String>)>,
 }
-
-/// Which cgroups there are.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Cgroups {
-    /// `v2`, `v1`, `hybrid`; empty: none.
-    pub(super) version: &'static str,
-    /// Controllers that limits need and that are not there.
-    pub(super) missing: Vec<&'static str>,
-}
-
-/// Controllers that limits need.
-const CONTROLLERS: [&str; 4] = ["memory", "pids", "cpu", "io"];
 
 impl Facts {
     /// Looks. Stores are tried in a directory of their own in `place`, which is removed again.
@@ -86,7 +76,7 @@ impl Facts {
                 .map(|(.., setting)| setting)
                 .collect(),
             id_mapping: None,
-            cgroups: cgroups(&read("/proc/self/mountinfo"), &read("/sys/fs/cgroup/cgroup.controllers")),
+            limits: limits(),
             programs: PROGRAMS.into_iter().map(|(name, _)| name).filter(|name| find_program(name).is_some()).collect(),
             has_subordinate_ids: has_subordinate_ids(&read("/etc/subuid")) && has_subordinate_ids(&read("/etc/subgid")),
             has_kvm: fs::File::options().read(true).write(true).open("/dev/kvm").is_ok(),
@@ -96,33 +86,23 @@ impl Facts {
     }
 }
 
-/// Reads which cgroups are mounted where they usually are. `unified` is the list of controllers of a v2 hierarchy there.
-pub(super) fn cgroups(mountinfo: &str, unified: &str) -> Cgroups {
-    // Fields of proc_pid_mountinfo(5): those behind the separator are type, source and options of the filesystem.
-    let types = mountinfo.lines().filter_map(|line| {
-        let behind = line.split_once(" - ")?.1;
-        let mut words = behind.split(' ');
-        Some((words.next()?, words.nth(1).unwrap_or_default()))
+/// Tries what steps can be limited in.
+fn limits() -> Vec<(&'static str, Result<(), String>)> {
+    let sandbox = NativeSandbox::new("/proc/self/exe").map_err(|error| chain(&error));
+    type Set = fn(&mut Limits);
+    let limited: [(&str, Set); 4] = [
+        ("memory", |limits| limits.memory_bytes = Some(1 << 30)),
+        ("processes", |limits| limits.processes = Some(1 << 10)),
+        ("processor time", |limits| limits.cpu_millis = Some(1000)),
+        ("shares of the disk", |limits| limits.io_weight = Some(100)),
+    ];
+    let tried = limited.into_iter().map(|(what, set)| {
+        let mut limits = Limits::default();
+        set(&mut limits);
+        let kept = sandbox.as_ref().map_err(Clone::clone);
+        (what, kept.and_then(|sandbox| sandbox.check(&limits).map_err(|error| chain(&error))))
     });
-    let (mut has_v2, mut v1) = (false, Vec::new());
-    for (kind, options) in types {
-        match kind {
-            "cgroup2" => has_v2 = true,
-            "cgroup" => v1.extend(options.split(',')),
-            _ => {}
-        }
-    }
-    let version = match (has_v2, v1.is_empty()) {
-        (true, true) => "v2",
-        (true, false) => "hybrid",
-        (false, false) => "v1",
-        (false, true) => "",
-    };
-    let has = |name: &str| {
-        let old_name = if name == "io" { "blkio" } else { name };
-        unified.split_whitespace().any(|controller| controller == name) || v1.contains(&old_name)
-    };
-    Cgroups { version, missing: CONTROLLERS.into_iter().filter(|name| !has(name)).collect() }
+    tried.collect()
 }
 
 /// Returns where a program is, by `PATH`.
@@ -166,28 +146,4 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
 /// Returns the first directory that there is, on the way up from `path`.
 pub(super) fn existing(path: &Path) -> &Path {
     path.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new(OsStr::new("/")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn unified_cgroups() {
-        let mounts = "30 24 0:27 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
-        let found = cgroups(mounts, "cpuset cpu io memory hugetlb pids rdma misc\n");
-        assert_eq!(found, Cgroups { version: "v2", missing: vec![] });
-        assert_eq!(cgroups(mounts, "cpu pids\n").missing, ["memory", "io"]);
-    }
-
-    #[test]
-    fn old_cgroups() {
-        let old = "31 30 0:28 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
-            32 30 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
-            33 30 0:30 / /sys/fs/cgroup/blkio rw - cgroup cgroup rw,blkio\n";
-        assert_eq!(cgroups(old, ""), Cgroups { version: "v1", missing: vec!["pids"] });
-        let both = format!("{old}34 30 0:31 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n");
-        assert_eq!(cgroups(&both, "").version, "hybrid");
-        assert_eq!(cgroups("", ""), Cgroups { version: "", missing: CONTROLLERS.to_vec() });
-    }
 }
