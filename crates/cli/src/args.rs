@@ -50,6 +50,10 @@ pub(crate) enum Command {
     /// Copies, checks and repairs whole stores
     #[command(subcommand)]
     Store(StoreCommand),
+    /// Says what this host can do, what would mend what it cannot, and runs a build to try
+    Doctor(Doctor),
+    /// Tries whether the store opens and a build runs; prints `ok`
+    Healthcheck(Doctor),
     /// Prints a spec in canonical form
     Fmt(Fmt),
     /// Checks specs without building them
@@ -59,6 +63,9 @@ pub(crate) enum Command {
     /// Marks what is stored as safely on the disk and prunes; `build` starts this by itself
     #[command(hide = true)]
     Maintain(Maintain),
+    /// Says where it runs; what `doctor` builds runs this
+    #[command(hide = true)]
+    SelfTest,
 }
 
 #[derive(Debug, Args)]
@@ -259,6 +266,12 @@ pub(crate) struct Log {
     /// Prints what the step used instead: time, memory, disk, processes
     #[arg(long)]
     pub(crate) stats: bool,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
     #[command(flatten)]
     pub(crate) store: StoreArgs,
 }

@@ -75,6 +75,9 @@ pub(crate) enum Failure {
     CannotExport { what: String, reason: &'static str },
     #[error("no limit is given, and no settings say one")]
     NoPolicy,
+    /// In the words of the build that failed.
+    #[error("the self-test failed: {reason}")]
+    SelfTest { reason: String },
     /// The start of an id, as given.
     #[error("nothing is kept of what {0} used")]
     NoStats(String),
@@ -116,6 +119,7 @@ impl Failure {
             Self::Spec(_) | Self::Secret { .. } | Self::NoHome | Self::HasComments { .. } => Fault::Usage,
             // What the user named is not there.
             Self::Read { .. } => Fault::Usage,
+            Self::SelfTest { .. } => Fault::Host,
             Self::Store(_) | Self::Sandbox(_) | Self::Write { .. } | Self::Runtime(_) | Self::Stdout(_) => Fault::Host,
         }
     }

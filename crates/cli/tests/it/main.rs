@@ -4,6 +4,7 @@
 
 mod cache;
 mod copy;
+mod doctor;
 mod env;
 mod exit_codes;
 mod export;
