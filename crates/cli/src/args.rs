@@ -8,7 +8,9 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use kiln_image::{ImageName, Platform};
+use kiln_sandbox::{Cidr, Proxy};
 use kiln_store::CopyMode;
+use serde::Deserialize;
 
 use crate::config::{Policy, SandboxPolicy};
 use crate::output::{self, OutputTo};
@@ -31,7 +33,7 @@ const EXIT_CODES: &str = "Exit codes: 0 done; 1 the build failed by its own faul
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Builds a spec and prints the id of the result
-    Build(Build),
+    Build(Box<Build>),
     /// Writes a result as an image, an archive or a directory, or pushes it to a registry
     Export(Export),
     /// Prints the log of a step, also while it runs
@@ -120,12 +122,38 @@ pub(crate) struct SandboxArgs {
     /// Lets steps wait for the disk when they ask for it, with fsync and its like
     #[arg(long)]
     pub(crate) no_fast_sync: bool,
+    /// What network a step gets that asks for the host's
+    #[arg(long, value_enum, value_name = "NETWORK")]
+    pub(crate) network_host: Option<NetworkHost>,
+    /// Lets steps with `--network-host private` reach this address, or range of addresses, too
+    #[arg(long, value_name = "CIDR", conflicts_with = "network_proxy")]
+    pub(crate) network_allow: Vec<Cidr>,
+    /// Lets steps that ask for the host's network reach this proxy, as http://proxy.example.com:3128, and nothing else
+    #[arg(long, value_name = "URL", conflicts_with = "network_host")]
+    pub(crate) network_proxy: Option<Proxy>,
+}
+
+/// What network a step gets that asks for the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum NetworkHost {
+    /// The host's, with all that is in reach there
+    Host,
+    /// One of its own with a way out to public addresses, by the program `pasta`
+    Private,
+    /// One of its own with nothing
+    None,
 }
 
 impl SandboxArgs {
     /// Returns what the flags say.
     pub(crate) fn policy(&self) -> SandboxPolicy {
-        SandboxPolicy { fast_sync: self.no_fast_sync.then_some(false) }
+        SandboxPolicy {
+            fast_sync: self.no_fast_sync.then_some(false),
+            network_host: self.network_host,
+            network_allow: (!self.network_allow.is_empty()).then(|| self.network_allow.clone()),
+            network_proxy: self.network_proxy.clone(),
+        }
     }
 }
 

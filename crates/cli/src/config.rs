@@ -2,17 +2,20 @@
 //!
 //! The system's are read first, in `/etc/kiln`, and then the user's, which win.
 
+use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer};
 
 use kiln_engine::Isolation;
+use kiln_sandbox::{Cidr, Network, Proxy};
 use kiln_store::{Limits, Store};
 
-use crate::args::{self, Free};
+use crate::args::{self, Free, NetworkHost};
 use crate::exit::Failure;
 use crate::settings::directory;
 
@@ -31,6 +34,11 @@ struct Config {
 #[serde(deny_unknown_fields)]
 pub(crate) struct SandboxPolicy {
     pub(crate) fast_sync: Option<bool>,
+    pub(crate) network_host: Option<NetworkHost>,
+    #[serde(default, deserialize_with = "parsed_list")]
+    pub(crate) network_allow: Option<Vec<Cidr>>,
+    #[serde(default, deserialize_with = "parsed")]
+    pub(crate) network_proxy: Option<Proxy>,
 }
 
 impl SandboxPolicy {
@@ -38,11 +46,39 @@ impl SandboxPolicy {
     pub(crate) fn isolation(self, file: Option<&Path>) -> Result<Isolation, Failure> {
         let files = read::<Config>(file, "config.toml")?;
         let policies = files.into_iter().map(|(_, config)| config.sandbox).chain([self]);
-        let policy =
-            policies.fold(Self::default(), |before, after| Self { fast_sync: after.fast_sync.or(before.fast_sync) });
+        let policy = policies.fold(Self::default(), Self::or);
         let mut isolation = Isolation::default();
         isolation.fast_sync = policy.fast_sync.unwrap_or(isolation.fast_sync);
+        isolation.network_host = policy.network().unwrap_or(isolation.network_host);
         Ok(isolation)
+    }
+
+    /// Returns what `after` says, and of the rest what `self` says.
+    fn or(self, after: Self) -> Self {
+        // A proxy is another answer to the question that `network_host` answers.
+        let answers = after.network_host.is_some() || after.network_proxy.is_some();
+        let (network_host, network_proxy) = match answers {
+            true => (after.network_host, after.network_proxy),
+            false => (self.network_host, self.network_proxy),
+        };
+        Self {
+            fast_sync: after.fast_sync.or(self.fast_sync),
+            network_host,
+            network_allow: after.network_allow.or(self.network_allow),
+            network_proxy,
+        }
+    }
+
+    /// Returns the network of steps that ask for the host's, if it is said.
+    fn network(&self) -> Option<Network> {
+        if let Some(proxy) = &self.network_proxy {
+            return Some(Network::Proxy(proxy.clone()));
+        }
+        Some(match self.network_host? {
+            NetworkHost::Host => Network::Host,
+            NetworkHost::Private => Network::Private { allow: self.network_allow.clone().unwrap_or_default() },
+            NetworkHost::None => Network::None,
+        })
     }
 }
 
@@ -126,6 +162,16 @@ fn free<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Free>, D::Error> {
     args::free(&String::deserialize(value)?).map(Some).map_err(D::Error::custom)
 }
 
+/// Reads what has a way to be written.
+fn parsed<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(value: D) -> Result<Option<T>, D::Error> {
+    String::deserialize(value)?.parse().map(Some).map_err(D::Error::custom)
+}
+
+fn parsed_list<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(value: D) -> Result<Option<Vec<T>>, D::Error> {
+    let texts = Vec::<String>::deserialize(value)?;
+    texts.iter().map(|text| text.parse().map_err(D::Error::custom)).collect::<Result<_, _>>().map(Some)
+}
+
 fn size<'de, D: Deserializer<'de>>(value: D) -> Result<Option<u64>, D::Error> {
     args::size(&String::deserialize(value)?).map(Some).map_err(D::Error::custom)
 }
@@ -140,6 +186,21 @@ mod tests {
 
     use super::*;
     use crate::args::{Command, Kiln};
+
+    #[test]
+    fn the_nearest_answer_decides_on_the_network() {
+        let policy = |text: &str| toml::from_str::<Config>(text).unwrap().sandbox;
+        let system = policy("[sandbox]\nnetwork_host = \"private\"\nnetwork_allow = [\"10.0.0.0/8\"]");
+        let allow = vec!["10.0.0.0/8".parse().unwrap()];
+        assert_eq!(system.network(), Some(Network::Private { allow }));
+        let user = policy("[sandbox]\nnetwork_proxy = \"http://proxy:3128\"");
+        let proxy = Network::Proxy("http://proxy:3128".parse().unwrap());
+        assert_eq!(system.clone().or(user.clone()).network(), Some(proxy));
+        let flag = SandboxPolicy { network_host: Some(NetworkHost::None), ..SandboxPolicy::default() };
+        assert_eq!(system.or(user).or(flag).network(), Some(Network::None));
+        let error = toml::from_str::<Config>("[sandbox]\nnetwork_allow = [\"10.1.0.0/8\"]").unwrap_err().to_string();
+        assert!(error.contains("write 10.0.0.0/8"), "{error}");
+    }
 
     #[test]
     fn flags_say_what_the_policy_says() {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use bstr::BString;
 use kiln_image::Fetcher;
-use kiln_sandbox::{Sandbox, SecretBytes};
+use kiln_sandbox::{Network, Sandbox, SecretBytes};
 use kiln_spec::Spec;
 use kiln_store::{Snapshot, Store};
 use tokio::sync::{Semaphore, watch};
@@ -38,11 +38,13 @@ pub struct Isolation {
     /// Whether `fsync(2)` and its like do nothing in steps. A result is only offered again after a crash of the machine
     /// when it is known to be on the disk, so steps need not wait for the disk.
     pub fast_sync: bool,
+    /// What network a step sees that asks for the host's.
+    pub network_host: Network,
 }
 
 impl Default for Isolation {
     fn default() -> Self {
-        Self { fast_sync: true }
+        Self { fast_sync: true, network_host: Network::Host }
     }
 }
 

@@ -9,17 +9,18 @@
 //! * [`run_helper_if_asked`]: what the binary's `main` calls first, so that it can be that helper.
 //! * [`Process`], [`Root`], [`Mount`], [`Limits`] …: plain data, what to run.
 //!
-//! Inside: `process` (the data), `error`, `plan` (pure: what the helper shall do), `filter` (pure: the
-//! seccomp program), `native` (the effects; its `mod.rs` draws the processes).
+//! Inside: `process` and `network` (the data), `error`, `plan` (pure: what the helper shall do), `filter` (pure: the
+//! seccomp program), `reach` (pure: what a private network reaches), `native` (the effects; its `mod.rs` draws the processes).
 
 mod error;
 mod filter;
 mod native;
+mod network;
 mod plan;
 mod process;
+mod reach;
 
 pub use error::{SandboxError, Step};
 pub use native::{NativeSandbox, run_helper_if_asked};
-pub use process::{
-    ExitStatus, Limits, Mount, Network, Process, Root, Sandbox, SecretBytes, Source, User, UserNamespace,
-};
+pub use network::{Cidr, Network, PROXY_PORT, ParseNetworkError, Proxy};
+pub use process::{ExitStatus, Limits, Mount, Process, Root, Sandbox, SecretBytes, Source, User, UserNamespace};

@@ -22,7 +22,7 @@ use crate::exit::Failure;
 /// Does what the arguments ask for.
 pub(crate) fn run(arguments: Kiln) -> Result<(), Failure> {
     match arguments.command {
-        Command::Build(build) => build::run(build, arguments.verbose),
+        Command::Build(build) => build::run(*build, arguments.verbose),
         Command::Export(export) => export::run(&export, arguments.verbose),
         Command::Log(log) => log::run(&log),
         Command::Ls(ls) => ls::run(&ls),

@@ -8,6 +8,8 @@ mod filesystems;
 mod harness;
 mod hostile;
 mod isolation;
+mod network;
 mod privileges;
 mod secrets;
 mod system_calls;
+mod world;
