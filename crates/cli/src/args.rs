@@ -8,11 +8,11 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use kiln_image::{ImageName, Platform};
-use kiln_sandbox::{Cidr, Proxy};
 use kiln_store::CopyMode;
-use serde::Deserialize;
 
 use crate::config::{Policy, SandboxPolicy};
+use crate::limits::Limits;
+use crate::network;
 use crate::output::{self, OutputTo};
 use crate::settings::{KILN_CONFIG, KILN_REGISTRIES, KILN_STORE, REGISTRY_AUTH_FILE};
 
@@ -51,6 +51,10 @@ pub(crate) enum Command {
     /// Copies, checks and repairs whole stores
     #[command(subcommand)]
     Store(StoreCommand),
+    /// Says what this host can do, what would mend what it cannot, and runs a build to try
+    Doctor(Doctor),
+    /// Tries whether the store opens and a build runs; prints `ok`
+    Healthcheck(Doctor),
     /// Prints a spec in canonical form
     Fmt(Fmt),
     /// Checks specs without building them
@@ -60,6 +64,9 @@ pub(crate) enum Command {
     /// Marks what is stored as safely on the disk and prunes; `build` starts this by itself
     #[command(hide = true)]
     Maintain(Maintain),
+    /// Says where it runs; what `doctor` builds runs this
+    #[command(hide = true)]
+    SelfTest,
 }
 
 #[derive(Debug, Args)]
@@ -122,27 +129,10 @@ pub(crate) struct SandboxArgs {
     /// Lets steps wait for the disk when they ask for it, with fsync and its like
     #[arg(long)]
     pub(crate) no_fast_sync: bool,
-    /// What network a step gets that asks for the host's
-    #[arg(long, value_enum, value_name = "NETWORK")]
-    pub(crate) network_host: Option<NetworkHost>,
-    /// Lets steps with `--network-host private` reach this address, or range of addresses, too
-    #[arg(long, value_name = "CIDR", conflicts_with = "network_proxy")]
-    pub(crate) network_allow: Vec<Cidr>,
-    /// Lets steps that ask for the host's network reach this proxy, as http://proxy.example.com:3128, and nothing else
-    #[arg(long, value_name = "URL", conflicts_with = "network_host")]
-    pub(crate) network_proxy: Option<Proxy>,
-}
-
-/// What network a step gets that asks for the host's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum NetworkHost {
-    /// The host's, with all that is in reach there
-    Host,
-    /// One of its own with a way out to public addresses, by the program `pasta`
-    Private,
-    /// One of its own with nothing
-    None,
+    #[command(flatten)]
+    pub(crate) network: network::Choice,
+    #[command(flatten)]
+    pub(crate) limits: Limits,
 }
 
 impl SandboxArgs {
@@ -150,9 +140,8 @@ impl SandboxArgs {
     pub(crate) fn policy(&self) -> SandboxPolicy {
         SandboxPolicy {
             fast_sync: self.no_fast_sync.then_some(false),
-            network_host: self.network_host,
-            network_allow: (!self.network_allow.is_empty()).then(|| self.network_allow.clone()),
-            network_proxy: self.network_proxy.clone(),
+            network: self.network.clone(),
+            limits: self.limits.clone(),
         }
     }
 }
@@ -281,6 +270,15 @@ pub(crate) struct Log {
     /// The id, or how it starts
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub(crate) id: String,
+    /// Prints what the step used instead: time, memory, disk, processes
+    #[arg(long)]
+    pub(crate) stats: bool,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
     #[command(flatten)]
     pub(crate) store: StoreArgs,
 }

@@ -2,21 +2,20 @@
 //!
 //! The system's are read first, in `/etc/kiln`, and then the user's, which win.
 
-use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer};
 
 use kiln_engine::Isolation;
-use kiln_sandbox::{Cidr, Network, Proxy};
 use kiln_store::{Limits, Store};
 
-use crate::args::{self, Free, NetworkHost};
+use crate::args::{self, Free};
 use crate::exit::Failure;
+use crate::limits;
+use crate::network;
 use crate::settings::directory;
 
 /// What config.toml holds.
@@ -34,51 +33,31 @@ struct Config {
 #[serde(deny_unknown_fields)]
 pub(crate) struct SandboxPolicy {
     pub(crate) fast_sync: Option<bool>,
-    pub(crate) network_host: Option<NetworkHost>,
-    #[serde(default, deserialize_with = "parsed_list")]
-    pub(crate) network_allow: Option<Vec<Cidr>>,
-    #[serde(default, deserialize_with = "parsed")]
-    pub(crate) network_proxy: Option<Proxy>,
+    #[serde(flatten)]
+    pub(crate) network: network::Choice,
+    #[serde(flatten)]
+    pub(crate) limits: limits::Limits,
 }
 
 impl SandboxPolicy {
-    /// Returns what it comes to with what `file`, or else the system's and the user's files, say of the rest.
-    pub(crate) fn isolation(self, file: Option<&Path>) -> Result<Isolation, Failure> {
+    /// Adds what `file`, or else the system's and the user's files, say of the rest.
+    pub(crate) fn with_files(self, file: Option<&Path>) -> Result<Self, Failure> {
         let files = read::<Config>(file, "config.toml")?;
         let policies = files.into_iter().map(|(_, config)| config.sandbox).chain([self]);
-        let policy = policies.fold(Self::default(), Self::or);
+        Ok(policies.fold(Self::default(), |before, after| Self {
+            fast_sync: after.fast_sync.or(before.fast_sync),
+            network: after.network.or(before.network),
+            limits: after.limits.or(before.limits),
+        }))
+    }
+
+    /// Returns what it comes to.
+    pub(crate) fn isolation(&self) -> Isolation {
         let mut isolation = Isolation::default();
-        isolation.fast_sync = policy.fast_sync.unwrap_or(isolation.fast_sync);
-        isolation.network_host = policy.network().unwrap_or(isolation.network_host);
-        Ok(isolation)
-    }
-
-    /// Returns what `after` says, and of the rest what `self` says.
-    fn or(self, after: Self) -> Self {
-        // A proxy is another answer to the question that `network_host` answers.
-        let answers = after.network_host.is_some() || after.network_proxy.is_some();
-        let (network_host, network_proxy) = match answers {
-            true => (after.network_host, after.network_proxy),
-            false => (self.network_host, self.network_proxy),
-        };
-        Self {
-            fast_sync: after.fast_sync.or(self.fast_sync),
-            network_host,
-            network_allow: after.network_allow.or(self.network_allow),
-            network_proxy,
-        }
-    }
-
-    /// Returns the network of steps that ask for the host's, if it is said.
-    fn network(&self) -> Option<Network> {
-        if let Some(proxy) = &self.network_proxy {
-            return Some(Network::Proxy(proxy.clone()));
-        }
-        Some(match self.network_host? {
-            NetworkHost::Host => Network::Host,
-            NetworkHost::Private => Network::Private { allow: self.network_allow.clone().unwrap_or_default() },
-            NetworkHost::None => Network::None,
-        })
+        isolation.fast_sync = self.fast_sync.unwrap_or(isolation.fast_sync);
+        self.network.set(&mut isolation);
+        self.limits.set(&mut isolation);
+        isolation
     }
 }
 
@@ -162,16 +141,6 @@ fn free<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Free>, D::Error> {
     args::free(&String::deserialize(value)?).map(Some).map_err(D::Error::custom)
 }
 
-/// Reads what has a way to be written.
-fn parsed<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(value: D) -> Result<Option<T>, D::Error> {
-    String::deserialize(value)?.parse().map(Some).map_err(D::Error::custom)
-}
-
-fn parsed_list<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(value: D) -> Result<Option<Vec<T>>, D::Error> {
-    let texts = Vec::<String>::deserialize(value)?;
-    texts.iter().map(|text| text.parse().map_err(D::Error::custom)).collect::<Result<_, _>>().map(Some)
-}
-
 fn size<'de, D: Deserializer<'de>>(value: D) -> Result<Option<u64>, D::Error> {
     args::size(&String::deserialize(value)?).map(Some).map_err(D::Error::custom)
 }
@@ -188,18 +157,15 @@ mod tests {
     use crate::args::{Command, Kiln};
 
     #[test]
-    fn the_nearest_answer_decides_on_the_network() {
-        let policy = |text: &str| toml::from_str::<Config>(text).unwrap().sandbox;
-        let system = policy("[sandbox]\nnetwork_host = \"private\"\nnetwork_allow = [\"10.0.0.0/8\"]");
-        let allow = vec!["10.0.0.0/8".parse().unwrap()];
-        assert_eq!(system.network(), Some(Network::Private { allow }));
-        let user = policy("[sandbox]\nnetwork_proxy = \"http://proxy:3128\"");
-        let proxy = Network::Proxy("http://proxy:3128".parse().unwrap());
-        assert_eq!(system.clone().or(user.clone()).network(), Some(proxy));
-        let flag = SandboxPolicy { network_host: Some(NetworkHost::None), ..SandboxPolicy::default() };
-        assert_eq!(system.or(user).or(flag).network(), Some(Network::None));
-        let error = toml::from_str::<Config>("[sandbox]\nnetwork_allow = [\"10.1.0.0/8\"]").unwrap_err().to_string();
-        assert!(error.contains("write 10.0.0.0/8"), "{error}");
+    fn limits_stand_beside_the_rest_and_what_is_unknown_is_an_error() {
+        let policy = toml::from_str::<Config>("[sandbox]\nfast_sync = false\nmemory = \"1G\"").unwrap().sandbox;
+        assert_eq!(policy.fast_sync, Some(false));
+        assert_eq!(policy.isolation().limits.memory_bytes, Some(1 << 30));
+        for (text, said) in [("[sandbox]\nmemry = \"1G\"", "memry"), ("[sandbox]\nmemory = \"x\"", "`x` is not a size")]
+        {
+            let error = toml::from_str::<Config>(text).unwrap_err();
+            assert!(error.to_string().contains(said), "{error}");
+        }
     }
 
     #[test]

@@ -5,6 +5,8 @@ mod args;
 mod command;
 mod config;
 mod exit;
+mod limits;
+mod network;
 mod output;
 mod render;
 mod settings;

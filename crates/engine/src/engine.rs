@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bstr::BString;
 use kiln_image::Fetcher;
-use kiln_sandbox::{Network, Sandbox, SecretBytes};
+use kiln_sandbox::{Limits, Network, Sandbox, SecretBytes};
 use kiln_spec::Spec;
 use kiln_store::{Snapshot, Store};
 use tokio::sync::{Semaphore, watch};
@@ -40,11 +41,24 @@ pub struct Isolation {
     pub fast_sync: bool,
     /// What network a step sees that asks for the host's.
     pub network_host: Network,
+    /// What the processes of a step may use together.
+    pub limits: Limits,
+    /// How long a step may run. Waiting for its turn, or for another process that makes it, does not count.
+    pub timeout: Option<Duration>,
+    /// How long its log may become.
+    pub log_limit_bytes: Option<u64>,
 }
 
 impl Default for Isolation {
+    /// No limits but for the log, whose default is longer than what anybody reads and shorter than a disk.
     fn default() -> Self {
-        Self { fast_sync: true, network_host: Network::Host }
+        Self {
+            fast_sync: true,
+            network_host: Network::Host,
+            limits: Limits::default(),
+            timeout: None,
+            log_limit_bytes: Some(1 << 30),
+        }
     }
 }
 

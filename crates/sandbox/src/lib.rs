@@ -1,7 +1,7 @@
 //! Runs one process in one root filesystem, isolated from the host and from other builds.
 //!
 //! This room knows nothing of build steps, caches' names or stores: it is handed a [`Root`] and a
-//! [`Process`] and gives back an [`ExitStatus`]. It refuses to run anything that it could not
+//! [`Process`] and gives back how it [`Ended`]. It refuses to run anything that it could not
 //! isolate as asked: every failure to set up is a [`SandboxError`], and the command was not started.
 //!
 //! * [`Sandbox`]: the seam. [`NativeSandbox`] is Linux namespaces, mounts, capabilities and seccomp,
@@ -9,11 +9,13 @@
 //! * [`run_helper_if_asked`]: what the binary's `main` calls first, so that it can be that helper.
 //! * [`Process`], [`Root`], [`Mount`], [`Limits`] …: plain data, what to run.
 //!
-//! Inside: `process` and `network` (the data), `error`, `plan` (pure: what the helper shall do), `filter` (pure: the
-//! seccomp program), `reach` (pure: what a private network reaches), `native` (the effects; its `mod.rs` draws the processes).
+//! Inside: `process`, `network` and `limits` (the data), `error`, `plan` (pure: what the helper shall do), `filter` (pure:
+//! the seccomp program), `reach` (pure: what a private network reaches), `native` (the effects; its `mod.rs` draws the
+//! processes).
 
 mod error;
 mod filter;
+mod limits;
 mod native;
 mod network;
 mod plan;
@@ -21,6 +23,7 @@ mod process;
 mod reach;
 
 pub use error::{SandboxError, Step};
+pub use limits::{Ended, Limit, Limits, Usage};
 pub use native::{NativeSandbox, run_helper_if_asked};
 pub use network::{Cidr, Network, PROXY_PORT, ParseNetworkError, Proxy};
-pub use process::{ExitStatus, Limits, Mount, Process, Root, Sandbox, SecretBytes, Source, User, UserNamespace};
+pub use process::{ExitStatus, Mount, Process, Root, Sandbox, SecretBytes, Source, User, UserNamespace};

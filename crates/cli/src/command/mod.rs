@@ -1,6 +1,7 @@
 //! One file a subcommand. Each takes its arguments and returns why it failed.
 
 mod build;
+mod doctor;
 mod export;
 mod log;
 mod ls;
@@ -34,7 +35,10 @@ pub(crate) fn run(arguments: Kiln) -> Result<(), Failure> {
         Command::Fmt(fmt) => spec::fmt(&fmt),
         Command::Check(check) => spec::check(&check),
         Command::Dockerfile(dockerfile) => spec::dockerfile(&dockerfile),
+        Command::Doctor(doctor) => doctor::doctor(&doctor),
+        Command::Healthcheck(doctor) => doctor::healthcheck(&doctor),
         Command::Maintain(maintain) => maintain::run(&maintain),
+        Command::SelfTest => doctor::inside(),
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! * `probe call ABI NUMBER [ARGUMENT…]`: makes a system call by the ABI `native`, `i386` or `x32`, and prints `ok` or
 //!   `errno N`. Numbers may be hexadecimal (`0x…`).
+//! * `probe crowd N`: starts N processes that do nothing, prints how many there are, and waits for ever.
 //! * `probe connect ADDRESS PORT [INTERFACE]`: connects, by a socket bound to the interface if that is given, and prints `got`
 //!   and what comes, or `errno N`.
 //! * `probe send ADDRESS PORT TEXT [INTERFACE]`: sends a datagram, and prints `ok` or `errno N`.
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match words[..] {
         ["call", abi, ref numbers @ ..] => call(abi, numbers),
+        ["crowd", count] => crowd(count),
         ["connect", address, port] => network::connect(address, port, None),
         ["connect", address, port, interface] => network::connect(address, port, Some(interface)),
         ["send", address, port, text] => network::send(address, port, text, None),
@@ -66,6 +68,15 @@ fn number(text: &str) -> Option<u64> {
     }
 }
 
+fn crowd(count: &str) -> ExitCode {
+    let Some(count) = number(count) else { return ExitCode::from(2) };
+    let started = (0..count).take_while(|_| sys::fork_and_wait()).count();
+    println!("{started}");
+    loop {
+        std::thread::park();
+    }
+}
+
 #[tokio::main]
 async fn run(root: &str, helper: &str, script: &str, network: Network) -> ExitCode {
     let process = Process {
@@ -86,7 +97,7 @@ async fn run(root: &str, helper: &str, script: &str, network: Network) -> ExitCo
         NativeSandbox::new(helper)?.run(Root::Dir(root.into()), &process, output, &CancellationToken::new()).await
     };
     match ended.await {
-        Ok(status) => eprintln!("{status:?}"),
+        Ok(ended) => eprintln!("{:?}", ended.status),
         Err(error) => eprintln!("error: {error}"),
     }
     ExitCode::SUCCESS

@@ -37,6 +37,18 @@ pub(crate) fn i386(_: [u64; 7]) -> i64 {
     -38
 }
 
+/// Starts a process that waits for ever. Returns whether that went well.
+pub(crate) fn fork_and_wait() -> bool {
+    // SAFETY: the child only calls pause(2), which is async-signal-safe.
+    match unsafe { libc::fork() } {
+        0 => loop {
+            // SAFETY: takes nothing and touches no memory.
+            unsafe { libc::pause() };
+        },
+        pid => pid > 0,
+    }
+}
+
 /// Binds `socket` to the interface with this name, past which it then sends nothing.
 pub(crate) fn bind_to_device(socket: std::os::fd::BorrowedFd<'_>, interface: &str) -> std::io::Result<()> {
     use std::os::fd::AsRawFd;

@@ -2,8 +2,9 @@
 //!
 //! `sandbox` is the caller's side and `wire` what goes over the socket. `helper`, `init` and `command` are the three
 //! processes, each a list of steps; `mounts` and `walk` help init; `network` and what it uses connect a network of the
-//! sandbox's own; `sys` holds every unsafe line.
+//! sandbox's own; `cgroup` limits and counts; `sys` holds every unsafe line.
 
+mod cgroup;
 mod command;
 mod firewall;
 mod helper;
