@@ -12,6 +12,7 @@ use kiln_store::CopyMode;
 
 use crate::config::{Policy, SandboxPolicy};
 use crate::limits::Limits;
+use crate::network;
 use crate::output::{self, OutputTo};
 use crate::settings::{KILN_CONFIG, KILN_REGISTRIES, KILN_STORE, REGISTRY_AUTH_FILE};
 
@@ -129,13 +130,19 @@ pub(crate) struct SandboxArgs {
     #[arg(long)]
     pub(crate) no_fast_sync: bool,
     #[command(flatten)]
+    pub(crate) network: network::Choice,
+    #[command(flatten)]
     pub(crate) limits: Limits,
 }
 
 impl SandboxArgs {
     /// Returns what the flags say.
     pub(crate) fn policy(&self) -> SandboxPolicy {
-        SandboxPolicy { fast_sync: self.no_fast_sync.then_some(false), limits: self.limits.clone() }
+        SandboxPolicy {
+            fast_sync: self.no_fast_sync.then_some(false),
+            network: self.network.clone(),
+            limits: self.limits.clone(),
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use kiln_store::{Limits, Store};
 use crate::args::{self, Free};
 use crate::exit::Failure;
 use crate::limits;
+use crate::network;
 use crate::settings::directory;
 
 /// What config.toml holds.
@@ -33,6 +34,8 @@ struct Config {
 pub(crate) struct SandboxPolicy {
     pub(crate) fast_sync: Option<bool>,
     #[serde(flatten)]
+    pub(crate) network: network::Choice,
+    #[serde(flatten)]
     pub(crate) limits: limits::Limits,
 }
 
@@ -43,6 +46,7 @@ impl SandboxPolicy {
         let policies = files.into_iter().map(|(_, config)| config.sandbox).chain([self]);
         Ok(policies.fold(Self::default(), |before, after| Self {
             fast_sync: after.fast_sync.or(before.fast_sync),
+            network: after.network.or(before.network),
             limits: after.limits.or(before.limits),
         }))
     }
@@ -51,6 +55,7 @@ impl SandboxPolicy {
     pub(crate) fn isolation(&self) -> Isolation {
         let mut isolation = Isolation::default();
         isolation.fast_sync = self.fast_sync.unwrap_or(isolation.fast_sync);
+        self.network.set(&mut isolation);
         self.limits.set(&mut isolation);
         isolation
     }

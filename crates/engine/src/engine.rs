@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bstr::BString;
 use kiln_image::Fetcher;
-use kiln_sandbox::{Limits, Sandbox, SecretBytes};
+use kiln_sandbox::{Limits, Network, Sandbox, SecretBytes};
 use kiln_spec::Spec;
 use kiln_store::{Snapshot, Store};
 use tokio::sync::{Semaphore, watch};
@@ -39,6 +39,8 @@ pub struct Isolation {
     /// Whether `fsync(2)` and its like do nothing in steps. A result is only offered again after a crash of the machine
     /// when it is known to be on the disk, so steps need not wait for the disk.
     pub fast_sync: bool,
+    /// What network a step sees that asks for the host's.
+    pub network_host: Network,
     /// What the processes of a step may use together.
     pub limits: Limits,
     /// How long a step may run. Waiting for its turn, or for another process that makes it, does not count.
@@ -50,7 +52,13 @@ pub struct Isolation {
 impl Default for Isolation {
     /// No limits but for the log, whose default is longer than what anybody reads and shorter than a disk.
     fn default() -> Self {
-        Self { fast_sync: true, limits: Limits::default(), timeout: None, log_limit_bytes: Some(1 << 30) }
+        Self {
+            fast_sync: true,
+            network_host: Network::Host,
+            limits: Limits::default(),
+            timeout: None,
+            log_limit_bytes: Some(1 << 30),
+        }
     }
 }
 

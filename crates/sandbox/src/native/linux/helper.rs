@@ -15,6 +15,7 @@ use rustix::thread::UnshareFlags;
 
 use super::cgroup::Joins;
 use super::init;
+use super::network::Companion;
 use super::sys::{self, SingleThread};
 use super::wire::{self, At, Failure, Report};
 use crate::error::Step;
@@ -50,8 +51,11 @@ fn help(link: &OwnedFd) -> Result<(), Failure> {
 
     let (plan, descriptors) = wire::receive(link.as_fd()).at(Step::ReceivePlan)?;
     let descriptors = Descriptors::new(descriptors, &plan).at(Step::ReceivePlan)?;
+    // Both before the namespaces: they are to be outside of them.
+    let companion = Companion::start(&plan, &thread)?;
     let mut cgroups = Joins::open(&plan.cgroups, plan.cgroup.as_deref())?;
     make_namespaces(&plan).at(Step::MakeNamespaces)?;
+    companion.as_ref().map_or(Ok(()), Companion::connect)?;
     let myself = pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).at(Step::Fork)?;
     match cgroups.fork(&thread).at(Step::Fork)? {
         None => init::run(&plan, descriptors, &cgroups, link, myself, &thread),
