@@ -9,10 +9,10 @@ use std::time::Duration;
 use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer};
 
-use kiln_engine::Isolation;
+use kiln_engine::{Isolation, UserIds};
 use kiln_store::{Limits, Store};
 
-use crate::args::{self, Free};
+use crate::args::{self, Free, Userns};
 use crate::exit::Failure;
 use crate::settings::directory;
 
@@ -31,6 +31,7 @@ struct Config {
 #[serde(deny_unknown_fields)]
 pub(crate) struct SandboxPolicy {
     pub(crate) fast_sync: Option<bool>,
+    pub(crate) userns: Option<Userns>,
 }
 
 impl SandboxPolicy {
@@ -38,10 +39,16 @@ impl SandboxPolicy {
     pub(crate) fn isolation(self, file: Option<&Path>) -> Result<Isolation, Failure> {
         let files = read::<Config>(file, "config.toml")?;
         let policies = files.into_iter().map(|(_, config)| config.sandbox).chain([self]);
-        let policy =
-            policies.fold(Self::default(), |before, after| Self { fast_sync: after.fast_sync.or(before.fast_sync) });
+        let policy = policies.fold(Self::default(), |before, after| Self {
+            fast_sync: after.fast_sync.or(before.fast_sync),
+            userns: after.userns.or(before.userns),
+        });
         let mut isolation = Isolation::default();
         isolation.fast_sync = policy.fast_sync.unwrap_or(isolation.fast_sync);
+        isolation.user_ids = match policy.userns {
+            Some(Userns::Host) => UserIds::Host,
+            Some(Userns::Auto) | None => UserIds::Own,
+        };
         Ok(isolation)
     }
 }

@@ -9,16 +9,18 @@
 //! * [`run_helper_if_asked`]: what the binary's `main` calls first, so that it can be that helper.
 //! * [`Process`], [`Root`], [`Mount`], [`Limits`] …: plain data, what to run.
 //!
-//! Inside: `process` (the data), `error`, `plan` (pure: what the helper shall do), `filter` (pure: the
+//! Inside: `process` (the data), `ids` (whose users the sandbox's are), `error`, `plan` (pure: what the helper shall do), `filter` (pure: the
 //! seccomp program), `native` (the effects; its `mod.rs` draws the processes).
 
 mod error;
 mod filter;
+mod ids;
 mod native;
 mod plan;
 mod process;
 
 pub use error::{SandboxError, Step};
+pub use ids::MappedIds;
 pub use native::{NativeSandbox, run_helper_if_asked};
 pub use process::{
     ExitStatus, Limits, Mount, Network, Process, Root, Sandbox, SecretBytes, Source, User, UserNamespace,

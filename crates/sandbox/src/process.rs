@@ -9,7 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
-use crate::SandboxError;
+use crate::{MappedIds, SandboxError};
 
 /// Runs processes, each in its own isolation.
 ///
@@ -37,6 +37,18 @@ pub trait Sandbox: Send + Sync + fmt::Debug {
         output: OwnedFd,
         cancel: &CancellationToken,
     ) -> Result<ExitStatus, SandboxError>;
+
+    /// Returns a user namespace for one run, or for several one after another: with ids of its own if this sandbox can
+    /// have that. May take as long as starting a process does.
+    ///
+    /// Mounts that the caller hands over must be id-mapped to it, or their files belong to nobody inside.
+    ///
+    /// # Errors
+    ///
+    /// [`SandboxError::Host`] if this host has none to give.
+    fn user_namespace(&self) -> Result<UserNamespace, SandboxError> {
+        Ok(UserNamespace::Host)
+    }
 }
 
 /// What becomes `/` in the sandbox.
@@ -98,12 +110,25 @@ pub enum Network {
 }
 
 /// Which user namespace a process is in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub enum UserNamespace {
     /// The host's: root inside is root outside, held back by capabilities, seccomp and namespaces.
     #[default]
     Host,
+    /// One of its own: root inside is nobody outside. Of [`Root::Mount`] and [`Source::Tree`] the caller sees to it that
+    /// they are id-mapped; directories of the host are, here.
+    Mapped(Arc<MappedIds>),
+}
+
+impl UserNamespace {
+    /// Returns the ids that it has of its own.
+    pub fn mapped(&self) -> Option<&MappedIds> {
+        match self {
+            Self::Host => None,
+            Self::Mapped(ids) => Some(ids),
+        }
+    }
 }
 
 /// Resource limits.

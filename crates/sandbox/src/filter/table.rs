@@ -499,6 +499,12 @@ pub(super) const CHECKED: &[(&str, Check)] = &[
     ("socketpair", Check::Socket),
 ];
 
+/// Make device nodes: the argument that tells the kind of file.
+pub(super) const NODES: &[(&str, u8)] = &[("mknod", 1), ("mknodat", 2)];
+/// `S_IFMT`, `S_IFCHR` and `S_IFBLK`: kinds of files.
+pub(super) const FILE_KIND: u32 = 0o170_000;
+pub(super) const DEVICES: [u32; 2] = [0o020_000, 0o060_000];
+
 /// As if the kernel did not have them: programs know what to do then.
 pub(super) const MISSING: &[&str] = &["clone3"];
 

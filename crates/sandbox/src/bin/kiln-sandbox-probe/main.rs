@@ -2,8 +2,8 @@
 //!
 //! * `probe call ABI NUMBER [ARGUMENT…]`: makes a system call by the ABI `native`, `i386` or `x32`, and prints `ok` or
 //!   `errno N`. Numbers may be hexadecimal (`0x…`).
-//! * `probe run ROOT HELPER SCRIPT`: runs a shell script in the sandbox, its output on our stdout, and prints the
-//!   outcome on stderr.
+//! * `probe run ROOT HELPER IDS SCRIPT`: runs a shell script in the sandbox, its output on our stdout, and prints the
+//!   outcome on stderr. IDS: whether its users are its `own` or the `host`'s.
 
 mod sys;
 
@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match words[..] {
         ["call", abi, ref numbers @ ..] => call(abi, numbers),
-        ["run", root, helper, script] => run(root, helper, script),
+        ["run", root, helper, ids, script] => run(root, helper, ids == "own", script),
         _ => ExitCode::from(2),
     }
 }
@@ -54,8 +54,8 @@ fn number(text: &str) -> Option<u64> {
 }
 
 #[tokio::main]
-async fn run(root: &str, helper: &str, script: &str) -> ExitCode {
-    let process = Process {
+async fn run(root: &str, helper: &str, has_own_ids: bool, script: &str) -> ExitCode {
+    let mut process = Process {
         argv: ["/bin/sh", "-c", script].map(Into::into).to_vec(),
         env: vec![("PATH".into(), "/bin".into())],
         cwd: "/".into(),
@@ -70,7 +70,11 @@ async fn run(root: &str, helper: &str, script: &str) -> ExitCode {
     };
     let ended = async {
         let output = std::io::stdout().as_fd().try_clone_to_owned().map_err(kiln_sandbox::SandboxError::StartHelper)?;
-        NativeSandbox::new(helper)?.run(Root::Dir(root.into()), &process, output, &CancellationToken::new()).await
+        let sandbox = NativeSandbox::new(helper)?;
+        if has_own_ids {
+            process.user_namespace = sandbox.user_namespace()?;
+        }
+        sandbox.run(Root::Dir(root.into()), &process, output, &CancellationToken::new()).await
     };
     match ended.await {
         Ok(status) => eprintln!("{status:?}"),

@@ -6,17 +6,18 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::process::Child;
 use tokio_util::sync::CancellationToken;
 
-use super::{helper, mounts, wire};
+use super::{helper, mounts, user_namespace, wire};
+use crate::ids::Pool;
 use crate::plan::{self, Attributes};
-use crate::{ExitStatus, Process, Root, Sandbox, SandboxError, filter};
+use crate::{ExitStatus, Process, Root, Sandbox, SandboxError, UserNamespace, filter};
 
 /// Most bytes of reports; one takes a few dozen and a path.
 const MAX_REPORTS: u64 = 64 << 10;
@@ -27,8 +28,8 @@ pub struct NativeSandbox {
     /// The helper's binary, on a read-only mount that no process can find: a command that gets hold of it
     /// through `/proc/PID/exe` cannot open it for writing (CVE-2019-5736).
     helper: OwnedFd,
-    /// seccomp programs, without and with fast sync.
-    filters: [Vec<u8>; 2],
+    filters: filter::Filters,
+    user_namespaces: Arc<Pool>,
 }
 
 impl NativeSandbox {
@@ -62,17 +63,21 @@ impl NativeSandbox {
             what: "cannot make mounts; it needs CAP_SYS_ADMIN and Linux 5.12",
             source: Some(source),
         })?;
-        let filters = [false, true].map(|fast_sync| filter::to_bytes(&filter::program(fast_sync)));
-        Ok(Self { helper, filters })
+        Ok(Self { helper, filters: filter::Filters::default(), user_namespaces: Arc::default() })
     }
 
-    /// Starts the helper. Its environment is empty, its signals are not the terminal's.
     fn start_helper(&self, link: OwnedFd) -> io::Result<Child> {
-        let mut command = Command::new(format!("/proc/self/fd/{}", self.helper.as_raw_fd()));
-        command.arg0(helper::NAME).env_clear().process_group(0);
-        command.stdin(link).stdout(Stdio::null());
-        tokio::process::Command::from(command).spawn()
+        tokio::process::Command::from(helper_command(&self.helper, helper::NAME, link)).spawn()
     }
+}
+
+/// Returns how to start the helper's binary by one of its names. Its environment is empty, its signals are not the
+/// terminal's.
+pub(super) fn helper_command(helper: &OwnedFd, name: &str, link: OwnedFd) -> Command {
+    let mut command = Command::new(format!("/proc/self/fd/{}", helper.as_raw_fd()));
+    command.arg0(name).env_clear().process_group(0);
+    command.stdin(link).stdout(Stdio::null());
+    command
 }
 
 #[async_trait]
@@ -87,14 +92,18 @@ impl Sandbox for NativeSandbox {
         if cancel.is_cancelled() {
             return Err(SandboxError::Cancelled);
         }
+        let ids = process.user_namespace.mapped();
         let (message, sent, mut link, mut child) = {
             let (plan, descriptors) =
-                plan::plan(&root, process, output.as_fd(), &self.filters[usize::from(process.fast_sync)])?;
+                plan::plan(&root, process, output.as_fd(), self.filters.get(filter::Asked::by(process)))?;
             let message = wire::encode(&plan)?;
-            let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
-                .map_err(|error| SandboxError::TalkToHelper(error.into()))?;
+            let (ours, theirs) = wire::pair().map_err(SandboxError::TalkToHelper)?;
             let ours = StdUnixStream::from(ours);
             ours.set_nonblocking(true).map_err(SandboxError::TalkToHelper)?;
+            // Should this future be dropped, nobody will know when the last process is gone.
+            if let Some(ids) = ids {
+                ids.set_running(true);
+            }
             let child = self.start_helper(theirs).map_err(SandboxError::StartHelper)?;
             let sent = wire::send_with(ours.as_fd(), &message, &descriptors).map_err(SandboxError::TalkToHelper)?;
             (message, sent, UnixStream::from_std(ours).map_err(SandboxError::TalkToHelper)?, child)
@@ -115,10 +124,21 @@ impl Sandbox for NativeSandbox {
         // Whatever happened: the helper kills the rest when the socket closes, and ends when all is gone.
         drop(link);
         let status = child.wait().await.map_err(SandboxError::TalkToHelper)?;
+        // A helper that was killed may have left others to die after it.
+        if let Some(ids) = ids.filter(|_| status.success()) {
+            ids.set_running(false);
+        }
         match reports {
             None => Err(SandboxError::Cancelled),
             Some(reports) => wire::outcome(&reports.map_err(SandboxError::TalkToHelper)?)
                 .unwrap_or(Err(SandboxError::HelperDied { status })),
         }
+    }
+
+    fn user_namespace(&self) -> Result<UserNamespace, SandboxError> {
+        let ids = self.user_namespaces.take(|| user_namespace::make(&self.helper)).map_err(|source| {
+            SandboxError::Host { what: "cannot make a user namespace with ids of its own", source: Some(source) }
+        })?;
+        Ok(UserNamespace::Mapped(Arc::new(ids)))
     }
 }
