@@ -19,3 +19,4 @@ mod spec;
 mod stages;
 mod store;
 mod stores;
+mod userns;

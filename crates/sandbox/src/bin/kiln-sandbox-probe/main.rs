@@ -2,6 +2,7 @@
 //!
 //! * `probe call ABI NUMBER [ARGUMENT…]`: makes a system call by the ABI `native`, `i386` or `x32`, and prints `ok` or
 //!   `errno N`. Numbers may be hexadecimal (`0x…`).
+//! * `probe capability FILE BITS`: gives a file capabilities, permitted and effective, and prints `ok`.
 //! * `probe run ROOT HELPER IDS SCRIPT`: runs a shell script in the sandbox, its output on our stdout, and prints the
 //!   outcome on stderr. IDS: whether its users are its `own` or the `host`'s.
 
@@ -18,6 +19,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match words[..] {
         ["call", abi, ref numbers @ ..] => call(abi, numbers),
+        ["capability", file, bits] => capability(file, bits),
         ["run", root, helper, ids, script] => run(root, helper, ids == "own", script),
         _ => ExitCode::from(2),
     }
@@ -42,6 +44,17 @@ fn call(abi: &str, numbers: &[&str]) -> ExitCode {
         // The kernel's errnos.
         -4095..0 => println!("errno {}", -result),
         _ => println!("ok"),
+    }
+    ExitCode::SUCCESS
+}
+
+fn capability(file: &str, bits: &str) -> ExitCode {
+    let Some(bits) = number(bits).and_then(|bits| u32::try_from(bits).ok()) else { return ExitCode::from(2) };
+    // `struct vfs_cap_data` of version 2, with VFS_CAP_FLAGS_EFFECTIVE.
+    let value = [0x0200_0001, bits, 0, 0, 0].map(u32::to_le_bytes).concat();
+    match rustix::fs::setxattr(file, "security.capability", &value, rustix::fs::XattrFlags::empty()) {
+        Ok(()) => println!("ok"),
+        Err(error) => println!("errno {}", error.raw_os_error()),
     }
     ExitCode::SUCCESS
 }
