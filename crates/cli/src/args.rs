@@ -124,6 +124,9 @@ pub(crate) struct SandboxArgs {
     /// Whose users those of steps are, to this machine
     #[arg(long, value_enum, value_name = "WHOSE")]
     pub(crate) userns: Option<Userns>,
+    /// Lets steps make user namespaces, as `unshare -r` and bubblewrap do, if they have users of their own
+    #[arg(long)]
+    pub(crate) allow_userns: bool,
 }
 
 /// Which user namespace steps are in.
@@ -139,7 +142,11 @@ pub(crate) enum Userns {
 impl SandboxArgs {
     /// Returns what the flags say.
     pub(crate) fn policy(&self) -> SandboxPolicy {
-        SandboxPolicy { fast_sync: self.no_fast_sync.then_some(false), userns: self.userns }
+        SandboxPolicy {
+            fast_sync: self.no_fast_sync.then_some(false),
+            userns: self.userns,
+            allow_userns: self.allow_userns.then_some(true),
+        }
     }
 }
 

@@ -32,6 +32,7 @@ struct Config {
 pub(crate) struct SandboxPolicy {
     pub(crate) fast_sync: Option<bool>,
     pub(crate) userns: Option<Userns>,
+    pub(crate) allow_userns: Option<bool>,
 }
 
 impl SandboxPolicy {
@@ -42,6 +43,7 @@ impl SandboxPolicy {
         let policy = policies.fold(Self::default(), |before, after| Self {
             fast_sync: after.fast_sync.or(before.fast_sync),
             userns: after.userns.or(before.userns),
+            allow_userns: after.allow_userns.or(before.allow_userns),
         });
         let mut isolation = Isolation::default();
         isolation.fast_sync = policy.fast_sync.unwrap_or(isolation.fast_sync);
@@ -49,6 +51,7 @@ impl SandboxPolicy {
             Some(Userns::Host) => UserIds::Host,
             Some(Userns::Auto) | None => UserIds::Own,
         };
+        isolation.allow_namespaces = policy.allow_userns.unwrap_or(isolation.allow_namespaces);
         Ok(isolation)
     }
 }

@@ -40,11 +40,13 @@ pub struct Isolation {
     pub fast_sync: bool,
     /// Whose users those of steps are.
     pub user_ids: UserIds,
+    /// Whether steps with ids of their own may make namespaces, as `unshare -r` and bubblewrap do.
+    pub allow_namespaces: bool,
 }
 
 impl Default for Isolation {
     fn default() -> Self {
-        Self { fast_sync: true, user_ids: UserIds::Own }
+        Self { fast_sync: true, user_ids: UserIds::Own, allow_namespaces: false }
     }
 }
 

@@ -159,6 +159,7 @@ impl Command {
             network,
             mounts: mounts.collect(),
             limits: Limits::default(),
+            allow_namespaces: self.isolation.allow_namespaces && user_namespace.mapped().is_some(),
             user_namespace,
             fast_sync: self.isolation.fast_sync,
             held: Vec::new(),

@@ -200,6 +200,9 @@ pub(crate) fn plan<'a>(
             what: "a user or group id of 65536 or more, which needs the host's user namespace (`--userns host`)",
         });
     }
+    if ids.is_none() && process.allow_namespaces {
+        return Err(SandboxError::Invalid { what: "namespaces are allowed, but it has no users of its own" });
+    }
     let first = ids.map_or(0, |ids| ids.first);
     let outside = |(uid, gid): (u32, u32)| (first + uid, first + gid);
     let owner = outside(user);
@@ -412,6 +415,7 @@ mod tests {
             mounts: Vec::new(),
             limits: Limits::default(),
             user_namespace: UserNamespace::Host,
+            allow_namespaces: false,
             fast_sync: false,
             held: Vec::new(),
         }
@@ -481,6 +485,7 @@ mod tests {
         assert!(invalid(|process| process.cwd = "src".into()).contains("not absolute"));
         assert!(invalid(|process| process.argv.push("a\0b".into())).contains("NUL"));
         assert!(invalid(|process| process.env.push(("A=B".into(), "c".into()))).contains("contains `=`"));
+        assert!(invalid(|process| process.allow_namespaces = true).contains("no users of its own"));
         assert!(invalid(|process| process.hostname = "a\nb".to_owned()).contains("host name"));
     }
 }

@@ -83,6 +83,9 @@ pub struct Process {
     pub limits: Limits,
     /// Which user namespace it is in.
     pub user_namespace: UserNamespace,
+    /// Whether it may make namespaces, with a user namespace below its own, and mount what it likes in there. Only with
+    /// [`UserNamespace::Mapped`].
+    pub allow_namespaces: bool,
     /// Whether `fsync(2)` and its like succeed without doing anything.
     pub fast_sync: bool,
     /// Descriptors kept open while any part of the sandbox lives (for instance a lock), even if the caller is

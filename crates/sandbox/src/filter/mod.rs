@@ -63,22 +63,29 @@ pub(crate) struct Asked {
     pub(crate) fast_sync: bool,
     /// Whether its root has no right to device nodes, and the helper makes them.
     pub(crate) asks_for_nodes: bool,
+    /// Whether it may make namespaces.
+    pub(crate) allows_namespaces: bool,
 }
 
 impl Asked {
     /// Returns what a process asks for.
     pub(crate) fn by(process: &Process) -> Self {
-        Self { fast_sync: process.fast_sync, asks_for_nodes: process.user_namespace.mapped().is_some() }
+        Self {
+            fast_sync: process.fast_sync,
+            asks_for_nodes: process.user_namespace.mapped().is_some(),
+            allows_namespaces: process.allow_namespaces,
+        }
     }
 }
 
 /// The programs for this machine's architectures as the kernel's `struct sock_filter[]`, each made when it is first needed.
 #[derive(Debug, Default)]
-pub(crate) struct Filters([OnceLock<Vec<u8>>; 4]);
+pub(crate) struct Filters([OnceLock<Vec<u8>>; 8]);
 
 impl Filters {
     pub(crate) fn get(&self, asked: Asked) -> &[u8] {
-        let index = usize::from(asked.fast_sync) + 2 * usize::from(asked.asks_for_nodes);
+        let bits = [asked.fast_sync, asked.asks_for_nodes, asked.allows_namespaces];
+        let index = bits.into_iter().fold(0, |index, bit| 2 * index + usize::from(bit));
         self.0[index].get_or_init(|| {
             let program = bpf::generate(arch::NATIVE, asked);
             program.into_iter().flat_map(Instruction::to_bytes).collect()
@@ -109,6 +116,9 @@ fn rules(arch: &Arch, asked: Asked) -> Vec<Action> {
     }
     table::CHECKED.iter().for_each(|(name, check)| set(name, Action::Check(*check)));
     table::MISSING.iter().for_each(|name| set(name, Action::Errno(table::ENOSYS)));
+    if asked.allows_namespaces {
+        table::NAMESPACES.iter().for_each(|name| set(name, Action::Allow));
+    }
     if asked.asks_for_nodes {
         table::NODES.iter().for_each(|(name, mode)| set(name, Action::Check(Check::Node { mode: *mode })));
     }
@@ -124,7 +134,8 @@ mod tests {
 
     #[test]
     fn every_name_in_the_table_is_a_system_call_somewhere() {
-        let listed = table::ALLOWED.iter().flat_map(|(_, names)| *names).chain(table::SYNC).chain(table::MISSING);
+        let listed = table::ALLOWED.iter().flat_map(|(_, names)| *names);
+        let listed = listed.chain(table::SYNC).chain(table::MISSING).chain(table::NAMESPACES);
         let unknown: Vec<_> = listed.filter(|name| arch::ALL.iter().all(|arch| arch.number(name).is_none())).collect();
         assert!(unknown.is_empty(), "misspelt: {unknown:?}");
     }
@@ -137,6 +148,19 @@ mod tests {
         names.sort();
         let twice: Vec<_> = names.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
         assert!(twice.is_empty(), "{twice:?}");
+    }
+
+    #[test]
+    fn what_is_allowed_for_namespaces_is_refused_otherwise() {
+        let allowed = Asked { allows_namespaces: true, ..Asked::default() };
+        for arch in arch::ALL {
+            for name in table::NAMESPACES {
+                let Some(number) = arch.number(name) else { continue };
+                let rule = |asked| rules(arch, asked)[number as usize];
+                assert_eq!(rule(allowed), Action::Allow, "{name} on {}", arch.label);
+                assert_ne!(rule(Asked::default()), Action::Allow, "{name} on {}", arch.label);
+            }
+        }
     }
 
     #[test]

@@ -131,6 +131,7 @@ pub(crate) fn shell(script: &str) -> Process {
         mounts: Vec::new(),
         limits: Limits::default(),
         user_namespace: user_namespace(),
+        allow_namespaces: false,
         fast_sync: false,
         held: Vec::new(),
     }

@@ -196,6 +196,35 @@ async fn ids_that_a_namespace_does_not_have_are_nobodys() {
 }
 
 #[tokio::test]
+async fn where_namespaces_are_allowed_there_is_room_below_and_none_above() {
+    needs_sandbox!();
+    let jail = Jail::new();
+    let script = "exec 2>&1; unshare -Ur id -u; unshare -Urm sh -c 'mount -t tmpfs t /tmp && touch /tmp/x && ls /tmp'
+                  ls /tmp; unshare -Urp --fork sh -c 'echo $$'; unshare -Urn ifconfig lo up && echo net
+                  su builder -c 'unshare -Ur id -u'; unshare -Uru sh -c 'hostname other; hostname'; hostname";
+    let mut process = shell(script);
+    process.allow_namespaces = true;
+    assert_eq!(jail.ok(&process).await, "0\nx\n1\nnet\n0\nother\nbuilder\n");
+    // Not even then: what it came with; what is hidden, read-only or without devices; other filesystems; nodes.
+    let script = "exec 2>&1
+                  mount -t tmpfs t /tmp; umount /proc/sys; umount /dev; hostname x; unshare -m true; unshare -n true; unshare -p true
+                  mkdir /m; mknod /tmp/null c 1 3
+                  unshare -Urm sh -c 'umount /proc/sys; umount /proc/interrupts; umount /etc/hosts; mount -o remount,bind,rw /proc/sys
+                    mount -o remount,bind,dev /; mount -o remount,rw /sys; mount -t proc p /m; mount -t sysfs s /m
+                    mount -t ext4 /dev/null /m; mknod /tmp/n c 1 3; mount -t tmpfs t /m; mknod /m/n c 1 3'
+                  unshare -Urm cat /tmp/null; ls /m";
+    let mut process = shell(script);
+    process.allow_namespaces = true;
+    let output = jail.ok(&process).await;
+    let refused =
+        |line: &&str| ["denied", "not permitted", "Invalid argument", "busy"].iter().any(|why| line.contains(why));
+    assert_eq!(output.lines().filter(refused).count(), 19, "{output}");
+    assert_eq!(output.lines().count(), 19, "{output}");
+    // And without leave there is none.
+    assert_eq!(jail.sh("(unshare -Ur id; unshare -U true) 2>&1 | grep -c 'not permitted'").await, "2\n");
+}
+
+#[tokio::test]
 async fn devices_of_the_host_are_not_its_to_change() {
     needs_sandbox!();
     let output = Jail::new().sh("exec 2>&1; chmod 600 /dev/null; chown 5 /dev/zero; stat -c '%a %u' /dev/null").await;

@@ -78,6 +78,7 @@ async fn run(root: &str, helper: &str, has_own_ids: bool, script: &str) -> ExitC
         mounts: Vec::new(),
         limits: Limits::default(),
         user_namespace: UserNamespace::Host,
+        allow_namespaces: false,
         fast_sync: false,
         held: Vec::new(),
     };
