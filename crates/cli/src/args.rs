@@ -12,6 +12,7 @@ use kiln_store::CopyMode;
 use serde::Deserialize;
 
 use crate::config::{Policy, SandboxPolicy};
+use crate::limits::Limits;
 use crate::output::{self, OutputTo};
 use crate::settings::{KILN_CONFIG, KILN_REGISTRIES, KILN_STORE, REGISTRY_AUTH_FILE};
 
@@ -32,7 +33,7 @@ const EXIT_CODES: &str = "Exit codes: 0 done; 1 the build failed by its own faul
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Builds a spec and prints the id of the result
-    Build(Build),
+    Build(Box<Build>),
     /// Writes a result as an image, an archive or a directory, or pushes it to a registry
     Export(Export),
     /// Prints the log of a step, also while it runs
@@ -50,6 +51,10 @@ pub(crate) enum Command {
     /// Copies, checks and repairs whole stores
     #[command(subcommand)]
     Store(StoreCommand),
+    /// Says what this host can do, what would mend what it cannot, and runs a build to try
+    Doctor(Doctor),
+    /// Tries whether the store opens and a build runs; prints `ok`
+    Healthcheck(Doctor),
     /// Prints a spec in canonical form
     Fmt(Fmt),
     /// Checks specs without building them
@@ -59,6 +64,9 @@ pub(crate) enum Command {
     /// Marks what is stored as safely on the disk and prunes; `build` starts this by itself
     #[command(hide = true)]
     Maintain(Maintain),
+    /// Says where it runs; what `doctor` builds runs this
+    #[command(hide = true)]
+    SelfTest,
 }
 
 #[derive(Debug, Args)]
@@ -127,6 +135,8 @@ pub(crate) struct SandboxArgs {
     /// Lets steps make user namespaces, as `unshare -r` and bubblewrap do, if they have users of their own
     #[arg(long)]
     pub(crate) allow_userns: bool,
+    #[command(flatten)]
+    pub(crate) limits: Limits,
 }
 
 /// Which user namespace steps are in.
@@ -146,6 +156,7 @@ impl SandboxArgs {
             fast_sync: self.no_fast_sync.then_some(false),
             userns: self.userns,
             allow_userns: self.allow_userns.then_some(true),
+            limits: self.limits.clone(),
         }
     }
 }
@@ -274,6 +285,15 @@ pub(crate) struct Log {
     /// The id, or how it starts
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub(crate) id: String,
+    /// Prints what the step used instead: time, memory, disk, processes
+    #[arg(long)]
+    pub(crate) stats: bool,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
     #[command(flatten)]
     pub(crate) store: StoreArgs,
 }

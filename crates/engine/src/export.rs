@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base;
 use crate::error::BuildError;
+use crate::limits::StepUsage;
 use crate::plan::{self, Context};
 
 /// What a spec says of how its result is to be run. What it does not say is as in the base image.
@@ -54,11 +55,14 @@ impl RunsAs {
 pub(crate) struct StepDetail {
     #[serde(default)]
     pub(crate) runs_as: RunsAs,
+    /// See [`StepUsage::of`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) usage: Option<StepUsage>,
 }
 
 impl StepDetail {
-    pub(crate) fn of(context: &Context) -> serde_json::Value {
-        let detail = Self { runs_as: RunsAs::new(context) };
+    pub(crate) fn of(context: &Context, usage: Option<StepUsage>) -> serde_json::Value {
+        let detail = Self { runs_as: RunsAs::new(context), usage };
         serde_json::to_value(detail).expect("it has string keys only")
     }
 }

@@ -6,7 +6,7 @@
 //! The life of a build: `engine` starts it; `plan` flattens the spec into stages of steps (pure); `build` runs the stages,
 //! each step through `flight`, which finds it in the store, joins whoever is making it, or makes it. `steps` knows the three
 //! kinds of step, and `base`, `import`, `run` and `copy` how to make each. `key` says what a step's identity is made of.
-//! `export` says what image a result would be.
+//! `export` says what image a result would be, and `limits` how much a step may use and did.
 #![forbid(unsafe_code)]
 
 mod base;
@@ -20,6 +20,7 @@ mod flight;
 mod ids;
 mod import;
 mod key;
+mod limits;
 mod manifest;
 mod passwd;
 mod plan;
@@ -30,4 +31,5 @@ pub use engine::{Built, Engine, Isolation, Request, Settings, UserIds};
 pub use error::{BuildError, Fault};
 pub use events::{Event, Events, StepInfo};
 pub use export::{RunsAs, image};
+pub use limits::{Limit, StepUsage};
 pub use plan::PlanError;

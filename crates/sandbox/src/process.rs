@@ -9,7 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
-use crate::{MappedIds, SandboxError};
+use crate::{Ended, Limits, MappedIds, SandboxError};
 
 /// Runs processes, each in its own isolation.
 ///
@@ -28,7 +28,7 @@ pub trait Sandbox: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     ///
-    /// [`SandboxError::Cancelled`] if `cancel` fired first. Otherwise what could not be set up; the
+    /// [`SandboxError::Cancelled`] if `cancel` fired first. Otherwise what could not be set up, limits among it; the
     /// command was then not started.
     async fn run(
         &self,
@@ -36,7 +36,7 @@ pub trait Sandbox: Send + Sync + fmt::Debug {
         process: &Process,
         output: OwnedFd,
         cancel: &CancellationToken,
-    ) -> Result<ExitStatus, SandboxError>;
+    ) -> Result<Ended, SandboxError>;
 
     /// Returns a user namespace for one run, or for several one after another: with ids of its own if this sandbox can
     /// have that. May take as long as starting a process does.
@@ -131,22 +131,6 @@ impl UserNamespace {
             Self::Host => None,
             Self::Mapped(ids) => Some(ids),
         }
-    }
-}
-
-/// Resource limits.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Limits {
-    /// Open files of one process, soft and hard (`RLIMIT_NOFILE`).
-    pub open_files: u64,
-}
-
-impl Default for Limits {
-    /// 1024 open files: the kernel's own default. Larger soft limits slow down programs that close
-    /// every possible descriptor, and break `select(2)`.
-    fn default() -> Self {
-        Self { open_files: 1024 }
     }
 }
 

@@ -1,6 +1,7 @@
 //! One file a subcommand. Each takes its arguments and returns why it failed.
 
 mod build;
+mod doctor;
 mod export;
 mod log;
 mod ls;
@@ -22,7 +23,7 @@ use crate::exit::Failure;
 /// Does what the arguments ask for.
 pub(crate) fn run(arguments: Kiln) -> Result<(), Failure> {
     match arguments.command {
-        Command::Build(build) => build::run(build, arguments.verbose),
+        Command::Build(build) => build::run(*build, arguments.verbose),
         Command::Export(export) => export::run(&export, arguments.verbose),
         Command::Log(log) => log::run(&log),
         Command::Ls(ls) => ls::run(&ls),
@@ -34,7 +35,10 @@ pub(crate) fn run(arguments: Kiln) -> Result<(), Failure> {
         Command::Fmt(fmt) => spec::fmt(&fmt),
         Command::Check(check) => spec::check(&check),
         Command::Dockerfile(dockerfile) => spec::dockerfile(&dockerfile),
+        Command::Doctor(doctor) => doctor::doctor(&doctor),
+        Command::Healthcheck(doctor) => doctor::healthcheck(&doctor),
         Command::Maintain(maintain) => maintain::run(&maintain),
+        Command::SelfTest => doctor::inside(),
     }
 }
 

@@ -3,6 +3,7 @@
 //! * `probe call ABI NUMBER [ARGUMENT…]`: makes a system call by the ABI `native`, `i386` or `x32`, and prints `ok` or
 //!   `errno N`. Numbers may be hexadecimal (`0x…`).
 //! * `probe capability FILE BITS`: gives a file capabilities, permitted and effective, and prints `ok`.
+//! * `probe crowd N`: starts N processes that do nothing, prints how many there are, and waits for ever.
 //! * `probe run ROOT HELPER IDS SCRIPT`: runs a shell script in the sandbox, its output on our stdout, and prints the
 //!   outcome on stderr. IDS: whether its users are its `own` or the `host`'s.
 
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
     match words[..] {
         ["call", abi, ref numbers @ ..] => call(abi, numbers),
         ["capability", file, bits] => capability(file, bits),
+        ["crowd", count] => crowd(count),
         ["run", root, helper, ids, script] => run(root, helper, ids == "own", script),
         _ => ExitCode::from(2),
     }
@@ -66,6 +68,15 @@ fn number(text: &str) -> Option<u64> {
     }
 }
 
+fn crowd(count: &str) -> ExitCode {
+    let Some(count) = number(count) else { return ExitCode::from(2) };
+    let started = (0..count).take_while(|_| sys::fork_and_wait()).count();
+    println!("{started}");
+    loop {
+        std::thread::park();
+    }
+}
+
 #[tokio::main]
 async fn run(root: &str, helper: &str, has_own_ids: bool, script: &str) -> ExitCode {
     let mut process = Process {
@@ -91,7 +102,7 @@ async fn run(root: &str, helper: &str, has_own_ids: bool, script: &str) -> ExitC
         sandbox.run(Root::Dir(root.into()), &process, output, &CancellationToken::new()).await
     };
     match ended.await {
-        Ok(status) => eprintln!("{status:?}"),
+        Ok(ended) => eprintln!("{:?}", ended.status),
         Err(error) => eprintln!("error: {error}"),
     }
     ExitCode::SUCCESS

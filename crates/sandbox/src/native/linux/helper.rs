@@ -13,6 +13,7 @@ use rustix::process::{
 };
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
+use super::cgroup;
 use super::init;
 use super::mknod::Nodes;
 use super::sys::{self, SingleThread};
@@ -53,6 +54,7 @@ fn help(link: &OwnedFd) -> Result<(), Failure> {
 
     let (plan, descriptors) = wire::receive(link.as_fd()).at(Step::ReceivePlan)?;
     let descriptors = Descriptors::new(descriptors, &plan).at(Step::ReceivePlan)?;
+    let cgroups = cgroup::open_joins(&plan.cgroups)?;
     if let Some(ids) = plan.ids {
         // What init puts into the sandbox belongs to the root inside. To the sandbox's namespaces and mounts it has no
         // right at all: they are all made, and owned, by the host's user namespace.
@@ -68,12 +70,12 @@ fn help(link: &OwnedFd) -> Result<(), Failure> {
     match sys::fork(&thread).at(Step::Fork)? {
         None => {
             drop((nodes, own_pids));
-            init::run(&plan, descriptors, listens, link, myself, &thread)
+            init::run(&plan, descriptors, listens, &cgroups, link, myself, &thread)
         }
         Some(init) => {
             // Init has its copies. Held ones stay open here too: we are the last to go.
             let _held = descriptors.held;
-            drop((descriptors.output, descriptors.namespace, descriptors.mounts, listens, plan));
+            drop((descriptors.output, descriptors.namespace, descriptors.mounts, listens, cgroups, plan));
             // What we start from now on is none of the sandbox's processes.
             move_into_link_name_space(own_pids.as_fd(), Some(LinkNameSpaceType::ProcessID)).at(Step::Fork)?;
             let init = pidfd_open(init, PidfdFlags::empty()).at(Step::Wait)?;
@@ -88,13 +90,9 @@ pub(super) fn hide() -> io::Result<()> {
     Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
-/// Pid and cgroup namespaces and all: one call. The pid namespace takes effect for the next child.
+/// All but the cgroup namespace, which init makes. The pid namespace takes effect for the next child.
 fn make_namespaces(plan: &Plan) -> io::Result<()> {
-    let mut namespaces = UnshareFlags::NEWPID
-        | UnshareFlags::NEWNS
-        | UnshareFlags::NEWUTS
-        | UnshareFlags::NEWIPC
-        | UnshareFlags::NEWCGROUP;
+    let mut namespaces = UnshareFlags::NEWPID | UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC;
     if plan.own_network {
         namespaces |= UnshareFlags::NEWNET;
     }

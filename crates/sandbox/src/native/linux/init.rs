@@ -9,8 +9,9 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::process::{Signal, WaitOptions, fchdir, pivot_root, set_parent_process_death_signal};
-use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags, set_capabilities};
 
+use super::cgroup;
 use super::command::Prepared;
 use super::helper::Descriptors;
 use super::mounts::{self, Staging};
@@ -30,11 +31,15 @@ pub(super) fn run(
     plan: &Plan,
     mut descriptors: Descriptors,
     listens: Option<OwnedFd>,
+    cgroups: &[OwnedFd],
     link: &OwnedFd,
     helper: OwnedFd,
     thread: &SingleThread,
 ) -> ! {
-    let ended = set_up(plan, &mut descriptors, &helper)
+    let ended = tie_to_helper(&helper)
+        .at(Step::ProtectInit)
+        .and_then(|()| join_cgroups(cgroups))
+        .and_then(|()| set_up(plan, &mut descriptors))
         .and_then(|(root, cwd)| start_and_reap(plan, (descriptors, listens), link, (root, cwd), &helper, thread));
     wire::report(link, &ended.unwrap_or_else(Report::Failed));
     // The kernel kills every other process of the namespace, and waits for it.
@@ -42,8 +47,7 @@ pub(super) fn run(
 }
 
 /// Makes everything that the command will see. Returns the root and the working directory.
-fn set_up(plan: &Plan, descriptors: &mut Descriptors, helper: &OwnedFd) -> Result<(OwnedFd, OwnedFd), Failure> {
-    tie_to_helper(helper).at(Step::ProtectInit)?;
+fn set_up(plan: &Plan, descriptors: &mut Descriptors) -> Result<(OwnedFd, OwnedFd), Failure> {
     leave_low_oom_score().at(Step::SetLimits)?;
     leave_session_keyring().at(Step::LeaveKeyring)?;
     rustix::system::sethostname(&plan.hostname).at(Step::SetHostname)?;
@@ -134,6 +138,12 @@ fn become_nobody(namespace: &OwnedFd) -> io::Result<()> {
     super::helper::hide()?;
     let none = CapabilitySet::empty();
     Ok(set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?)
+}
+
+/// From here on we are counted and limited. Then the namespace, whose root is the group that we are in.
+fn join_cgroups(files: &[OwnedFd]) -> Result<(), Failure> {
+    cgroup::join(files).at(Step::JoinCgroup)?;
+    sys::unshare(UnshareFlags::NEWCGROUP).at(Step::MakeNamespaces)
 }
 
 /// A service manager may protect the caller from being killed when memory is short; a step must not be.

@@ -14,10 +14,11 @@ use tokio::net::UnixStream;
 use tokio::process::Child;
 use tokio_util::sync::CancellationToken;
 
+use super::cgroup::Cgroups;
 use super::{helper, mounts, user_namespace, wire};
 use crate::ids::Pool;
 use crate::plan::{self, Attributes};
-use crate::{ExitStatus, Process, Root, Sandbox, SandboxError, UserNamespace, filter};
+use crate::{Ended, ExitStatus, Limit, Limits, Process, Root, Sandbox, SandboxError, Usage, UserNamespace, filter};
 
 /// Most bytes of reports; one takes a few dozen and a path.
 const MAX_REPORTS: u64 = 64 << 10;
@@ -30,6 +31,7 @@ pub struct NativeSandbox {
     helper: OwnedFd,
     filters: filter::Filters,
     user_namespaces: Arc<Pool>,
+    cgroups: Cgroups,
 }
 
 impl NativeSandbox {
@@ -63,7 +65,17 @@ impl NativeSandbox {
             what: "cannot make mounts; it needs CAP_SYS_ADMIN and Linux 5.12",
             source: Some(source),
         })?;
-        Ok(Self { helper, filters: filter::Filters::default(), user_namespaces: Arc::default() })
+        let (filters, user_namespaces) = (filter::Filters::default(), Arc::default());
+        Ok(Self { helper, filters, user_namespaces, cgroups: Cgroups::of_this_host() })
+    }
+
+    /// Looks whether this host can keep `limits`, by making the control groups of a run and removing them.
+    ///
+    /// # Errors
+    ///
+    /// [`SandboxError::Limit`] with the first that it cannot.
+    pub fn check(&self, limits: &Limits) -> Result<(), SandboxError> {
+        self.cgroups.group(limits).map(drop)
     }
 
     fn start_helper(&self, link: OwnedFd) -> io::Result<Child> {
@@ -88,14 +100,16 @@ impl Sandbox for NativeSandbox {
         process: &Process,
         output: OwnedFd,
         cancel: &CancellationToken,
-    ) -> Result<ExitStatus, SandboxError> {
+    ) -> Result<Ended, SandboxError> {
         if cancel.is_cancelled() {
-            return Err(SandboxError::Cancelled);
+            return Err(SandboxError::Cancelled(Usage::default()));
         }
         let ids = process.user_namespace.mapped();
+        let group = self.cgroups.group(&process.limits)?;
         let (message, sent, mut link, mut child) = {
-            let (plan, descriptors) =
+            let (mut plan, descriptors) =
                 plan::plan(&root, process, output.as_fd(), self.filters.get(filter::Asked::by(process)))?;
+            plan.cgroups = group.joins();
             let message = wire::encode(&plan)?;
             let (ours, theirs) = wire::pair().map_err(SandboxError::TalkToHelper)?;
             let ours = StdUnixStream::from(ours);
@@ -121,6 +135,9 @@ impl Sandbox for NativeSandbox {
             reports = conversation => Some(reports),
             () = cancel.cancelled() => None,
         };
+        if reports.is_none() {
+            group.lift_quota();
+        }
         // Whatever happened: the helper kills the rest when the socket closes, and ends when all is gone.
         drop(link);
         let status = child.wait().await.map_err(SandboxError::TalkToHelper)?;
@@ -128,11 +145,17 @@ impl Sandbox for NativeSandbox {
         if let Some(ids) = ids.filter(|_| status.success()) {
             ids.set_running(false);
         }
-        match reports {
-            None => Err(SandboxError::Cancelled),
-            Some(reports) => wire::outcome(&reports.map_err(SandboxError::TalkToHelper)?)
-                .unwrap_or(Err(SandboxError::HelperDied { status })),
-        }
+        let (usage, hit) = (group.usage(), group.hit());
+        group.remove().await;
+        let Some(reports) = reports else { return Err(SandboxError::Cancelled(usage)) };
+        let ended = match (wire::outcome(&reports.map_err(SandboxError::TalkToHelper)?), hit) {
+            (Some(Ok(status)), _) => status,
+            // Init itself was killed, or had no memory to set up the run.
+            (None | Some(Err(_)), Some(Limit::Memory(_))) => ExitStatus::Signal(libc::SIGKILL),
+            (Some(Err(error)), _) => return Err(error),
+            (None, _) => return Err(SandboxError::HelperDied { status }),
+        };
+        Ok(Ended { status: ended, usage, hit })
     }
 
     fn user_namespace(&self) -> Result<UserNamespace, SandboxError> {
