@@ -301,6 +301,79 @@ mod tests {
         joins(|lower, writable| legacy(lower, writable, None));
     }
 
+    /// A user namespace whose id 0 is [`FIRST`] outside.
+    fn namespace() -> OwnedFd {
+        use std::io::{Read, Write};
+        use std::process::{Command, Stdio};
+        let mut child = Command::new("unshare")
+            .args(["--user", "cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("unshare");
+        // It is in its namespace when it answers.
+        child.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        for map in ["uid_map", "gid_map"] {
+            fs::write(format!("/proc/{}/{map}", child.id()), format!("0 {FIRST} 65536")).unwrap();
+        }
+        let namespace = fs::File::open(format!("/proc/{}/ns/user", child.id())).unwrap();
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        namespace.into()
+    }
+
+    const FIRST: u32 = 1_000_000;
+
+    /// What a mapped overlay shows, and who owns on the disk what is written through it.
+    fn maps(mount: impl Fn(&[&Path], Option<(&Path, &Path)>, IdMap<'_>) -> io::Result<OwnedFd>) {
+        use std::os::unix::fs::{MetadataExt, chown};
+        let dir = tempfile::tempdir().unwrap();
+        let [high, low, upper, work] = ["high", "low", "upper", "work"].map(|name| dir.path().join(name));
+        for (number, layer) in (0..).zip([&high, &low, &upper, &work]) {
+            fs::create_dir(layer).unwrap();
+            if layer != &work {
+                fs::write(layer.join(number.to_string()), "").unwrap();
+                chown(layer.join(number.to_string()), Some(number), Some(65_535)).unwrap();
+            }
+        }
+        let namespace = namespace();
+        let map = IdMap { namespace: namespace.as_fd(), first: FIRST };
+        let mounted = mount(&[&high, &low], Some((&upper, &work)), map).unwrap();
+        let through = Path::new("/proc/self/fd").join(mounted.as_raw_fd().to_string());
+        let owner = |path: &Path| fs::metadata(path).map(|meta| (meta.uid(), meta.gid())).unwrap();
+        for number in 0..3 {
+            assert_eq!(owner(&through.join(number.to_string())), (FIRST + number, FIRST + 65_535));
+        }
+        chown(through.join("1"), Some(FIRST + 7), Some(FIRST)).unwrap();
+        assert_eq!(owner(&upper.join("1")), (7, 0));
+        let written = in_a_thread(|| {
+            crate::sys::make_files_as(FIRST)?;
+            fs::create_dir(through.join("made"))?;
+            fs::remove_file(through.join("0"))?;
+            Ok(fs::File::create(through.join("made/file"))?.into())
+        });
+        written.unwrap();
+        assert_eq!((owner(&upper.join("made")), owner(&upper.join("made/file"))), ((0, 0), (0, 0)));
+        assert!(!through.join("0").exists() && high.join("0").exists());
+        // Whom the map does not know cannot write.
+        assert_eq!(fs::write(through.join("hosts"), "").unwrap_err().raw_os_error(), Some(libc::EOVERFLOW));
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(&*dir.path().to_string_lossy()), "attached somewhere: {mounts}");
+    }
+
+    #[test]
+    fn layers_are_mapped_by_the_new_mount_api() {
+        need!(Need::Root);
+        maps(|lower, writable, map| overlay(lower, writable, Some(map)));
+    }
+
+    #[test]
+    fn layers_are_mapped_by_the_old_mount_call() {
+        need!(Need::Root);
+        maps(|lower, writable, map| legacy(lower, writable, Some(map)));
+    }
+
     #[test]
     fn the_old_mount_call_takes_as_many_layers_as_a_chain_has_and_no_cut_list() {
         need!(Need::Root);
