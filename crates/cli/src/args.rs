@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use crate::config::{Policy, SandboxPolicy};
 use crate::limits::Limits;
+use crate::network;
 use crate::output::{self, OutputTo};
 use crate::settings::{KILN_CONFIG, KILN_REGISTRIES, KILN_STORE, REGISTRY_AUTH_FILE};
 
@@ -136,6 +137,8 @@ pub(crate) struct SandboxArgs {
     #[arg(long)]
     pub(crate) allow_userns: bool,
     #[command(flatten)]
+    pub(crate) network: network::Choice,
+    #[command(flatten)]
     pub(crate) limits: Limits,
 }
 
@@ -156,6 +159,7 @@ impl SandboxArgs {
             fast_sync: self.no_fast_sync.then_some(false),
             userns: self.userns,
             allow_userns: self.allow_userns.then_some(true),
+            network: self.network.clone(),
             limits: self.limits.clone(),
         }
     }

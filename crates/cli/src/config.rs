@@ -15,6 +15,7 @@ use kiln_store::{Limits, Store};
 use crate::args::{self, Free, Userns};
 use crate::exit::Failure;
 use crate::limits;
+use crate::network;
 use crate::settings::directory;
 
 /// What config.toml holds.
@@ -35,6 +36,8 @@ pub(crate) struct SandboxPolicy {
     pub(crate) userns: Option<Userns>,
     pub(crate) allow_userns: Option<bool>,
     #[serde(flatten)]
+    pub(crate) network: network::Choice,
+    #[serde(flatten)]
     pub(crate) limits: limits::Limits,
 }
 
@@ -47,6 +50,7 @@ impl SandboxPolicy {
             fast_sync: after.fast_sync.or(before.fast_sync),
             userns: after.userns.or(before.userns),
             allow_userns: after.allow_userns.or(before.allow_userns),
+            network: after.network.or(before.network),
             limits: after.limits.or(before.limits),
         }))
     }
@@ -60,6 +64,7 @@ impl SandboxPolicy {
             Some(Userns::Auto) | None => UserIds::Own,
         };
         isolation.allow_namespaces = self.allow_userns.unwrap_or(isolation.allow_namespaces);
+        self.network.set(&mut isolation);
         self.limits.set(&mut isolation);
         isolation
     }

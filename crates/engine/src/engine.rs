@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bstr::BString;
 use kiln_image::Fetcher;
-use kiln_sandbox::{Limits, Sandbox, SecretBytes};
+use kiln_sandbox::{Limits, Network, Sandbox, SecretBytes};
 use kiln_spec::Spec;
 use kiln_store::{Snapshot, Store};
 use tokio::sync::{Semaphore, watch};
@@ -43,6 +43,8 @@ pub struct Isolation {
     pub user_ids: UserIds,
     /// Whether steps with ids of their own may make namespaces, as `unshare -r` and bubblewrap do.
     pub allow_namespaces: bool,
+    /// What network a step sees that asks for the host's.
+    pub network_host: Network,
     /// What the processes of a step may use together.
     pub limits: Limits,
     /// How long a step may run. Waiting for its turn, or for another process that makes it, does not count.
@@ -58,6 +60,7 @@ impl Default for Isolation {
             fast_sync: true,
             user_ids: UserIds::Own,
             allow_namespaces: false,
+            network_host: Network::Host,
             limits: Limits::default(),
             timeout: None,
             log_limit_bytes: Some(1 << 30),

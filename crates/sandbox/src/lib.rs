@@ -9,20 +9,23 @@
 //! * [`run_helper_if_asked`]: what the binary's `main` calls first, so that it can be that helper.
 //! * [`Process`], [`Root`], [`Mount`], [`Limits`] …: plain data, what to run.
 //!
-//! Inside: `process` and `limits` (the data), `ids` (whose users the sandbox's are), `error`, `plan` (pure: what the helper
-//! shall do), `filter` (pure: the
-//! seccomp program), `native` (the effects; its `mod.rs` draws the processes).
+//! Inside: `process`, `network` and `limits` (the data), `ids` (whose users the sandbox's are), `error`, `plan` (pure: what the
+//! helper shall do), `filter` (pure: the seccomp program), `reach` (pure: what a private network reaches), `native` (the
+//! effects; its `mod.rs` draws the processes).
 
 mod error;
 mod filter;
 mod ids;
 mod limits;
 mod native;
+mod network;
 mod plan;
 mod process;
+mod reach;
 
 pub use error::{SandboxError, Step};
 pub use ids::MappedIds;
 pub use limits::{Ended, Limit, Limits, Usage};
 pub use native::{NativeSandbox, run_helper_if_asked};
-pub use process::{ExitStatus, Mount, Network, Process, Root, Sandbox, SecretBytes, Source, User, UserNamespace};
+pub use network::{Cidr, Network, PROXY_PORT, ParseNetworkError, Proxy};
+pub use process::{ExitStatus, Mount, Process, Root, Sandbox, SecretBytes, Source, User, UserNamespace};

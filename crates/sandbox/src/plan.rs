@@ -63,6 +63,7 @@ pub(crate) struct Plan {
     pub(crate) ids: Option<Ids>,
     pub(crate) root: RootPlan,
     pub(crate) own_network: bool,
+    pub(crate) network: Network,
     pub(crate) hostname: Vec<u8>,
     /// In this order: `/dev` before what is in it.
     pub(crate) filesystems: Vec<Filesystem>,
@@ -144,6 +145,8 @@ pub(crate) enum Content {
     Bytes(Vec<u8>),
     /// A copy of the host's file; nothing is mounted if the host has none.
     Host(CString),
+    /// The `/etc/resolv.conf` of a private network, made from the host's.
+    Resolver,
 }
 
 impl std::fmt::Debug for Content {
@@ -152,6 +155,7 @@ impl std::fmt::Debug for Content {
             // It may be a secret.
             Content::Bytes(bytes) => write!(f, "Bytes({} bytes)", bytes.len()),
             Content::Host(path) => write!(f, "Host({path:?})"),
+            Content::Resolver => f.write_str("Resolver"),
         }
     }
 }
@@ -206,7 +210,7 @@ pub(crate) fn plan<'a>(
     let first = ids.map_or(0, |ids| ids.first);
     let outside = |(uid, gid): (u32, u32)| (first + uid, first + gid);
     let owner = outside(user);
-    let mut binds = network_files(process.network, &process.hostname, outside((0, 0)))?;
+    let mut binds = network_files(&process.network, &process.hostname, outside((0, 0)))?;
     for mount in &process.mounts {
         let attributes = Attributes::NODEV.and(Attributes::NOSUID);
         let source = match &mount.source {
@@ -227,7 +231,8 @@ pub(crate) fn plan<'a>(
     let plan = Plan {
         ids,
         root,
-        own_network: process.network == Network::None,
+        own_network: process.network != Network::Host,
+        network: process.network.clone(),
         hostname: process.hostname.clone().into_bytes(),
         filesystems: filesystems(first),
         devices: DEVICES.iter().map(|name| literal(name)).collect(),
@@ -314,7 +319,7 @@ const READ_ONLY: &[&str] = &[
 ];
 
 /// The files that the network needs. They are bound over the image's own, which stay as they are underneath.
-fn network_files(network: Network, hostname: &str, root: (u32, u32)) -> Result<Vec<Bind>, SandboxError> {
+fn network_files(network: &Network, hostname: &str, root: (u32, u32)) -> Result<Vec<Bind>, SandboxError> {
     let plain = !hostname.is_empty()
         && hostname.len() <= 64
         && hostname.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'));
@@ -328,8 +333,11 @@ fn network_files(network: Network, hostname: &str, root: (u32, u32)) -> Result<V
         source: BindSource::File { content, mode: 0o644, owner: root },
     };
     let mut files = vec![file("/etc/hosts", Content::Bytes(hosts.into_bytes()))];
-    if network == Network::Host {
-        files.push(file("/etc/resolv.conf", Content::Host(literal("/etc/resolv.conf"))));
+    match network {
+        Network::Host => files.push(file("/etc/resolv.conf", Content::Host(literal("/etc/resolv.conf")))),
+        Network::Private { .. } => files.push(file("/etc/resolv.conf", Content::Resolver)),
+        // Names are the proxy's to look up.
+        Network::None | Network::Proxy(_) => {}
     }
     Ok(files)
 }

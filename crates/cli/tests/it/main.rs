@@ -11,6 +11,7 @@ mod export;
 mod hostile;
 mod kinds;
 mod limits;
+mod network;
 mod operations;
 mod output;
 mod processes;

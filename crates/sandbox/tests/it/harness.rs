@@ -15,6 +15,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Every promise is kept with users of the sandbox's own and, in the binary `host_ids`, with the host's.
 pub(crate) const MAPPED: bool = !matches!(env!("CARGO_CRATE_NAME").as_bytes(), b"host_ids");
+/// The same, for the probe.
+pub(crate) const IDS: &str = if MAPPED { "own" } else { "host" };
 pub(crate) const HELPER: &str = env!("CARGO_BIN_EXE_kiln-sandbox-helper");
 pub(crate) const PROBE: &str = env!("CARGO_BIN_EXE_kiln-sandbox-probe");
 pub(crate) const ROOT: User = User { uid: 0, gid: 0 };

@@ -9,6 +9,8 @@ mod harness;
 mod hostile;
 mod isolation;
 mod limits;
+mod network;
 mod privileges;
 mod secrets;
 mod system_calls;
+mod world;

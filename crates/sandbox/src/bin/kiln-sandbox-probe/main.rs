@@ -4,9 +4,15 @@
 //!   `errno N`. Numbers may be hexadecimal (`0x…`).
 //! * `probe capability FILE BITS`: gives a file capabilities, permitted and effective, and prints `ok`.
 //! * `probe crowd N`: starts N processes that do nothing, prints how many there are, and waits for ever.
+//! * `probe connect ADDRESS PORT [INTERFACE]`: connects, by a socket bound to the interface if that is given, and prints `got`
+//!   and what comes, or `errno N`.
+//! * `probe send ADDRESS PORT TEXT [INTERFACE]`: sends a datagram, and prints `ok` or `errno N`.
+//! * `probe ask ADDRESS PORT TEXT`: sends a datagram, and prints `got` and the answer.
+//! * `probe flush`: asks the kernel to drop the packet filter, and prints `ok` or `errno N`.
 //! * `probe run ROOT HELPER IDS SCRIPT`: runs a shell script in the sandbox, its output on our stdout, and prints the
-//!   outcome on stderr. IDS: whether its users are its `own` or the `host`'s.
+//!   outcome on stderr; `run-private` with a private network. IDS: whether its users are its `own` or the `host`'s.
 
+mod network;
 mod sys;
 
 use std::os::fd::AsFd;
@@ -22,7 +28,16 @@ fn main() -> ExitCode {
         ["call", abi, ref numbers @ ..] => call(abi, numbers),
         ["capability", file, bits] => capability(file, bits),
         ["crowd", count] => crowd(count),
-        ["run", root, helper, ids, script] => run(root, helper, ids == "own", script),
+        ["connect", address, port] => network::connect(address, port, None),
+        ["connect", address, port, interface] => network::connect(address, port, Some(interface)),
+        ["send", address, port, text] => network::send(address, port, text, None),
+        ["send", address, port, text, interface] => network::send(address, port, text, Some(interface)),
+        ["ask", address, port, text] => network::ask(address, port, text),
+        ["flush"] => network::flush(),
+        ["run", root, helper, ids, script] => run(root, helper, ids == "own", script, Network::None),
+        ["run-private", root, helper, ids, script] => {
+            run(root, helper, ids == "own", script, Network::Private { allow: Vec::new() })
+        }
         _ => ExitCode::from(2),
     }
 }
@@ -78,14 +93,14 @@ fn crowd(count: &str) -> ExitCode {
 }
 
 #[tokio::main]
-async fn run(root: &str, helper: &str, has_own_ids: bool, script: &str) -> ExitCode {
+async fn run(root: &str, helper: &str, has_own_ids: bool, script: &str, network: Network) -> ExitCode {
     let mut process = Process {
         argv: ["/bin/sh", "-c", script].map(Into::into).to_vec(),
         env: vec![("PATH".into(), "/bin".into())],
         cwd: "/".into(),
         user: User { uid: 0, gid: 0 },
         hostname: "builder".to_owned(),
-        network: Network::None,
+        network,
         mounts: Vec::new(),
         limits: Limits::default(),
         user_namespace: UserNamespace::Host,

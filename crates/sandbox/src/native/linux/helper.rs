@@ -16,6 +16,7 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space}
 use super::cgroup;
 use super::init;
 use super::mknod::Nodes;
+use super::network::Companion;
 use super::sys::{self, SingleThread};
 use super::user_namespace;
 use super::wire::{self, At, Failure, Report};
@@ -55,6 +56,8 @@ fn help(link: &OwnedFd) -> Result<(), Failure> {
     let (plan, descriptors) = wire::receive(link.as_fd()).at(Step::ReceivePlan)?;
     let descriptors = Descriptors::new(descriptors, &plan).at(Step::ReceivePlan)?;
     let cgroups = cgroup::open_joins(&plan.cgroups)?;
+    // Before the namespaces, since it is to be outside of them.
+    let companion = Companion::start(&plan, &thread)?;
     if let Some(ids) = plan.ids {
         // What init puts into the sandbox belongs to the root inside. To the sandbox's namespaces and mounts it has no
         // right at all: they are all made, and owned, by the host's user namespace.
@@ -66,6 +69,7 @@ fn help(link: &OwnedFd) -> Result<(), Failure> {
     let (mut nodes, listens) = nodes.at(Step::LoadFilter)?.unzip();
     let own_pids = std::fs::File::open("/proc/self/ns/pid").at(Step::MakeNamespaces)?;
     make_namespaces(&plan).at(Step::MakeNamespaces)?;
+    companion.as_ref().map_or(Ok(()), Companion::connect)?;
     let myself = pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).at(Step::Fork)?;
     match sys::fork(&thread).at(Step::Fork)? {
         None => {

@@ -74,12 +74,20 @@ fn open_mapped(link: &mut UnixStream, child: &Child, first: u32) -> io::Result<O
 
 /// Is the process that makes a namespace: says what came of it on `link`, then waits until nobody needs it.
 pub(super) fn hold(link: OwnedFd) -> ! {
-    let errno = sys::unshare(UnshareFlags::NEWUSER).err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO));
+    let made = leave_chroot().and_then(|()| sys::unshare(UnshareFlags::NEWUSER));
+    let errno = made.err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO));
     let mut link = UnixStream::from(link);
     if link.write_all(&errno.to_ne_bytes()).is_ok() {
         let _ = link.read(&mut [0]);
     }
     exit(0);
+}
+
+/// The kernel lets nobody make a user namespace whose root directory is not that of its mount namespace, as in a rescue system.
+/// Whoever enters a mount namespace, be it the one that he is in, gets its root.
+fn leave_chroot() -> io::Result<()> {
+    let mounts = File::open("/proc/self/ns/mnt")?;
+    Ok(move_into_link_name_space(mounts.as_fd(), Some(LinkNameSpaceType::Mount))?)
 }
 
 /// Makes the calling process root in `namespace`, with every capability there and none outside.
