@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use kiln_image::{ImageName, Platform};
 use kiln_store::CopyMode;
+use serde::Deserialize;
 
 use crate::config::{Policy, SandboxPolicy};
 use crate::limits::Limits;
@@ -129,10 +130,26 @@ pub(crate) struct SandboxArgs {
     /// Lets steps wait for the disk when they ask for it, with fsync and its like
     #[arg(long)]
     pub(crate) no_fast_sync: bool,
+    /// Whose users those of steps are, to this machine
+    #[arg(long, value_enum, value_name = "WHOSE")]
+    pub(crate) userns: Option<Userns>,
+    /// Lets steps make user namespaces, as `unshare -r` and bubblewrap do, if they have users of their own
+    #[arg(long)]
+    pub(crate) allow_userns: bool,
     #[command(flatten)]
     pub(crate) network: network::Choice,
     #[command(flatten)]
     pub(crate) limits: Limits,
+}
+
+/// Which user namespace steps are in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Userns {
+    /// Nobody's: ids of their own for each running step, where kernel and filesystem can do that
+    Auto,
+    /// The machine's: root in a step is its root
+    Host,
 }
 
 impl SandboxArgs {
@@ -140,6 +157,8 @@ impl SandboxArgs {
     pub(crate) fn policy(&self) -> SandboxPolicy {
         SandboxPolicy {
             fast_sync: self.no_fast_sync.then_some(false),
+            userns: self.userns,
+            allow_userns: self.allow_userns.then_some(true),
             network: self.network.clone(),
             limits: self.limits.clone(),
         }

@@ -9,10 +9,10 @@ use std::time::Duration;
 use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer};
 
-use kiln_engine::Isolation;
+use kiln_engine::{Isolation, UserIds};
 use kiln_store::{Limits, Store};
 
-use crate::args::{self, Free};
+use crate::args::{self, Free, Userns};
 use crate::exit::Failure;
 use crate::limits;
 use crate::network;
@@ -33,6 +33,8 @@ struct Config {
 #[serde(deny_unknown_fields)]
 pub(crate) struct SandboxPolicy {
     pub(crate) fast_sync: Option<bool>,
+    pub(crate) userns: Option<Userns>,
+    pub(crate) allow_userns: Option<bool>,
     #[serde(flatten)]
     pub(crate) network: network::Choice,
     #[serde(flatten)]
@@ -46,6 +48,8 @@ impl SandboxPolicy {
         let policies = files.into_iter().map(|(_, config)| config.sandbox).chain([self]);
         Ok(policies.fold(Self::default(), |before, after| Self {
             fast_sync: after.fast_sync.or(before.fast_sync),
+            userns: after.userns.or(before.userns),
+            allow_userns: after.allow_userns.or(before.allow_userns),
             network: after.network.or(before.network),
             limits: after.limits.or(before.limits),
         }))
@@ -55,6 +59,11 @@ impl SandboxPolicy {
     pub(crate) fn isolation(&self) -> Isolation {
         let mut isolation = Isolation::default();
         isolation.fast_sync = self.fast_sync.unwrap_or(isolation.fast_sync);
+        isolation.user_ids = match self.userns {
+            Some(Userns::Host) => UserIds::Host,
+            Some(Userns::Auto) | None => UserIds::Own,
+        };
+        isolation.allow_namespaces = self.allow_userns.unwrap_or(isolation.allow_namespaces);
         self.network.set(&mut isolation);
         self.limits.set(&mut isolation);
         isolation

@@ -30,9 +30,18 @@ pub(crate) struct Build {
     pub(crate) ends: Vec<watch::Receiver<Option<Arc<Snapshot>>>>,
     /// With `no_cache`: the steps that this build has begun to make anew. What comes to one of them again shares it.
     pub(crate) renewed: Mutex<HashSet<Id>>,
+    /// What was said once.
+    pub(crate) noticed: Mutex<HashSet<String>>,
 }
 
 impl Build {
+    /// Tells something that is of no step, once.
+    pub(crate) fn notice(&self, text: &str) {
+        if self.noticed.lock().unwrap_or_else(PoisonError::into_inner).insert(text.to_owned()) {
+            self.events.event(Event::Notice(text.to_owned()));
+        }
+    }
+
     /// Runs one stage to its end.
     pub(crate) async fn stage(self: &Arc<Self>, stage: Stage, first: usize) -> Result<Arc<Snapshot>, Arc<BuildError>> {
         let name = stage.name.as_ref().map(BString::to_string);

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use bstr::BString;
@@ -39,6 +39,10 @@ pub struct Isolation {
     /// Whether `fsync(2)` and its like do nothing in steps. A result is only offered again after a crash of the machine
     /// when it is known to be on the disk, so steps need not wait for the disk.
     pub fast_sync: bool,
+    /// Whose users those of steps are.
+    pub user_ids: UserIds,
+    /// Whether steps with ids of their own may make namespaces, as `unshare -r` and bubblewrap do.
+    pub allow_namespaces: bool,
     /// What network a step sees that asks for the host's.
     pub network_host: Network,
     /// What the processes of a step may use together.
@@ -54,12 +58,23 @@ impl Default for Isolation {
     fn default() -> Self {
         Self {
             fast_sync: true,
+            user_ids: UserIds::Own,
+            allow_namespaces: false,
             network_host: Network::Host,
             limits: Limits::default(),
             timeout: None,
             log_limit_bytes: Some(1 << 30),
         }
     }
+}
+
+/// Whose users those of a step are, to the host. The files of results belong to the same ids either way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UserIds {
+    /// Nobody's: each running step has ids of its own. The host's where that cannot be.
+    Own,
+    /// The host's, number by number.
+    Host,
 }
 
 /// Runs builds on one store. Cheap to share; builds that want the same step share it.
@@ -74,6 +89,8 @@ pub(crate) struct Shared {
     pub(crate) sandbox: Arc<dyn Sandbox>,
     pub(crate) fetcher: Arc<dyn Fetcher>,
     pub(crate) settings: Settings,
+    /// Why no step can have ids of its own, once one could not.
+    pub(crate) no_own_ids: OnceLock<String>,
     pub(crate) flights: Flights,
     pub(crate) jobs: Semaphore,
 }
@@ -116,7 +133,8 @@ impl Engine {
     /// Makes an engine. Store, sandbox and fetcher must fit together.
     pub fn new(store: Arc<Store>, sandbox: Arc<dyn Sandbox>, fetcher: Arc<dyn Fetcher>, settings: Settings) -> Self {
         let jobs = Semaphore::new(settings.jobs.max(1));
-        Self { shared: Arc::new(Shared { store, sandbox, fetcher, settings, flights: Flights::default(), jobs }) }
+        let (no_own_ids, flights) = (OnceLock::new(), Flights::default());
+        Self { shared: Arc::new(Shared { store, sandbox, fetcher, settings, no_own_ids, flights, jobs }) }
     }
 
     /// Builds `request`. What happens is told to `events`.
@@ -154,6 +172,7 @@ impl Engine {
             cancel: cancel.child_token(),
             ends: watches,
             renewed: Mutex::default(),
+            noticed: Mutex::default(),
         });
         let mut stages = JoinSet::new();
         for ((stage, end), first) in plan.stages.into_iter().zip(ends).zip(firsts) {

@@ -30,6 +30,8 @@ pub enum Event {
         /// How many stages, which may run side by side.
         stages: usize,
     },
+    /// Something to know that is of no step, as one line for people.
+    Notice(String),
     /// An operation that only changes what later steps see, or a comment.
     Noted(Arc<StepInfo>),
     /// A step begins: it is looked for in the store first.

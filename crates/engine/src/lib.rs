@@ -17,6 +17,7 @@ mod error;
 mod events;
 mod export;
 mod flight;
+mod ids;
 mod import;
 mod key;
 mod limits;
@@ -26,7 +27,7 @@ mod plan;
 mod run;
 mod steps;
 
-pub use engine::{Built, Engine, Isolation, Request, Settings};
+pub use engine::{Built, Engine, Isolation, Request, Settings, UserIds};
 pub use error::{BuildError, Fault};
 pub use events::{Event, Events, StepInfo};
 pub use export::{RunsAs, image};

@@ -24,6 +24,7 @@ use crate::engine::Isolation;
 use crate::error::{At, BuildError};
 use crate::events::StepInfo;
 use crate::flight::Publisher;
+use crate::ids;
 use crate::limits::{Limit, StepUsage};
 use crate::passwd;
 use crate::plan::Context;
@@ -60,20 +61,20 @@ pub(crate) struct Command {
 }
 
 impl Command {
-    /// Runs the command in the draft, its output into the draft's log. Caches are given back before this returns: as the latest
-    /// generation if the command ended by itself, well or not. Who is killed, by a limit too, may have been at writing: what it
-    /// made of its caches is dropped.
+    /// Runs the command in the draft, which is mounted for a user namespace, its output into the draft's log. Caches are given
+    /// back before this returns: as the latest generation if the command ended by itself, well or not. Who is killed, by a limit
+    /// too, may have been at writing: what it made of its caches is dropped.
     pub(crate) async fn run(
         &self,
         store: &Arc<Store>,
         sandbox: &dyn Sandbox,
         draft: &Draft,
+        (namespace, root): (UserNamespace, OwnedFd),
         publisher: &Publisher,
         cancel: &CancellationToken,
     ) -> Result<RunEnd, BuildError> {
-        let root = draft.root().mount().at("mount", store.path())?;
         let user = self.user(&root)?;
-        let mut process = self.process(&root, user)?;
+        let mut process = self.process(&root, user, namespace)?;
         process.held.push(Arc::new(draft.lease().hold().at("hold the lease in", store.path())?));
         let caches = self.caches(store, user, &mut process).await?;
         let ended = self.run_in(sandbox, root, &process, draft.log(), publisher, cancel).await;
@@ -182,7 +183,12 @@ impl Command {
         }
     }
 
-    fn process(&self, root: &OwnedFd, user: kiln_sandbox::User) -> Result<Process, BuildError> {
+    fn process(
+        &self,
+        root: &OwnedFd,
+        user: kiln_sandbox::User,
+        user_namespace: UserNamespace,
+    ) -> Result<Process, BuildError> {
         let mut env: Vec<(OsString, OsString)> =
             self.context.env.iter().map(|(name, value)| (os(name), os(value))).collect();
         let has = |env: &[(OsString, OsString)], wanted: &str| env.iter().any(|(name, _)| name == wanted);
@@ -215,7 +221,8 @@ impl Command {
             network,
             mounts: mounts.collect(),
             limits: self.isolation.limits.clone(),
-            user_namespace: UserNamespace::Host,
+            allow_namespaces: self.isolation.allow_namespaces && user_namespace.mapped().is_some(),
+            user_namespace,
             fast_sync: self.isolation.fast_sync,
             held: Vec::new(),
         })
@@ -238,7 +245,7 @@ impl Command {
             let begun = blocking(move || Ok(begun.begin_cache(&name, (user.uid, user.gid))?)).await;
             let mounted = begun.and_then(|draft| {
                 let hold = draft.hold().at("hold a cache in", store.path());
-                let tree = draft.root().mount().at("mount", store.path());
+                let tree = ids::mount(draft.root(), &process.user_namespace).at("mount", store.path());
                 drafts.push(draft);
                 let target = path(&crate::plan::join(&self.context.workdir, &cache.target));
                 process.mounts.push(Mount { target, source: Source::Tree(Arc::new(tree?)) });

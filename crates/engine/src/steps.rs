@@ -84,12 +84,16 @@ impl Build {
         });
         let secrets = secrets.collect();
         let isolation = self.shared.settings.isolation.clone();
+        let build = Arc::clone(self);
         let command = Command { step: Arc::clone(&step), run: run.clone(), context, secrets, isolation };
         self.step(step, id, true, move |shared, publisher, cancel, lease| async move {
             let started = Instant::now();
             let draft = shared.begin(lease, Some(parent)).await?;
             publisher.log(draft.log(), 0);
-            let ended = command.run(&shared.store, &*shared.sandbox, &draft, &publisher, &cancel).await;
+            let ended = match build.enter(&draft).await {
+                Ok(place) => command.run(&shared.store, &*shared.sandbox, &draft, place, &publisher, &cancel).await,
+                Err(error) => Err(error),
+            };
             let summary = command.step.text.clone();
             match ended {
                 Ok(RunEnd { status, limit, usage }) if !status.success() => {

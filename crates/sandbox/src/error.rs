@@ -124,6 +124,8 @@ pub enum Step {
     ConnectStdio,
     /// Load the seccomp filter.
     LoadFilter,
+    /// Enter the user namespace.
+    EnterUserNamespace,
     /// Drop capabilities and change user.
     DropPrivileges,
     /// Wait for the command.
@@ -156,6 +158,7 @@ impl fmt::Display for Step {
             Step::SetLimits => "set limits",
             Step::ConnectStdio => "connect the output",
             Step::LoadFilter => "load the system call filter",
+            Step::EnterUserNamespace => "enter the user namespace",
             Step::DropPrivileges => "drop privileges",
             Step::Wait => "wait for the command",
         })

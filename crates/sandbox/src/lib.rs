@@ -9,12 +9,13 @@
 //! * [`run_helper_if_asked`]: what the binary's `main` calls first, so that it can be that helper.
 //! * [`Process`], [`Root`], [`Mount`], [`Limits`] …: plain data, what to run.
 //!
-//! Inside: `process`, `network` and `limits` (the data), `error`, `plan` (pure: what the helper shall do), `filter` (pure:
-//! the seccomp program), `reach` (pure: what a private network reaches), `native` (the effects; its `mod.rs` draws the
-//! processes).
+//! Inside: `process`, `network` and `limits` (the data), `ids` (whose users the sandbox's are), `error`, `plan` (pure: what the
+//! helper shall do), `filter` (pure: the seccomp program), `reach` (pure: what a private network reaches), `native` (the
+//! effects; its `mod.rs` draws the processes).
 
 mod error;
 mod filter;
+mod ids;
 mod limits;
 mod native;
 mod network;
@@ -23,6 +24,7 @@ mod process;
 mod reach;
 
 pub use error::{SandboxError, Step};
+pub use ids::MappedIds;
 pub use limits::{Ended, Limit, Limits, Usage};
 pub use native::{NativeSandbox, run_helper_if_asked};
 pub use network::{Cidr, Network, PROXY_PORT, ParseNetworkError, Proxy};

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::ids::IDS;
 use crate::{Network, Process, Root, SandboxError, Source};
 
 /// Longest plan in bytes, secrets included. The kernel takes 2 MiB of arguments and environment by default.
@@ -56,9 +57,10 @@ impl Attributes {
 /// Neither set-user-id programs, nor device nodes, nor programs.
 const INERT: Attributes = Attributes::NOSUID.and(Attributes::NODEV).and(Attributes::NOEXEC);
 
-/// The whole of one run.
+/// The whole of one run. Owners are ids of the host.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Plan {
+    pub(crate) ids: Option<Ids>,
     pub(crate) root: RootPlan,
     pub(crate) own_network: bool,
     pub(crate) network: Network,
@@ -94,6 +96,15 @@ impl Plan {
         });
         std::iter::once(&self.root).chain(bound)
     }
+}
+
+/// Ids of the sandbox's own.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Ids {
+    /// Index of the user namespace among the descriptors.
+    pub(crate) namespace: usize,
+    /// The host's id for 0.
+    pub(crate) first: u32,
 }
 
 /// Mirrors [`Root`].
@@ -158,6 +169,7 @@ pub(crate) struct Command {
     pub(crate) candidates: Vec<CString>,
     pub(crate) argv: Vec<CString>,
     pub(crate) env: Vec<CString>,
+    /// As inside.
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     /// Bounding set, as a bit mask; effective and permitted too if `uid` is 0.
@@ -187,8 +199,20 @@ pub(crate) fn plan<'a>(
         Root::Dir(path) => RootPlan::Dir(host_path(path)?),
         Root::Mount(fd) => RootPlan::Mount(add(fd.as_fd())),
     };
-    let owner = (process.user.uid, process.user.gid);
-    let mut binds = network_files(&process.network, &process.hostname)?;
+    let user = (process.user.uid, process.user.gid);
+    let ids = process.user_namespace.mapped().map(|ids| Ids { namespace: add(ids.as_fd()), first: ids.first() });
+    if ids.is_some() && user.0.max(user.1) >= IDS {
+        return Err(SandboxError::Invalid {
+            what: "a user or group id of 65536 or more, which needs the host's user namespace (`--userns host`)",
+        });
+    }
+    if ids.is_none() && process.allow_namespaces {
+        return Err(SandboxError::Invalid { what: "namespaces are allowed, but it has no users of its own" });
+    }
+    let first = ids.map_or(0, |ids| ids.first);
+    let outside = |(uid, gid): (u32, u32)| (first + uid, first + gid);
+    let owner = outside(user);
+    let mut binds = network_files(&process.network, &process.hostname, outside((0, 0)))?;
     for mount in &process.mounts {
         let attributes = Attributes::NODEV.and(Attributes::NOSUID);
         let source = match &mount.source {
@@ -201,15 +225,18 @@ pub(crate) fn plan<'a>(
         binds.push(Bind { target: inner_path(&mount.target)?, parents: owner, source });
     }
     descriptors.extend(process.held.iter().map(|fd| fd.as_fd()));
+    // Nobody may have the range while a process of this run lives.
+    descriptors.extend(process.user_namespace.mapped().map(|ids| ids.lock()));
     if descriptors.len() > MAX_DESCRIPTORS {
         return Err(SandboxError::Invalid { what: "more than 250 mounts and held descriptors" });
     }
     let plan = Plan {
+        ids,
         root,
         own_network: process.network != Network::Host,
         network: process.network.clone(),
         hostname: process.hostname.clone().into_bytes(),
-        filesystems: filesystems(),
+        filesystems: filesystems(first),
         devices: DEVICES.iter().map(|name| literal(name)).collect(),
         links: LINKS.iter().map(|(name, target)| (literal(name), literal(target))).collect(),
         masked: MASKED.iter().map(|path| literal(path)).collect(),
@@ -225,7 +252,9 @@ pub(crate) fn plan<'a>(
 }
 
 /// `/dev/shm` has Docker's default size; `/dev` holds nothing but what a step leaves there.
-fn filesystems() -> Vec<Filesystem> {
+fn filesystems(first: u32) -> Vec<Filesystem> {
+    // Group 5 is `tty` on every common distribution; it owns new terminals.
+    let tty = (first + 5).to_string();
     let filesystem = |target: &str, kind: &str, options: &[(&str, &str)], attributes| Filesystem {
         target: literal(target),
         kind: literal(kind),
@@ -236,8 +265,7 @@ fn filesystems() -> Vec<Filesystem> {
         filesystem("/proc", "proc", &[], INERT),
         filesystem("/sys", "sysfs", &[], INERT.and(Attributes::READ_ONLY)),
         filesystem("/dev", "tmpfs", &[("mode", "0755"), ("size", "64m")], INERT),
-        // Group 5 is `tty` on every common distribution; it owns new terminals.
-        filesystem("/dev/pts", "devpts", &[("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")], {
+        filesystem("/dev/pts", "devpts", &[("ptmxmode", "0666"), ("mode", "0620"), ("gid", &tty)], {
             Attributes::NOSUID.and(Attributes::NOEXEC)
         }),
         filesystem("/dev/shm", "tmpfs", &[("mode", "1777"), ("size", "64m")], INERT),
@@ -294,7 +322,7 @@ const READ_ONLY: &[&str] = &[
 ];
 
 /// The files that the network needs. They are bound over the image's own, which stay as they are underneath.
-fn network_files(network: &Network, hostname: &str) -> Result<Vec<Bind>, SandboxError> {
+fn network_files(network: &Network, hostname: &str, root: (u32, u32)) -> Result<Vec<Bind>, SandboxError> {
     let plain = !hostname.is_empty()
         && hostname.len() <= 64
         && hostname.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'));
@@ -304,8 +332,8 @@ fn network_files(network: &Network, hostname: &str) -> Result<Vec<Bind>, Sandbox
     let hosts = format!("127.0.0.1 localhost {hostname}\n::1 localhost ip6-localhost ip6-loopback\n");
     let file = |target: &str, content| Bind {
         target: literal(target),
-        parents: (0, 0),
-        source: BindSource::File { content, mode: 0o644, owner: (0, 0) },
+        parents: root,
+        source: BindSource::File { content, mode: 0o644, owner: root },
     };
     let mut files = vec![file("/etc/hosts", Content::Bytes(hosts.into_bytes()))];
     match network {
@@ -399,6 +427,7 @@ mod tests {
             mounts: Vec::new(),
             limits: Limits::default(),
             user_namespace: UserNamespace::Host,
+            allow_namespaces: false,
             fast_sync: false,
             held: Vec::new(),
         }
@@ -468,6 +497,7 @@ mod tests {
         assert!(invalid(|process| process.cwd = "src".into()).contains("not absolute"));
         assert!(invalid(|process| process.argv.push("a\0b".into())).contains("NUL"));
         assert!(invalid(|process| process.env.push(("A=B".into(), "c".into()))).contains("contains `=`"));
+        assert!(invalid(|process| process.allow_namespaces = true).contains("no users of its own"));
         assert!(invalid(|process| process.hostname = "a\nb".to_owned()).contains("host name"));
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Ended, Limits, Network, SandboxError};
+use crate::{Ended, Limits, MappedIds, Network, SandboxError};
 
 /// Runs processes, each in its own isolation.
 ///
@@ -37,6 +37,18 @@ pub trait Sandbox: Send + Sync + fmt::Debug {
         output: OwnedFd,
         cancel: &CancellationToken,
     ) -> Result<Ended, SandboxError>;
+
+    /// Returns a user namespace for one run, or for several one after another: with ids of its own if this sandbox can
+    /// have that. May take as long as starting a process does.
+    ///
+    /// Mounts that the caller hands over must be id-mapped to it, or their files belong to nobody inside.
+    ///
+    /// # Errors
+    ///
+    /// [`SandboxError::Host`] if this host has none to give.
+    fn user_namespace(&self) -> Result<UserNamespace, SandboxError> {
+        Ok(UserNamespace::Host)
+    }
 }
 
 /// What becomes `/` in the sandbox.
@@ -71,6 +83,9 @@ pub struct Process {
     pub limits: Limits,
     /// Which user namespace it is in.
     pub user_namespace: UserNamespace,
+    /// Whether it may make namespaces, with a user namespace below its own, and mount what it likes in there. Only with
+    /// [`UserNamespace::Mapped`].
+    pub allow_namespaces: bool,
     /// Whether `fsync(2)` and its like succeed without doing anything.
     pub fast_sync: bool,
     /// Descriptors kept open while any part of the sandbox lives (for instance a lock), even if the caller is
@@ -88,12 +103,25 @@ pub struct User {
 }
 
 /// Which user namespace a process is in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub enum UserNamespace {
     /// The host's: root inside is root outside, held back by capabilities, seccomp and namespaces.
     #[default]
     Host,
+    /// One of its own: root inside is nobody outside. Of [`Root::Mount`] and [`Source::Tree`] the caller sees to it that
+    /// they are id-mapped; directories of the host are, here.
+    Mapped(Arc<MappedIds>),
+}
+
+impl UserNamespace {
+    /// Returns the ids that it has of its own.
+    pub fn mapped(&self) -> Option<&MappedIds> {
+        match self {
+            Self::Host => None,
+            Self::Mapped(ids) => Some(ids),
+        }
+    }
 }
 
 /// Something mounted over the root.

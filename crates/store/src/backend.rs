@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use crate::mount::{self, Access};
+use crate::mount::{self, Access, IdMap};
 use crate::{Name, StoreError};
 
 /// Named trees on one filesystem. All policy (results, leases, caches, pruning) is in
@@ -169,14 +169,28 @@ impl Root {
     ///
     /// The kernel refuses; see `mount(2)`. Needs `CAP_SYS_ADMIN`.
     pub fn mount(&self) -> io::Result<OwnedFd> {
+        self.mount_mapped(None)
+    }
+
+    /// As [`Root::mount`], for users whose ids are others than those in the tree: what is id 0 in the tree is `map`'s first id
+    /// there, and so on, in both directions. Ids that the map does not have can be seen, as those of nobody, and not be
+    /// changed.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses, among others where it cannot do that with this filesystem. The draft can be mounted without a
+    /// map then.
+    pub fn mount_mapped(&self, map: Option<IdMap<'_>>) -> io::Result<OwnedFd> {
         match self {
-            Self::Dir(path) => mount::directory(path, Access::Write),
-            Self::Sealed(path) => mount::directory(path, Access::Read),
+            Self::Dir(path) => mount::mapped(mount::directory(path, Access::Write)?, map),
+            Self::Sealed(path) => mount::mapped(mount::directory(path, Access::Read)?, map),
             Self::Filesystem { kind, source, is_sealed } => {
-                mount::filesystem(kind, source, if *is_sealed { Access::Read } else { Access::Write })
+                let access = if *is_sealed { Access::Read } else { Access::Write };
+                mount::mapped(mount::filesystem(kind, source, access)?, map)
             }
             Self::Overlay { lower, writable } => {
-                mount::overlay(lower, writable.as_ref().map(|(upper, work)| (upper.as_path(), work.as_path())))
+                let writable = writable.as_ref().map(|(upper, work)| (upper.as_path(), work.as_path()));
+                mount::overlay(lower, writable, map)
             }
         }
     }

@@ -64,6 +64,7 @@ pub use lease::Lease;
 pub use list::Listed;
 pub use location::{CopyMode, Kind, Location};
 pub use meta::{Description, Meta};
+pub use mount::IdMap;
 pub use overlayfs::OverlayfsStore;
 pub use prune::{Limits, Pruned};
 pub use repair::Repaired;

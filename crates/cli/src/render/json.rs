@@ -17,6 +17,9 @@ pub(crate) struct Json {
 
 impl Events for Json {
     fn event(&self, event: Event) {
+        if let Event::Notice(text) = event {
+            return self.notice(&super::one_line(&text));
+        }
         let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
         for event in whole(&mut begun, event) {
             if let Some(object) = object(&event) {

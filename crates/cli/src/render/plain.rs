@@ -26,6 +26,9 @@ struct State {
 
 impl Events for Plain {
     fn event(&self, event: Event) {
+        if let Event::Notice(text) = event {
+            return self.notice(&super::one_line(&text));
+        }
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         // Nobody is left to tell if stderr is closed.
         let _ = state.show(event, &mut io::stderr().lock());

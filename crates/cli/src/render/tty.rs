@@ -105,6 +105,9 @@ fn width() -> usize {
 
 impl Events for Tty {
     fn event(&self, event: Event) {
+        if let Event::Notice(text) = event {
+            return self.notice(&super::one_line(&text));
+        }
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let state = &mut *state;
         match event {

@@ -22,3 +22,4 @@ mod spec;
 mod stages;
 mod store;
 mod stores;
+mod userns;

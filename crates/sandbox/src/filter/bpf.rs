@@ -6,7 +6,7 @@
 
 use super::arch::Arch;
 use super::table;
-use super::{Action, Check, rules};
+use super::{Action, Asked, Check, rules};
 
 /// `struct sock_filter`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +29,7 @@ const RETURN: u16 = 0x06;
 // linux/seccomp.h.
 const RET_ALLOW: u32 = 0x7fff_0000;
 const RET_ERRNO: u32 = 0x0005_0000;
+const RET_USER_NOTIF: u32 = 0x7fc0_0000;
 
 // Offsets in `struct seccomp_data`.
 const NUMBER: u32 = 0;
@@ -64,10 +65,10 @@ fn allow() -> Instruction {
 }
 
 /// Returns the program that applies the tables to `arches`, tried in this order.
-pub(super) fn generate(arches: &[Arch], fast_sync: bool) -> Vec<Instruction> {
+pub(super) fn generate(arches: &[Arch], asked: Asked) -> Vec<Instruction> {
     let mut program = vec![plain(LOAD, ARCH)];
     for arch in arches {
-        let body = body(arch, &rules(arch, fast_sync));
+        let body = body(arch, &rules(arch, asked));
         program.push(branch(JUMP_EQUAL, arch.audit, 1, 0));
         program.push(plain(JUMP, length(&body)));
         program.extend(body);
@@ -137,6 +138,14 @@ fn decide(arch: &Arch, action: Action) -> Vec<Instruction> {
             branch(JUMP_EQUAL, table::BTRFS_SNAP_DESTROY_V2_POWERPC, 0, 1),
             errno(table::EPERM),
             allow(),
+        ],
+        Action::Check(Check::Node { mode }) => vec![
+            argument(mode),
+            plain(AND, table::FILE_KIND),
+            branch(JUMP_EQUAL, table::DEVICES[0], 2, 0),
+            branch(JUMP_EQUAL, table::DEVICES[1], 1, 0),
+            allow(),
+            plain(RETURN, RET_USER_NOTIF),
         ],
         Action::Check(Check::Personality) => vec![
             argument(0),
@@ -214,7 +223,7 @@ mod tests {
     }
 
     fn answer(arches: &[Arch], arch: &Arch, number: u32, arguments: [u64; 6]) -> u32 {
-        interpret(&generate(arches, false), &Call { arch, number, arguments })
+        interpret(&generate(arches, Asked::default()), &Call { arch, number, arguments })
     }
 
     const fn refused(number: u16) -> u32 {
@@ -223,10 +232,10 @@ mod tests {
 
     #[test]
     fn every_number_gets_what_the_table_says_on_every_architecture() {
-        for fast_sync in [false, true] {
-            let program = generate(ALL, fast_sync);
+        for asked in [Asked::default(), Asked { fast_sync: true, asks_for_nodes: true, allows_namespaces: true }] {
+            let program = generate(ALL, asked);
             for arch in ALL {
-                for (number, rule) in (0..).zip(rules(arch, fast_sync)) {
+                for (number, rule) in (0..).zip(rules(arch, asked)) {
                     let expected = match rule {
                         Action::Allow => RET_ALLOW,
                         Action::Errno(errno) => refused(errno),
@@ -299,9 +308,37 @@ mod tests {
     }
 
     #[test]
+    fn only_device_nodes_are_left_to_the_helper() {
+        for arch in ALL {
+            for (name, position) in table::NODES {
+                // Newer architectures have `mknodat` alone.
+                let Some(number) = arch.number(name) else { continue };
+                let made = |asks_for_nodes, mode: u64| {
+                    let mut arguments = [0o020_666; 6];
+                    arguments[usize::from(*position)] = mode;
+                    let program = generate(ALL, Asked { asks_for_nodes, ..Asked::default() });
+                    interpret(&program, &Call { arch, number, arguments })
+                };
+                // The kernel looks at 16 bits.
+                for device in [0o020_666, 0o060_000, 0o067_777, 1 << 32 | 0o020_666, 1 << 16 | 0o060_000] {
+                    assert_eq!(
+                        (made(true, device), made(false, device)),
+                        (RET_USER_NOTIF, RET_ALLOW),
+                        "{name} {device:o}"
+                    );
+                }
+                for other in [0, 0o666, 0o010_666, 0o040_755, 0o100_644, 0o120_777, 0o140_777] {
+                    assert_eq!(made(true, other), RET_ALLOW, "{name} {other:o}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_call_is_decided_in_a_few_steps() {
         // 4096 is the kernel's limit (BPF_MAXINSNS).
-        let program = generate(&[X86_64, X86], false);
+        let program =
+            generate(&[X86_64, X86], Asked { fast_sync: true, asks_for_nodes: true, allows_namespaces: true });
         assert!(program.len() < 700, "{} instructions", program.len());
     }
 }

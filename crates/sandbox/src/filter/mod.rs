@@ -17,9 +17,12 @@ mod arch;
 mod bpf;
 mod table;
 
-pub(crate) use bpf::Instruction;
+use std::sync::OnceLock;
 
 use arch::Arch;
+use bpf::Instruction;
+
+use crate::Process;
 
 /// What becomes of a system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +43,8 @@ pub(crate) enum Check {
     Clone,
     /// `ioctl(2)`: nothing that types into the caller's terminal, or destroys other trees.
     Ioctl,
+    /// `mknod(2)`, whose argument `mode` tells the kind of file: devices are left to the helper.
+    Node { mode: u8 },
     /// `personality(2)`: only what changes no protection.
     Personality,
     /// `socket(2)` and `socketpair(2)`: ordinary address families.
@@ -51,18 +56,50 @@ pub(crate) fn supported() -> bool {
     !arch::NATIVE.is_empty()
 }
 
-/// Returns the program for this machine's architectures.
-pub(crate) fn program(fast_sync: bool) -> Vec<Instruction> {
-    bpf::generate(arch::NATIVE, fast_sync)
+/// What a program depends on.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Asked {
+    /// Whether nobody waits for the disk.
+    pub(crate) fast_sync: bool,
+    /// Whether its root has no right to device nodes, and the helper makes them.
+    pub(crate) asks_for_nodes: bool,
+    /// Whether it may make namespaces.
+    pub(crate) allows_namespaces: bool,
 }
 
-/// Returns `program` as the kernel's `struct sock_filter[]`.
-pub(crate) fn to_bytes(program: &[Instruction]) -> Vec<u8> {
-    program.iter().flat_map(|instruction| instruction.to_bytes()).collect()
+impl Asked {
+    /// Returns what a process asks for.
+    pub(crate) fn by(process: &Process) -> Self {
+        Self {
+            fast_sync: process.fast_sync,
+            asks_for_nodes: process.user_namespace.mapped().is_some(),
+            allows_namespaces: process.allow_namespaces,
+        }
+    }
+}
+
+/// The programs for this machine's architectures as the kernel's `struct sock_filter[]`, each made when it is first needed.
+#[derive(Debug, Default)]
+pub(crate) struct Filters([OnceLock<Vec<u8>>; 8]);
+
+impl Filters {
+    pub(crate) fn get(&self, asked: Asked) -> &[u8] {
+        let bits = [asked.fast_sync, asked.asks_for_nodes, asked.allows_namespaces];
+        let index = bits.into_iter().fold(0, |index, bit| 2 * index + usize::from(bit));
+        self.0[index].get_or_init(|| {
+            let program = bpf::generate(arch::NATIVE, asked);
+            program.into_iter().flat_map(Instruction::to_bytes).collect()
+        })
+    }
+}
+
+/// Returns what the system call with this number is called on one of this machine's architectures (`AUDIT_ARCH_*`).
+pub(crate) fn name(arch: u32, number: u32) -> Option<&'static str> {
+    arch::NATIVE.iter().find(|native| native.audit == arch)?.name(number)
 }
 
 /// Returns what becomes of each system call number of `arch`, from 0 to the newest known.
-fn rules(arch: &Arch, fast_sync: bool) -> Vec<Action> {
+fn rules(arch: &Arch, asked: Asked) -> Vec<Action> {
     let mut rules = vec![Action::Errno(table::ENOSYS); arch.newest as usize + 1];
     for number in 0..=arch.newest {
         if arch.name(number).is_some() {
@@ -79,7 +116,13 @@ fn rules(arch: &Arch, fast_sync: bool) -> Vec<Action> {
     }
     table::CHECKED.iter().for_each(|(name, check)| set(name, Action::Check(*check)));
     table::MISSING.iter().for_each(|name| set(name, Action::Errno(table::ENOSYS)));
-    if fast_sync {
+    if asked.allows_namespaces {
+        table::NAMESPACES.iter().for_each(|name| set(name, Action::Allow));
+    }
+    if asked.asks_for_nodes {
+        table::NODES.iter().for_each(|(name, mode)| set(name, Action::Check(Check::Node { mode: *mode })));
+    }
+    if asked.fast_sync {
         table::SYNC.iter().for_each(|name| set(name, Action::Errno(0)));
     }
     rules
@@ -91,7 +134,8 @@ mod tests {
 
     #[test]
     fn every_name_in_the_table_is_a_system_call_somewhere() {
-        let listed = table::ALLOWED.iter().flat_map(|(_, names)| *names).chain(table::SYNC).chain(table::MISSING);
+        let listed = table::ALLOWED.iter().flat_map(|(_, names)| *names);
+        let listed = listed.chain(table::SYNC).chain(table::MISSING).chain(table::NAMESPACES);
         let unknown: Vec<_> = listed.filter(|name| arch::ALL.iter().all(|arch| arch.number(name).is_none())).collect();
         assert!(unknown.is_empty(), "misspelt: {unknown:?}");
     }
@@ -104,6 +148,19 @@ mod tests {
         names.sort();
         let twice: Vec<_> = names.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
         assert!(twice.is_empty(), "{twice:?}");
+    }
+
+    #[test]
+    fn what_is_allowed_for_namespaces_is_refused_otherwise() {
+        let allowed = Asked { allows_namespaces: true, ..Asked::default() };
+        for arch in arch::ALL {
+            for name in table::NAMESPACES {
+                let Some(number) = arch.number(name) else { continue };
+                let rule = |asked| rules(arch, asked)[number as usize];
+                assert_eq!(rule(allowed), Action::Allow, "{name} on {}", arch.label);
+                assert_ne!(rule(Asked::default()), Action::Allow, "{name} on {}", arch.label);
+            }
+        }
     }
 
     #[test]
@@ -152,7 +209,7 @@ mod tests {
             "vhangup",
         ];
         for arch in arch::ALL {
-            let rules = rules(arch, false);
+            let rules = rules(arch, Asked::default());
             for name in dangerous {
                 if let Some(number) = arch.number(name) {
                     assert_eq!(rules[number as usize], Action::Errno(table::EPERM), "{name} on {}", arch.label);

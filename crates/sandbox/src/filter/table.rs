@@ -499,6 +499,34 @@ pub(super) const CHECKED: &[(&str, Check)] = &[
     ("socketpair", Check::Socket),
 ];
 
+/// Allowed where a step may make namespaces. In those that it comes with, the kernel refuses them to everybody inside: they
+/// belong to the host's user namespace. Left to it is the room below its own.
+pub(super) const NAMESPACES: &[&str] = &[
+    "clone",
+    "unshare",
+    "setns",
+    "mount",
+    "umount",
+    "umount2",
+    "pivot_root",
+    "fsopen",
+    "fsconfig",
+    "fsmount",
+    "fspick",
+    "move_mount",
+    "open_tree",
+    "open_tree_attr",
+    "mount_setattr",
+    "sethostname",
+    "setdomainname",
+];
+
+/// Make device nodes: the argument that tells the kind of file.
+pub(super) const NODES: &[(&str, u8)] = &[("mknod", 1), ("mknodat", 2)];
+/// `S_IFMT`, `S_IFCHR` and `S_IFBLK`: kinds of files.
+pub(super) const FILE_KIND: u32 = 0o170_000;
+pub(super) const DEVICES: [u32; 2] = [0o020_000, 0o060_000];
+
 /// As if the kernel did not have them: programs know what to do then.
 pub(super) const MISSING: &[&str] = &["clone3"];
 

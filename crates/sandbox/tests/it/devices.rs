@@ -1,5 +1,7 @@
 //! `/dev`, and device nodes elsewhere.
 
+use std::os::unix::fs::MetadataExt;
+
 use kiln_sandbox::{Mount, Source};
 
 use crate::harness::{Jail, shell};
@@ -37,6 +39,45 @@ async fn a_device_node_cannot_be_opened_wherever_it_lies() {
     let output = jail.ok(&process).await;
     assert!(output.trim_start().starts_with("10 1\n"), "{output}");
     assert_eq!(output.matches("Permission denied").count(), 5, "{output}");
+}
+
+#[tokio::test]
+async fn root_makes_nodes_as_the_kernel_would_and_users_make_none() {
+    needs_sandbox!();
+    let jail = Jail::new();
+    let script = "mkdir -p /tmp/d /jail/tmp; ln -s / /tmp/d/root; umask 027; cd /tmp/d
+                  mknod here c 1 3; mknod ../up b 7 0; mknod root/tmp/link c 1 5; mknod /tmp/d/fifo p
+                  mknod -m 600 root/etc/mode c 5 0; (cd /proc/1 && mknod cwd/x c 1 3); mknod here c 1 3
+                  mknod none/x c 1 3; mknod here/x c 1 3; mknod '' c 1 3; mknod / c 1 3; mknod x/ c 1 3
+                  mknod /sys/x c 1 3; mknod /dev/big c 300 70000
+                  cp /bin/busybox /jail/; chroot /jail /busybox mknod /tmp/in c 1 3; chroot /jail /busybox mknod ../../tmp/in2 c 1 3
+                  stat -c '%n %F %t:%T %a %u:%g' /tmp/d/* /tmp/up /tmp/link /etc/mode /jail/tmp/* /dev/big
+                  mkdir -m 777 /tmp/open; su builder -c 'mknod /tmp/open/x c 1 3; mknod /tmp/open/x b 7 0; mknod /tmp/open/f p'
+                  ls /tmp/open";
+    let output = jail.sh(&format!("exec 2>&1; {script}")).await;
+    let (refused, made): (Vec<_>, Vec<_>) = output.lines().partition(|line| line.starts_with("mknod: "));
+    assert_eq!(
+        made,
+        [
+            "/tmp/d/fifo fifo 0:0 640 0:0",
+            "/tmp/d/here character special file 1:3 640 0:0",
+            "/tmp/d/root symbolic link 0:0 777 0:0",
+            "/tmp/up block special file 7:0 640 0:0",
+            "/tmp/link character special file 1:5 640 0:0",
+            "/etc/mode character special file 5:0 600 0:0",
+            "/jail/tmp/in character special file 1:3 640 0:0",
+            "/jail/tmp/in2 character special file 1:3 640 0:0",
+            "/dev/big character special file 12c:11170 640 0:0",
+            "f",
+        ]
+    );
+    let because = |why: &str| refused.iter().filter(|line| line.ends_with(why)).count();
+    assert_eq!(because("Operation not permitted"), 2, "{output}");
+    assert_eq!(because("File exists"), 2, "{output}");
+    assert_eq!(because("Not a directory"), 1, "{output}");
+    let made = jail.root().join("tmp/d/here");
+    let meta = std::fs::symlink_metadata(made).unwrap();
+    assert_eq!((meta.uid(), meta.gid()), (0, 0), "on the disk it is root's");
 }
 
 #[tokio::test]

@@ -1,19 +1,20 @@
 //! The root, `/proc`, `/sys`, mounts and the working directory.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::sync::Arc;
 
-use kiln_sandbox::{Mount, Root, SandboxError, Source, Step};
+use kiln_sandbox::{Mount, Process, Root, SandboxError, Source, Step, UserNamespace};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen};
 
-use crate::harness::{BUILDER, Jail, shell};
+use crate::harness::{BUILDER, Jail, mounted_as, shell};
 use crate::needs_sandbox;
 
-fn detached_tmpfs() -> std::os::fd::OwnedFd {
-    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
-    fsconfig_create(&context).unwrap();
-    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).unwrap()
+/// A filesystem that is mounted nowhere.
+fn detached_tmpfs(process: &Process) -> OwnedFd {
+    let root = kiln_store::Root::Filesystem { kind: "tmpfs", source: "tmpfs".to_owned(), is_sealed: false };
+    mounted_as(&root, process)
 }
 
 #[tokio::test]
@@ -33,6 +34,10 @@ async fn a_detached_mount_can_be_the_root_and_is_unmounted_when_the_run_returns(
     fs::create_dir(disk.path().join("upper")).unwrap();
     fs::create_dir(disk.path().join("work")).unwrap();
     for round in 0..20 {
+        // Something that outlives its parent, in the tree's way.
+        let mut process = shell(&format!("echo {round} > /tmp/round; cd /tmp; setsid sleep 1000 < /tmp/round & true"));
+        // An overlay that is made by hand has the host's owners.
+        process.user_namespace = UserNamespace::Host;
         let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
         fsconfig_set_string(&context, "lowerdir", jail.root()).unwrap();
         fsconfig_set_string(&context, "upperdir", disk.path().join("upper")).unwrap();
@@ -42,9 +47,7 @@ async fn a_detached_mount_can_be_the_root_and_is_unmounted_when_the_run_returns(
         fsconfig_create(&context).unwrap_or_else(|error| panic!("round {round}: still mounted: {error}"));
         let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).unwrap();
         drop(context);
-        // Something that outlives its parent, in the tree's way.
-        let script = format!("echo {round} > /tmp/round; cd /tmp; setsid sleep 1000 < /tmp/round & true");
-        let (status, output) = jail.run_in(Root::Mount(mount), &shell(&script)).await.unwrap();
+        let (status, output) = jail.run_in(Root::Mount(mount), &process).await.unwrap();
         assert!(status.success(), "{output}");
     }
     assert_eq!(fs::read_to_string(disk.path().join("upper/tmp/round")).unwrap(), "19\n");
@@ -116,7 +119,7 @@ async fn a_mount_is_writable_and_made_for_the_user() {
     process.user = BUILDER;
     process.mounts = vec![
         Mount { target: "/home/builder/a/b".into(), source: Source::Dir(cache.clone()) },
-        Mount { target: "/opt/x".into(), source: Source::Tree(Arc::new(detached_tmpfs())) },
+        Mount { target: "/opt/x".into(), source: Source::Tree(Arc::new(detached_tmpfs(&process))) },
     ];
     let output = jail.ok(&process).await;
     // The tree's own root directory is the tmpfs's.

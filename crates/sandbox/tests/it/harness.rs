@@ -2,16 +2,21 @@
 
 use std::fs;
 use std::io::{PipeReader, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 
 use kiln_sandbox::{
     ExitStatus, Limits, NativeSandbox, Network, Process, Root, Sandbox as _, SandboxError, User, UserNamespace,
 };
 use tokio_util::sync::CancellationToken;
 
+/// Every promise is kept with users of the sandbox's own and, in the binary `host_ids`, with the host's.
+pub(crate) const MAPPED: bool = !matches!(env!("CARGO_CRATE_NAME").as_bytes(), b"host_ids");
+/// The same, for the probe.
+pub(crate) const IDS: &str = if MAPPED { "own" } else { "host" };
 pub(crate) const HELPER: &str = env!("CARGO_BIN_EXE_kiln-sandbox-helper");
 pub(crate) const PROBE: &str = env!("CARGO_BIN_EXE_kiln-sandbox-probe");
 pub(crate) const ROOT: User = User { uid: 0, gid: 0 };
@@ -100,6 +105,23 @@ pub(crate) fn read_line(reader: &mut impl Read) -> String {
     String::from_utf8_lossy(&line).into_owned()
 }
 
+/// Returns a user namespace for one run.
+pub(crate) fn user_namespace() -> UserNamespace {
+    static SANDBOX: LazyLock<NativeSandbox> = LazyLock::new(|| NativeSandbox::new(HELPER).unwrap());
+    if MAPPED { SANDBOX.user_namespace().unwrap() } else { UserNamespace::Host }
+}
+
+/// Returns a detached mount of a directory, for `process`.
+pub(crate) fn mounted(path: &Path, process: &Process) -> OwnedFd {
+    mounted_as(&kiln_store::Root::Dir(path.to_owned()), process)
+}
+
+/// As [`mounted`], of a tree of a store.
+pub(crate) fn mounted_as(root: &kiln_store::Root, process: &Process) -> OwnedFd {
+    let ids = process.user_namespace.mapped();
+    root.mount_mapped(ids.map(|ids| kiln_store::IdMap { namespace: ids.as_fd(), first: ids.first() })).unwrap()
+}
+
 pub(crate) fn shell(script: &str) -> Process {
     Process {
         argv: ["/bin/sh", "-c", script].map(Into::into).to_vec(),
@@ -110,7 +132,8 @@ pub(crate) fn shell(script: &str) -> Process {
         network: Network::None,
         mounts: Vec::new(),
         limits: Limits::default(),
-        user_namespace: UserNamespace::Host,
+        user_namespace: user_namespace(),
+        allow_namespaces: false,
         fast_sync: false,
         held: Vec::new(),
     }

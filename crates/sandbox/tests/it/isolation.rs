@@ -6,10 +6,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use kiln_sandbox::{Mount, Network, Root, Sandbox as _, Source};
-use rustix::mount::{MountFlags, MountPropagationFlags, OpenTreeFlags, UnmountFlags, open_tree};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{Jail, host_mounts, read_all, read_line, shell};
+use crate::harness::{Jail, host_mounts, mounted, read_all, read_line, shell};
 use crate::needs_sandbox;
 
 #[tokio::test]
@@ -92,10 +92,8 @@ async fn nothing_mounted_shows_up_on_the_host() {
     .unwrap();
     let before = host_mounts(jail.dir.path());
 
-    let detached = |path: &str| {
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        open_tree(rustix::fs::CWD, shared.join(path), flags).unwrap()
-    };
+    let mut process = shell("echo ready; cat /go");
+    let detached = |path: &str| mounted(&shared.join(path), &process);
     let cases = [
         (Root::Dir(shared.join("root")), Source::Dir(shared.join("cache"))),
         // A copy of a shared mount is its peer.
@@ -103,7 +101,6 @@ async fn nothing_mounted_shows_up_on_the_host() {
     ];
     let mut seen = Vec::new();
     for (root, source) in cases {
-        let mut process = shell("echo ready; cat /go");
         process.mounts = vec![Mount { target: "/cache".into(), source }];
         let (mut reader, writer) = std::io::pipe().unwrap();
         let go = shared.join("root/go");

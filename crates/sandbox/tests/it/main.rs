@@ -13,4 +13,5 @@ mod network;
 mod privileges;
 mod secrets;
 mod system_calls;
+mod user_namespace;
 mod world;

@@ -184,7 +184,7 @@ pub(crate) fn probe(layout: &Layout, kind: &'static str, is_new: bool) -> Result
     for path in [&lower, &upper, &work] {
         fs::create_dir_all(path).at("create", path)?;
     }
-    let made = crate::mount::overlay(&[&lower], Some((&upper, &work)));
+    let made = crate::mount::overlay(&[&lower], Some((&upper, &work)), None);
     remove::tree(layout, &dir)?;
     match made {
         Ok(_) => Ok(()),

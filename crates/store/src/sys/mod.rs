@@ -4,7 +4,8 @@
 mod btrfs;
 mod fiemap;
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
@@ -25,8 +26,35 @@ pub(crate) fn unshare_mounts_of_this_thread() -> Result<(), Errno> {
 }
 
 /// Adds `attributes` to the mount whose root `mount` is.
-pub(crate) fn add_mount_attributes(mount: &OwnedFd, attributes: MountAttrFlags) -> Result<(), std::io::Error> {
-    let attr = libc::mount_attr { attr_set: attributes.bits().into(), attr_clr: 0, propagation: 0, userns_fd: 0 };
+pub(crate) fn add_mount_attributes(mount: &OwnedFd, attributes: MountAttrFlags) -> io::Result<()> {
+    set_mount(mount, libc::mount_attr { attr_set: attributes.bits().into(), attr_clr: 0, propagation: 0, userns_fd: 0 })
+}
+
+/// Maps the ids of files on this detached mount, which nothing may have used yet, by the map of a user namespace.
+pub(crate) fn map_ids(mount: &OwnedFd, namespace: BorrowedFd<'_>) -> io::Result<()> {
+    let userns_fd = namespace.as_raw_fd() as u64;
+    set_mount(mount, libc::mount_attr { attr_set: libc::MOUNT_ATTR_IDMAP, attr_clr: 0, propagation: 0, userns_fd })
+}
+
+/// Makes what the calling thread makes from now on belong to the host's user and group `id`. Its rights stay as they are.
+pub(crate) fn make_files_as(id: u32) -> io::Result<()> {
+    // SAFETY: all take an integer and touch no memory. The kernel's calls, which change one thread.
+    let now = unsafe {
+        libc::syscall(libc::SYS_setfsgid, id);
+        libc::syscall(libc::SYS_setfsuid, id);
+        // Neither tells whether it failed. An invalid id changes nothing and returns the one that is.
+        [libc::SYS_setfsgid, libc::SYS_setfsuid].map(|call| libc::syscall(call, u32::MAX))
+    };
+    if now != [i64::from(id); 2] {
+        return Err(Errno::PERM.into());
+    }
+    // The kernel took the capabilities over files away with the 0; they are still permitted.
+    let sets = rustix::thread::capabilities(None)?;
+    let sets = rustix::thread::CapabilitySets { effective: sets.permitted, ..sets };
+    Ok(rustix::thread::set_capabilities(None, sets)?)
+}
+
+fn set_mount(mount: &OwnedFd, attr: libc::mount_attr) -> io::Result<()> {
     // SAFETY: mount_setattr(2) reads an empty C string and `size_of` bytes at `attr`, and keeps neither pointer.
     let result = unsafe {
         libc::syscall(
@@ -38,5 +66,5 @@ pub(crate) fn add_mount_attributes(mount: &OwnedFd, attributes: MountAttrFlags) 
             size_of::<libc::mount_attr>(),
         )
     };
-    if result == -1 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -2,14 +2,15 @@
 //!
 //! * `probe call ABI NUMBER [ARGUMENT…]`: makes a system call by the ABI `native`, `i386` or `x32`, and prints `ok` or
 //!   `errno N`. Numbers may be hexadecimal (`0x…`).
+//! * `probe capability FILE BITS`: gives a file capabilities, permitted and effective, and prints `ok`.
 //! * `probe crowd N`: starts N processes that do nothing, prints how many there are, and waits for ever.
 //! * `probe connect ADDRESS PORT [INTERFACE]`: connects, by a socket bound to the interface if that is given, and prints `got`
 //!   and what comes, or `errno N`.
 //! * `probe send ADDRESS PORT TEXT [INTERFACE]`: sends a datagram, and prints `ok` or `errno N`.
 //! * `probe ask ADDRESS PORT TEXT`: sends a datagram, and prints `got` and the answer.
 //! * `probe flush`: asks the kernel to drop the packet filter, and prints `ok` or `errno N`.
-//! * `probe run ROOT HELPER SCRIPT`: runs a shell script in the sandbox, its output on our stdout, and prints the
-//!   outcome on stderr; `run-private` with a private network.
+//! * `probe run ROOT HELPER IDS SCRIPT`: runs a shell script in the sandbox, its output on our stdout, and prints the
+//!   outcome on stderr; `run-private` with a private network. IDS: whether its users are its `own` or the `host`'s.
 
 mod network;
 mod sys;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match words[..] {
         ["call", abi, ref numbers @ ..] => call(abi, numbers),
+        ["capability", file, bits] => capability(file, bits),
         ["crowd", count] => crowd(count),
         ["connect", address, port] => network::connect(address, port, None),
         ["connect", address, port, interface] => network::connect(address, port, Some(interface)),
@@ -32,8 +34,10 @@ fn main() -> ExitCode {
         ["send", address, port, text, interface] => network::send(address, port, text, Some(interface)),
         ["ask", address, port, text] => network::ask(address, port, text),
         ["flush"] => network::flush(),
-        ["run", root, helper, script] => run(root, helper, script, Network::None),
-        ["run-private", root, helper, script] => run(root, helper, script, Network::Private { allow: Vec::new() }),
+        ["run", root, helper, ids, script] => run(root, helper, ids == "own", script, Network::None),
+        ["run-private", root, helper, ids, script] => {
+            run(root, helper, ids == "own", script, Network::Private { allow: Vec::new() })
+        }
         _ => ExitCode::from(2),
     }
 }
@@ -61,6 +65,17 @@ fn call(abi: &str, numbers: &[&str]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+fn capability(file: &str, bits: &str) -> ExitCode {
+    let Some(bits) = number(bits).and_then(|bits| u32::try_from(bits).ok()) else { return ExitCode::from(2) };
+    // `struct vfs_cap_data` of version 2, with VFS_CAP_FLAGS_EFFECTIVE.
+    let value = [0x0200_0001, bits, 0, 0, 0].map(u32::to_le_bytes).concat();
+    match rustix::fs::setxattr(file, "security.capability", &value, rustix::fs::XattrFlags::empty()) {
+        Ok(()) => println!("ok"),
+        Err(error) => println!("errno {}", error.raw_os_error()),
+    }
+    ExitCode::SUCCESS
+}
+
 fn number(text: &str) -> Option<u64> {
     match text.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16).ok(),
@@ -78,8 +93,8 @@ fn crowd(count: &str) -> ExitCode {
 }
 
 #[tokio::main]
-async fn run(root: &str, helper: &str, script: &str, network: Network) -> ExitCode {
-    let process = Process {
+async fn run(root: &str, helper: &str, has_own_ids: bool, script: &str, network: Network) -> ExitCode {
+    let mut process = Process {
         argv: ["/bin/sh", "-c", script].map(Into::into).to_vec(),
         env: vec![("PATH".into(), "/bin".into())],
         cwd: "/".into(),
@@ -89,12 +104,17 @@ async fn run(root: &str, helper: &str, script: &str, network: Network) -> ExitCo
         mounts: Vec::new(),
         limits: Limits::default(),
         user_namespace: UserNamespace::Host,
+        allow_namespaces: false,
         fast_sync: false,
         held: Vec::new(),
     };
     let ended = async {
         let output = std::io::stdout().as_fd().try_clone_to_owned().map_err(kiln_sandbox::SandboxError::StartHelper)?;
-        NativeSandbox::new(helper)?.run(Root::Dir(root.into()), &process, output, &CancellationToken::new()).await
+        let sandbox = NativeSandbox::new(helper)?;
+        if has_own_ids {
+            process.user_namespace = sandbox.user_namespace()?;
+        }
+        sandbox.run(Root::Dir(root.into()), &process, output, &CancellationToken::new()).await
     };
     match ended.await {
         Ok(ended) => eprintln!("{:?}", ended.status),

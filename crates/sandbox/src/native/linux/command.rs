@@ -11,10 +11,12 @@ use rustix::thread::{
 };
 
 use super::init::open_inside;
+use super::mknod;
 use super::sys::{self, Words};
+use super::user_namespace;
 use super::wire::{self, At, Failure, Report};
 use crate::error::Step;
-use crate::plan::Command;
+use crate::plan::{Command, Plan};
 
 /// The shell's exit codes for a command that cannot be executed, or not be found.
 const CANNOT_EXECUTE: i32 = 126;
@@ -23,6 +25,10 @@ const NOT_FOUND: i32 = 127;
 /// All that is needed after the fork, made before it.
 pub(super) struct Prepared<'a> {
     command: &'a Command,
+    /// The user, by the host's ids.
+    owner: (u32, u32),
+    /// The user namespace, and where the filter's listener goes.
+    inside: Option<(&'a OwnedFd, &'a OwnedFd)>,
     argv: Words<'a>,
     env: Words<'a>,
     stdin: OwnedFd,
@@ -31,9 +37,17 @@ pub(super) struct Prepared<'a> {
 }
 
 impl<'a> Prepared<'a> {
-    pub(super) fn new(command: &'a Command, output: OwnedFd, cwd: OwnedFd) -> io::Result<Self> {
+    pub(super) fn new(
+        plan: &'a Plan,
+        output: OwnedFd,
+        inside: Option<(&'a OwnedFd, &'a OwnedFd)>,
+        cwd: OwnedFd,
+    ) -> io::Result<Self> {
+        let command = &plan.command;
         Ok(Self {
             command,
+            owner: plan.owner,
+            inside,
             argv: Words::new(&command.argv),
             env: Words::new(&command.env),
             // The sandbox's own, so that no path of the host shows through /proc/self/fd/0.
@@ -63,15 +77,22 @@ impl<'a> Prepared<'a> {
         fchdir(&self.cwd).at(Step::EnterDirectory)?;
         // Descriptors 0, 1, 2 and no others (CVE-2024-21626).
         sys::close_on_exec_from(3).at(Step::ConnectStdio)?;
+        // All above takes the host's root: limits may be raised, and the output is the caller's.
+        if let Some((namespace, _)) = self.inside {
+            user_namespace::enter(namespace).at(Step::EnterUserNamespace)?;
+        }
         // Before CAP_SYS_ADMIN goes: without it the kernel wants no_new_privs, which would disable sudo.
-        sys::load_filter(&self.command.filter).at(Step::LoadFilter)?;
+        let listener = sys::load_filter(&self.command.filter, self.inside.is_some()).at(Step::LoadFilter)?;
+        if let (Some(listener), Some((_, link))) = (listener, self.inside) {
+            mknod::send(link, &listener).at(Step::LoadFilter)?;
+        }
         self.drop_privileges().at(Step::DropPrivileges)
     }
 
     fn connect_stdio(&self) -> io::Result<()> {
         // Or the user could write to stdout, but not open /dev/stdout. Only a pipe: that has no other owner.
         if FileType::from_raw_mode(rustix::fs::fstat(&self.output)?.st_mode) == FileType::Fifo {
-            rustix::fs::fchown(&self.output, Some(Uid::from_raw(self.command.uid)), None)?;
+            rustix::fs::fchown(&self.output, Some(Uid::from_raw(self.owner.0)), None)?;
         }
         rustix::stdio::dup2_stdin(&self.stdin)?;
         rustix::stdio::dup2_stdout(&self.output)?;

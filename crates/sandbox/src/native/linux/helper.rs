@@ -11,12 +11,14 @@ use rustix::process::{
     DumpableBehavior, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, set_dumpable_behavior,
     waitid,
 };
-use rustix::thread::UnshareFlags;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 use super::cgroup::Joins;
 use super::init;
+use super::mknod::Nodes;
 use super::network::Companion;
 use super::sys::{self, SingleThread};
+use super::user_namespace;
 use super::wire::{self, At, Failure, Report};
 use crate::error::Step;
 use crate::plan::{OUTPUT, Plan, RootPlan};
@@ -29,23 +31,25 @@ pub(super) const NAME: &str = "kiln: sandbox";
 /// To be called first in the binary's `main`, before any thread or runtime exists: the helper forks, which only a
 /// process with one thread can do safely. (It checks.)
 pub fn run_helper_if_asked() {
-    if std::env::args_os().next().is_some_and(|name| name == NAME) {
-        // The plan's socket comes as stdin, the one descriptor that needs no agreement.
-        let Ok(link) = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3) else { exit(2) };
-        if let Err(failure) = help(&link) {
-            wire::report(&link, &Report::Failed(failure));
-        }
-        exit(0);
+    let Some(name) = std::env::args_os().next().filter(|name| name == NAME || name == user_namespace::NAME) else {
+        return;
+    };
+    // The caller's socket comes as stdin, the one descriptor that needs no agreement.
+    let Ok(link) = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3) else { exit(2) };
+    if name == user_namespace::NAME {
+        user_namespace::hold(link);
     }
+    if let Err(failure) = help(&link) {
+        wire::report(&link, &Report::Failed(failure));
+    }
+    exit(0);
 }
 
 fn help(link: &OwnedFd) -> Result<(), Failure> {
     let thread = SingleThread::check().at(Step::ReceivePlan)?;
     // Only the caller ends a run, by closing the socket: a Ctrl-C or a service manager's SIGTERM reaches the caller too.
     sys::ignore_signals(&[libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGPIPE]);
-    // Init inherits this. The command cannot look into a process that is not dumpable, nor, through its /proc/PID/exe,
-    // at the host's binary (CVE-2019-5736); and secrets do not end up in a core file.
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).at(Step::ProtectInit)?;
+    hide().at(Step::ProtectInit)?;
     rustix::process::umask(Mode::empty());
     rustix::process::chdir(c"/").at(Step::ReceivePlan)?;
 
@@ -54,19 +58,40 @@ fn help(link: &OwnedFd) -> Result<(), Failure> {
     // Both before the namespaces, since they are to be outside of them; and the companion inherits no way into the groups.
     let companion = Companion::start(&plan, &thread)?;
     let mut cgroups = Joins::open(&plan.cgroups, plan.cgroup.as_deref())?;
+    if let Some(ids) = plan.ids {
+        // What init puts into the sandbox belongs to the root inside. To the sandbox's namespaces and mounts it has no
+        // right at all: they are all made, and owned, by the host's user namespace.
+        sys::make_files_as(ids.first, ids.first).at(Step::ProtectInit)?;
+        // The kernel decides anew for who changes.
+        hide().at(Step::ProtectInit)?;
+    }
+    let nodes = descriptors.namespace.as_ref().map(|namespace| Nodes::new(namespace.try_clone()?)).transpose();
+    let (mut nodes, listens) = nodes.at(Step::LoadFilter)?.unzip();
+    let own_pids = std::fs::File::open("/proc/self/ns/pid").at(Step::MakeNamespaces)?;
     make_namespaces(&plan).at(Step::MakeNamespaces)?;
     companion.as_ref().map_or(Ok(()), Companion::connect)?;
     let myself = pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).at(Step::Fork)?;
     match cgroups.fork(&thread).at(Step::Fork)? {
-        None => init::run(&plan, descriptors, &cgroups, link, myself, &thread),
+        None => {
+            drop((nodes, own_pids));
+            init::run(&plan, descriptors, listens, &cgroups, link, myself, &thread)
+        }
         Some(init) => {
             // Init has its copies. Held ones stay open here too: we are the last to go.
             let _held = descriptors.held;
-            drop((descriptors.output, descriptors.mounts, cgroups, plan));
+            drop((descriptors.output, descriptors.namespace, descriptors.mounts, listens, cgroups, plan));
+            // What we start from now on is none of the sandbox's processes.
+            move_into_link_name_space(own_pids.as_fd(), Some(LinkNameSpaceType::ProcessID)).at(Step::Fork)?;
             let init = pidfd_open(init, PidfdFlags::empty()).at(Step::Wait)?;
-            watch(init.as_fd(), link.as_fd()).at(Step::Wait)
+            watch(init.as_fd(), link.as_fd(), nodes.as_mut(), &thread).at(Step::Wait)
         }
     }
+}
+
+/// Makes this process one that is not dumpable. Init inherits that. The command cannot look into such a process, nor,
+/// through its /proc/PID/exe, at the host's binary (CVE-2019-5736); and secrets do not end up in a core file.
+pub(super) fn hide() -> io::Result<()> {
+    Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
 /// All but the cgroup namespace, which init makes. The pid namespace takes effect for the next child.
@@ -78,17 +103,32 @@ fn make_namespaces(plan: &Plan) -> io::Result<()> {
     sys::unshare(namespaces)
 }
 
-/// Waits for init to end, and kills it, with all in its pid namespace, once the caller closes the socket.
-fn watch(init: BorrowedFd<'_>, link: BorrowedFd<'_>) -> io::Result<()> {
-    let mut watched = vec![PollFd::new(&init, PollFlags::IN), PollFd::new(&link, PollFlags::IN)];
+/// Waits for init to end, and kills it, with all in its pid namespace, once the caller closes the socket. Makes device nodes
+/// meanwhile.
+fn watch(
+    init: BorrowedFd<'_>,
+    link: BorrowedFd<'_>,
+    mut nodes: Option<&mut Nodes>,
+    thread: &SingleThread,
+) -> io::Result<()> {
+    let mut is_wanted = true;
     loop {
+        // What is no longer watched is replaced by what is watched anyway.
+        let third = nodes.as_ref().filter(|_| is_wanted).map_or(init, |nodes| nodes.watched());
+        let second = if is_wanted { link } else { init };
+        let mut watched = [init, second, third].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
         retry_on_intr(|| poll(&mut watched, None))?;
-        if !watched[0].revents().is_empty() {
+        let [ended, closed, asked] = watched.map(|fd| fd.revents());
+        if !ended.is_empty() {
             break;
         }
-        // The caller says nothing after the plan, so this is its end.
-        pidfd_send_signal(init, Signal::KILL)?;
-        watched.truncate(1);
+        if !closed.is_empty() {
+            // The caller says nothing after the plan, so this is its end.
+            pidfd_send_signal(init, Signal::KILL)?;
+            is_wanted = false;
+        } else if !asked.is_empty() {
+            nodes = nodes.and_then(|nodes| nodes.answer(asked, thread).then_some(nodes));
+        }
     }
     // Init is reaped only after every process of its namespace: nothing is left once this returns.
     retry_on_intr(|| waitid(WaitId::PidFd(init), WaitIdOptions::EXITED))?;
@@ -98,6 +138,8 @@ fn watch(init: BorrowedFd<'_>, link: BorrowedFd<'_>) -> io::Result<()> {
 /// The descriptors that came with the plan.
 pub(super) struct Descriptors {
     pub(super) output: OwnedFd,
+    /// The user namespace of the command.
+    pub(super) namespace: Option<OwnedFd>,
     /// By index in the plan; each is used once.
     pub(super) mounts: Vec<Option<OwnedFd>>,
     pub(super) held: Vec<OwnedFd>,
@@ -109,14 +151,16 @@ impl Descriptors {
             RootPlan::Mount(index) => Some(*index),
             RootPlan::Dir(_) => None,
         });
-        let mounts_end = named.max().unwrap_or(OUTPUT) + 1;
+        let namespace = plan.ids.map(|ids| ids.namespace);
+        let mounts_end = named.chain(namespace).max().unwrap_or(OUTPUT) + 1;
         if received.len() < mounts_end {
             return Err(io::Error::from_raw_os_error(libc::EBADF));
         }
         let mut mounts: Vec<_> = received.into_iter().map(Some).collect();
         let held = mounts.split_off(mounts_end).into_iter().flatten().collect();
         let output = mounts[OUTPUT].take().expect("just filled");
-        Ok(Self { output, mounts, held })
+        let namespace = namespace.and_then(|index| mounts[index].take());
+        Ok(Self { output, namespace, mounts, held })
     }
 
     /// Takes the mount with this index.

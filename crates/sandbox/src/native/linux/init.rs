@@ -9,13 +9,14 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::process::{Signal, WaitOptions, fchdir, pivot_root, set_parent_process_death_signal};
-use rustix::thread::UnshareFlags;
+use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags, set_capabilities};
 
 use super::cgroup::Joins;
 use super::command::Prepared;
 use super::helper::Descriptors;
 use super::mounts::{self, Staging};
 use super::sys::{self, SingleThread};
+use super::user_namespace;
 use super::walk::{Missing, walk, walk_without_links};
 use super::wire::{self, At, Failure, Report};
 use crate::error::Step;
@@ -29,6 +30,7 @@ const ROOT_OWNED: Missing = Missing::MakeDirectories { owner: (0, 0) };
 pub(super) fn run(
     plan: &Plan,
     mut descriptors: Descriptors,
+    listens: Option<OwnedFd>,
     cgroups: &Joins,
     link: &OwnedFd,
     helper: OwnedFd,
@@ -38,7 +40,7 @@ pub(super) fn run(
         .at(Step::ProtectInit)
         .and_then(|()| join_cgroups(cgroups))
         .and_then(|()| set_up(plan, &mut descriptors))
-        .and_then(|(root, cwd)| start_and_reap(plan, descriptors, link, (root, cwd), thread));
+        .and_then(|(root, cwd)| start_and_reap(plan, (descriptors, listens), link, (root, cwd), &helper, thread));
     wire::report(link, &ended.unwrap_or_else(Report::Failed));
     // The kernel kills every other process of the namespace, and waits for it.
     sys::exit_now(0)
@@ -88,15 +90,22 @@ fn set_up(plan: &Plan, descriptors: &mut Descriptors) -> Result<(OwnedFd, OwnedF
 /// Starts the command and reaps whatever ends until the command does.
 fn start_and_reap(
     plan: &Plan,
-    descriptors: Descriptors,
+    (descriptors, listens): (Descriptors, Option<OwnedFd>),
     link: &OwnedFd,
     (root, cwd): (OwnedFd, OwnedFd),
+    helper: &OwnedFd,
     thread: &SingleThread,
 ) -> Result<Report, Failure> {
-    let command = Prepared::new(&plan.command, descriptors.output, cwd).at(Step::ConnectStdio)?;
+    let Descriptors { output, namespace, mounts, held: _held } = descriptors;
+    let inside = namespace.as_ref().zip(listens.as_ref());
+    let command = Prepared::new(plan, output, inside, cwd).at(Step::ConnectStdio)?;
     let Some(pid) = sys::fork(thread).at(Step::Fork)? else { command.run(link) };
     // Of what came with the plan only the held descriptors stay open here.
-    drop((command, descriptors.mounts, root));
+    drop(command);
+    drop((listens, mounts, root));
+    if let Some(namespace) = namespace {
+        become_nobody(&namespace).and_then(|()| tie_to_helper(helper)).at(Step::EnterUserNamespace)?;
+    }
     loop {
         match rustix::process::wait(WaitOptions::empty()) {
             Ok(Some((reaped, status))) if reaped == pid => {
@@ -119,6 +128,16 @@ fn tie_to_helper(helper: &OwnedFd) -> io::Result<()> {
         0 => Ok(()),
         _ => sys::exit_now(0),
     }
+}
+
+/// Leaves the host's root behind for the user namespace, where nothing is left to do but to reap. The kernel forgets on the
+/// way whom we are tied to, and whether we may be looked at. (Until we are hidden again, our capabilities hold off the
+/// command, which has fewer: `ptrace(2)`.)
+fn become_nobody(namespace: &OwnedFd) -> io::Result<()> {
+    user_namespace::enter(namespace)?;
+    super::helper::hide()?;
+    let none = CapabilitySet::empty();
+    Ok(set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?)
 }
 
 /// From here on we are counted and limited. Then the namespace, whose root is the group that we are in.
@@ -174,10 +193,16 @@ fn detached<'a>(
     descriptors: &mut Descriptors,
 ) -> (io::Result<OwnedFd>, Option<&'a CStr>) {
     match tree {
-        RootPlan::Dir(path) => (mounts::copy_from_host(path, attributes), Some(path)),
+        RootPlan::Dir(path) => {
+            let copy = match &descriptors.namespace {
+                Some(ids) => mounts::copy_mapped(path, attributes, ids.as_fd()),
+                None => mounts::copy_from_host(path, attributes),
+            };
+            (copy, Some(path))
+        }
         RootPlan::Mount(index) => {
             let mount = descriptors.take(*index).and_then(|mount| {
-                sys::mount_set_private(mount.as_fd(), attributes)?;
+                sys::mount_set_private(mount.as_fd(), attributes, None)?;
                 Ok(mount)
             });
             (mount, None)

@@ -2,19 +2,22 @@
 //!
 //! `sandbox` is the caller's side and `wire` what goes over the socket. `helper`, `init` and `command` are the three
 //! processes, each a list of steps; `mounts` and `walk` help init; `network` and what it uses connect a network of the
-//! sandbox's own; `cgroup` limits and counts; `sys` holds every unsafe line.
+//! sandbox's own; `cgroup` limits and counts; `user_namespace` gives the users inside ids of their own, and `mknod` device
+//! nodes; `sys` holds every unsafe line.
 
 mod cgroup;
 mod command;
 mod firewall;
 mod helper;
 mod init;
+mod mknod;
 mod mounts;
 mod netlink;
 mod network;
 mod relay;
 mod sandbox;
 mod sys;
+mod user_namespace;
 mod walk;
 mod wire;
 

@@ -46,7 +46,15 @@ fn make_with<'a>(
 pub(super) fn copy(dir: BorrowedFd<'_>, path: &CStr, attributes: Attributes) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let mount = open_tree(dir, path, flags)?;
-    sys::mount_set_private(mount.as_fd(), attributes)?;
+    sys::mount_set_private(mount.as_fd(), attributes, None)?;
+    Ok(mount)
+}
+
+/// As [`copy_from_host`], its files' ids being those of a user namespace.
+pub(super) fn copy_mapped(path: &CStr, attributes: Attributes, ids: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let mount = open_tree(CWD, path, flags)?;
+    sys::mount_set_private(mount.as_fd(), attributes, Some(ids))?;
     Ok(mount)
 }
 

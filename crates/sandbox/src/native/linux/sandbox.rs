@@ -6,18 +6,19 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::process::Child;
 use tokio_util::sync::CancellationToken;
 
 use super::cgroup::Cgroups;
-use super::{helper, mounts, wire};
+use super::{helper, mounts, user_namespace, wire};
+use crate::ids::Pool;
 use crate::plan::{self, Attributes};
-use crate::{Ended, ExitStatus, Limit, Limits, Process, Root, Sandbox, SandboxError, Usage, filter};
+use crate::{Ended, ExitStatus, Limit, Limits, Process, Root, Sandbox, SandboxError, Usage, UserNamespace, filter};
 
 /// Most bytes of reports; one takes a few dozen and a path.
 const MAX_REPORTS: u64 = 64 << 10;
@@ -28,8 +29,8 @@ pub struct NativeSandbox {
     /// The helper's binary, on a read-only mount that no process can find: a command that gets hold of it
     /// through `/proc/PID/exe` cannot open it for writing (CVE-2019-5736).
     helper: OwnedFd,
-    /// seccomp programs, without and with fast sync.
-    filters: [Vec<u8>; 2],
+    filters: filter::Filters,
+    user_namespaces: Arc<Pool>,
     cgroups: Cgroups,
 }
 
@@ -64,8 +65,8 @@ impl NativeSandbox {
             what: "cannot make mounts; it needs CAP_SYS_ADMIN and Linux 5.12",
             source: Some(source),
         })?;
-        let filters = [false, true].map(|fast_sync| filter::to_bytes(&filter::program(fast_sync)));
-        Ok(Self { helper, filters, cgroups: Cgroups::of_this_host() })
+        let (filters, user_namespaces) = (filter::Filters::default(), Arc::default());
+        Ok(Self { helper, filters, user_namespaces, cgroups: Cgroups::of_this_host() })
     }
 
     /// Looks whether this host can keep `limits`, by making the control groups of a run and removing them.
@@ -77,13 +78,18 @@ impl NativeSandbox {
         self.cgroups.group(limits).map(drop)
     }
 
-    /// Starts the helper. Its environment is empty, its signals are not the terminal's.
     fn start_helper(&self, link: OwnedFd) -> io::Result<Child> {
-        let mut command = Command::new(format!("/proc/self/fd/{}", self.helper.as_raw_fd()));
-        command.arg0(helper::NAME).env_clear().process_group(0);
-        command.stdin(link).stdout(Stdio::null());
-        tokio::process::Command::from(command).spawn()
+        tokio::process::Command::from(helper_command(&self.helper, helper::NAME, link)).spawn()
     }
+}
+
+/// Returns how to start the helper's binary by one of its names. Its environment is empty, its signals are not the
+/// terminal's.
+pub(super) fn helper_command(helper: &OwnedFd, name: &str, link: OwnedFd) -> Command {
+    let mut command = Command::new(format!("/proc/self/fd/{}", helper.as_raw_fd()));
+    command.arg0(name).env_clear().process_group(0);
+    command.stdin(link).stdout(Stdio::null());
+    command
 }
 
 #[async_trait]
@@ -98,16 +104,20 @@ impl Sandbox for NativeSandbox {
         if cancel.is_cancelled() {
             return Err(SandboxError::Cancelled(Usage::default()));
         }
+        let ids = process.user_namespace.mapped();
         let group = self.cgroups.group(&process.limits)?;
         let (message, sent, mut link, mut child) = {
             let (mut plan, descriptors) =
-                plan::plan(&root, process, output.as_fd(), &self.filters[usize::from(process.fast_sync)])?;
+                plan::plan(&root, process, output.as_fd(), self.filters.get(filter::Asked::by(process)))?;
             (plan.cgroups, plan.cgroup) = group.joins();
             let message = wire::encode(&plan)?;
-            let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
-                .map_err(|error| SandboxError::TalkToHelper(error.into()))?;
+            let (ours, theirs) = wire::pair().map_err(SandboxError::TalkToHelper)?;
             let ours = StdUnixStream::from(ours);
             ours.set_nonblocking(true).map_err(SandboxError::TalkToHelper)?;
+            // Should this future be dropped, nobody will know when the last process is gone.
+            if let Some(ids) = ids {
+                ids.set_running(true);
+            }
             let child = self.start_helper(theirs).map_err(SandboxError::StartHelper)?;
             let sent = wire::send_with(ours.as_fd(), &message, &descriptors).map_err(SandboxError::TalkToHelper)?;
             (message, sent, UnixStream::from_std(ours).map_err(SandboxError::TalkToHelper)?, child)
@@ -131,6 +141,10 @@ impl Sandbox for NativeSandbox {
             group.kill().await;
         }
         let status = child.wait().await.map_err(SandboxError::TalkToHelper)?;
+        // A helper that was killed may have left others to die after it.
+        if let Some(ids) = ids.filter(|_| status.success()) {
+            ids.set_running(false);
+        }
         let (usage, hit) = (group.usage(), group.hit());
         group.remove().await;
         let Some(reports) = reports else { return Err(SandboxError::Cancelled(usage)) };
@@ -142,5 +156,12 @@ impl Sandbox for NativeSandbox {
             (None, _) => return Err(SandboxError::HelperDied { status }),
         };
         Ok(Ended { status: ended, usage, hit })
+    }
+
+    fn user_namespace(&self) -> Result<UserNamespace, SandboxError> {
+        let ids = self.user_namespaces.take(|| user_namespace::make(&self.helper)).map_err(|source| {
+            SandboxError::Host { what: "cannot make a user namespace with ids of its own", source: Some(source) }
+        })?;
+        Ok(UserNamespace::Mapped(Arc::new(ids)))
     }
 }

@@ -4,7 +4,7 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_ulong};
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 
 use rustix::process::{DumpableBehavior, Pid, set_dumpable_behavior};
@@ -70,8 +70,12 @@ pub(super) fn unshare(namespaces: UnshareFlags) -> io::Result<()> {
 }
 
 /// Adds `attributes` to a detached mount and makes it private, so that nothing mounted below it later
-/// shows up in the tree it was copied from.
-pub(super) fn mount_set_private(mount: BorrowedFd<'_>, attributes: Attributes) -> io::Result<()> {
+/// shows up in the tree it was copied from. With a user namespace, the ids of its files are that one's.
+pub(super) fn mount_set_private(
+    mount: BorrowedFd<'_>,
+    attributes: Attributes,
+    ids: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
     #[repr(C)]
     struct MountAttr {
         set: u64,
@@ -79,7 +83,11 @@ pub(super) fn mount_set_private(mount: BorrowedFd<'_>, attributes: Attributes) -
         propagation: u64,
         user_namespace: u64,
     }
-    let attr = MountAttr { set: attributes.0, clear: 0, propagation: libc::MS_PRIVATE, user_namespace: 0 };
+    let (mapped, user_namespace) = match ids {
+        Some(namespace) => (libc::MOUNT_ATTR_IDMAP, namespace.as_raw_fd() as u64),
+        None => (0, 0),
+    };
+    let attr = MountAttr { set: attributes.0 | mapped, clear: 0, propagation: libc::MS_PRIVATE, user_namespace };
     // SAFETY: mount_setattr(2) reads an empty C string and `size_of` bytes at `attr`, which is the kernel's
     // `struct mount_attr`, and keeps neither pointer.
     check_long(unsafe {
@@ -146,8 +154,9 @@ pub(super) fn close_on_exec_from(first: c_int) -> io::Result<()> {
 }
 
 /// Loads a seccomp program, given as `struct sock_filter[]`, for this thread and its children. Needs `CAP_SYS_ADMIN`,
-/// or `no_new_privs`, which would disable `sudo`.
-pub(super) fn load_filter(program: &[u8]) -> io::Result<()> {
+/// or `no_new_privs`, which would disable `sudo`. With `listens`, returns a descriptor for calls that the program leaves to
+/// whoever has it.
+pub(super) fn load_filter(program: &[u8], listens: bool) -> io::Result<Option<OwnedFd>> {
     let mut filter: Vec<libc::sock_filter> = program
         .chunks_exact(8)
         .map(|bytes| libc::sock_filter {
@@ -159,15 +168,83 @@ pub(super) fn load_filter(program: &[u8]) -> io::Result<()> {
         .collect();
     let len = u16::try_from(filter.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     let program = libc::sock_fprog { len, filter: filter.as_mut_ptr() };
-    // SAFETY: the kernel copies `len` instructions from `filter`, which has just that many and lives until the end
-    // of this function, and verifies them.
-    check_long(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) })
+    let load = |flags: c_ulong| {
+        // SAFETY: the kernel copies `len` instructions from `filter`, which has just that many and lives until the end
+        // of this function, and verifies them.
+        match unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) } {
+            -1 => Err(io::Error::last_os_error()),
+            result => Ok(result),
+        }
+    };
+    if !listens {
+        return load(0).map(|_| None);
+    }
+    let listen = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
+    // Signals wait until the call is answered, or it could be made twice. Linux before 5.19 cannot do that.
+    let listener = match load(listen | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => load(listen)?,
+        loaded => loaded?,
+    };
+    let listener = c_int::try_from(listener).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
+    // SAFETY: with this flag a success is a new descriptor, which nobody else owns.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(listener) }))
+}
+
+/// A system call that waits for an answer.
+pub(super) struct Notification {
+    pub(super) id: u64,
+    pub(super) pid: u32,
+    pub(super) arch: u32,
+    pub(super) number: u32,
+    pub(super) arguments: [u64; 6],
+}
+
+/// Returns a call that waits, or waits for one.
+pub(super) fn receive_notification(listener: BorrowedFd<'_>) -> io::Result<Notification> {
+    // SAFETY: `seccomp_notif` is integers; all zeroes are valid for it, and what the kernel wants.
+    let mut call: libc::seccomp_notif = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes a `seccomp_notif` at the pointer, a live local. (A newer kernel's may be longer only if the
+    // request's number, which holds the size, is another.)
+    check(unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut call) })?;
+    let libc::seccomp_data { nr, arch, args, .. } = call.data;
+    Ok(Notification { id: call.id, pid: call.pid, arch, number: nr.cast_unsigned(), arguments: args })
+}
+
+/// Fails if the call with this id no longer waits.
+pub(super) fn notification_is_valid(listener: BorrowedFd<'_>, id: u64) -> io::Result<()> {
+    // SAFETY: the kernel reads eight bytes at the pointer, a live local.
+    check(unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ID_VALID, &raw const id) })
+}
+
+/// Makes the call with this id return `errno`, or success if that is 0.
+pub(super) fn answer_notification(listener: BorrowedFd<'_>, id: u64, errno: c_int) -> io::Result<()> {
+    let mut answer = libc::seccomp_notif_resp { id, val: 0, error: -errno, flags: 0 };
+    // SAFETY: the kernel reads a `seccomp_notif_resp` at the pointer, a live local.
+    check(unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut answer) })
 }
 
 /// Removes capability number `capability` from the bounding set. `EINVAL`: this kernel has no such capability.
 pub(super) fn drop_from_bounding_set(capability: u32) -> io::Result<()> {
     // SAFETY: takes integers and touches no memory.
     check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, c_ulong::from(capability), 0, 0, 0) })
+}
+
+/// Makes what this process makes from now on belong to these users of the host. Its rights stay as they are.
+pub(super) fn make_files_as(uid: u32, gid: u32) -> io::Result<()> {
+    // SAFETY: both take an integer and touch no memory.
+    let now = unsafe {
+        libc::setfsgid(gid);
+        libc::setfsuid(uid);
+        // Neither call tells whether it failed. An invalid id changes nothing and returns the one that is.
+        (libc::setfsgid(u32::MAX).cast_unsigned(), libc::setfsuid(u32::MAX).cast_unsigned())
+    };
+    if now != (gid, uid) {
+        return Err(io::Error::from_raw_os_error(libc::EPERM));
+    }
+    // The kernel took the capabilities over files away with the 0; they are still permitted.
+    let sets = rustix::thread::capabilities(None)?;
+    let sets = CapabilitySets { effective: sets.permitted, ..sets };
+    Ok(set_capabilities(None, sets)?)
 }
 
 /// Becomes user and group `id`, with no capabilities but `kept`, which a program that is executed keeps too.

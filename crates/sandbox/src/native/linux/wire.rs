@@ -11,8 +11,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 use serde::{Deserialize, Serialize};
 
@@ -97,6 +97,26 @@ pub(super) fn send_with(socket: BorrowedFd<'_>, message: &[u8], descriptors: &[B
     Ok(sendmsg(socket, &[IoSlice::new(message)], &mut ancillary, SendFlags::NOSIGNAL)?)
 }
 
+/// Returns two ends of a link.
+pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
+}
+
+/// Receives one descriptor, or `None` if the other end was closed without sending one.
+pub(super) fn receive_descriptor(link: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    recvmsg(link, &mut [IoSliceMut::new(&mut [0])], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    Ok(descriptors(&mut ancillary).next())
+}
+
+fn descriptors<'a>(ancillary: &'a mut RecvAncillaryBuffer<'_>) -> impl Iterator<Item = OwnedFd> + 'a {
+    ancillary
+        .drain()
+        .filter_map(|message| if let RecvAncillaryMessage::ScmRights(rights) = message { Some(rights) } else { None })
+        .flatten()
+}
+
 /// Receives the plan and its descriptors, in the helper.
 pub(super) fn receive(socket: BorrowedFd<'_>) -> io::Result<(Plan, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
@@ -111,11 +131,7 @@ pub(super) fn receive(socket: BorrowedFd<'_>) -> io::Result<(Plan, Vec<OwnedFd>)
     if received.bytes != length.len() || received.flags.contains(ReturnFlags::CTRUNC) {
         return Err(io::Error::from_raw_os_error(libc::EBADMSG));
     }
-    let descriptors = ancillary
-        .drain()
-        .filter_map(|message| if let RecvAncillaryMessage::ScmRights(rights) = message { Some(rights) } else { None })
-        .flatten()
-        .collect();
+    let descriptors = descriptors(&mut ancillary).collect();
     let length = u32::from_ne_bytes(length) as usize;
     if length > MAX_PLAN {
         return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
