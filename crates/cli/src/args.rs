@@ -129,6 +129,9 @@ pub(crate) struct SandboxArgs {
     /// Lets steps wait for the disk when they ask for it, with fsync and its like
     #[arg(long)]
     pub(crate) no_fast_sync: bool,
+    /// Which system calls steps may make: `default`, `unconfined` (all), or a profile in Docker's format
+    #[arg(long, value_name = "FILE")]
+    pub(crate) seccomp: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) network: network::Choice,
     #[command(flatten)]
@@ -140,6 +143,7 @@ impl SandboxArgs {
     pub(crate) fn policy(&self) -> SandboxPolicy {
         SandboxPolicy {
             fast_sync: self.no_fast_sync.then_some(false),
+            seccomp: self.seccomp.clone(),
             network: self.network.clone(),
             limits: self.limits.clone(),
         }

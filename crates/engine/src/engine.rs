@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bstr::BString;
 use kiln_image::Fetcher;
-use kiln_sandbox::{Limits, Network, Sandbox, SecretBytes};
+use kiln_sandbox::{Limits, Network, Sandbox, Seccomp, SecretBytes};
 use kiln_spec::Spec;
 use kiln_store::{Snapshot, Store};
 use tokio::sync::{Semaphore, watch};
@@ -39,6 +39,8 @@ pub struct Isolation {
     /// Whether `fsync(2)` and its like do nothing in steps. A result is only offered again after a crash of the machine
     /// when it is known to be on the disk, so steps need not wait for the disk.
     pub fast_sync: bool,
+    /// Which system calls a step may make.
+    pub seccomp: Seccomp,
     /// What network a step sees that asks for the host's.
     pub network_host: Network,
     /// What the processes of a step may use together.
@@ -54,6 +56,7 @@ impl Default for Isolation {
     fn default() -> Self {
         Self {
             fast_sync: true,
+            seccomp: Seccomp::Default,
             network_host: Network::Host,
             limits: Limits::default(),
             timeout: None,

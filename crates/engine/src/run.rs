@@ -216,6 +216,7 @@ impl Command {
             mounts: mounts.collect(),
             limits: self.isolation.limits.clone(),
             user_namespace: UserNamespace::Host,
+            seccomp: self.isolation.seccomp.clone(),
             fast_sync: self.isolation.fast_sync,
             held: Vec::new(),
         })

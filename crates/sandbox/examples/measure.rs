@@ -6,7 +6,9 @@ use std::error::Error;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use kiln_sandbox::{ExitStatus, Limits, NativeSandbox, Network, Process, Root, Sandbox as _, User, UserNamespace};
+use kiln_sandbox::{
+    ExitStatus, Limits, NativeSandbox, Network, Process, Root, Sandbox as _, Seccomp, User, UserNamespace,
+};
 use tokio_util::sync::CancellationToken;
 
 #[tokio::main]
@@ -29,6 +31,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             mounts: Vec::new(),
             limits: Limits::default(),
             user_namespace: UserNamespace::Host,
+            seccomp: Seccomp::Default,
             fast_sync: true,
             held: Vec::new(),
         };

@@ -383,7 +383,7 @@ fn inner_path(path: &Path) -> Result<CString, SandboxError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Limits, Mount, SecretBytes, User, UserNamespace};
+    use crate::{Limits, Mount, Seccomp, SecretBytes, User, UserNamespace};
 
     fn process() -> Process {
         Process {
@@ -396,6 +396,7 @@ mod tests {
             mounts: Vec::new(),
             limits: Limits::default(),
             user_namespace: UserNamespace::Host,
+            seccomp: Seccomp::Default,
             fast_sync: false,
             held: Vec::new(),
         }

@@ -1,7 +1,8 @@
 //! The seccomp program: which system calls a step may make. Pure; the helper only loads the result.
 //!
 //! `table` says what is allowed and why; `arch` gives each architecture's numbers; `bpf` turns
-//! rules into a program and is tested by running it.
+//! rules into a program and is tested by running it. `profile` reads rules of the user's own instead, and `conditions` are
+//! what those ask about arguments.
 //!
 //! What it answers (`seccomp(2)`):
 //! * listed calls are allowed, a few after a look at an argument;
@@ -15,14 +16,22 @@
 
 mod arch;
 mod bpf;
+mod conditions;
+mod profile;
 mod table;
 
 pub(crate) use bpf::Instruction;
+pub(crate) use profile::{Host, version};
+pub use profile::{Profile, ProfileError};
 
 use arch::Arch;
+use bpf::Body;
+
+/// Longest program that the kernel takes (`BPF_MAXINSNS`).
+const MAX_INSTRUCTIONS: usize = 4096;
 
 /// What becomes of a system call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     /// It happens.
     Allow,
@@ -30,6 +39,10 @@ pub(crate) enum Action {
     Errno(u16),
     /// It depends on an argument.
     Check(Check),
+    /// Another answer of `linux/seccomp.h`, which only profiles give.
+    Other(u32),
+    /// It depends on arguments in a profile's way.
+    Cases(conditions::Cases),
 }
 
 /// A look at arguments. Only the low 32 bits are compared: the kernel itself ignores the others for these
@@ -56,6 +69,45 @@ pub(crate) fn program(fast_sync: bool) -> Vec<Instruction> {
     bpf::generate(arch::NATIVE, fast_sync)
 }
 
+/// Returns the program that refuses nothing; there is none unless something is to be skipped.
+pub(crate) fn unconfined(fast_sync: bool) -> Vec<Instruction> {
+    if !fast_sync {
+        return Vec::new();
+    }
+    let bodies = arch::NATIVE.iter().map(|arch| {
+        let mut rules = vec![Action::Allow; arch.newest as usize + 1];
+        skip_syncs(arch, &mut rules);
+        Body { arch, rules, newer: Action::Allow, x32: Action::Allow }
+    });
+    bpf::assemble(bodies, &Action::Allow)
+}
+
+/// Returns the program of a profile, or `None` if it is longer than the kernel takes.
+pub(crate) fn of_profile(profile: &Profile, host: (u32, u32), fast_sync: bool) -> Option<Vec<Instruction>> {
+    let program = assemble_profile(arch::NATIVE, profile, host, fast_sync);
+    (program.len() <= MAX_INSTRUCTIONS).then_some(program)
+}
+
+fn assemble_profile(arches: &[Arch], profile: &Profile, kernel: (u32, u32), fast_sync: bool) -> Vec<Instruction> {
+    let host = Host { arch: arch::GO, kernel, capabilities: crate::plan::CAPABILITIES };
+    let covered = arches.iter().enumerate().filter(|(index, arch)| profile.covers(arch, *index == 0));
+    let bodies = covered.map(|(_, arch)| {
+        let mut rules = profile.rules(arch, host);
+        if fast_sync {
+            skip_syncs(arch, &mut rules);
+        }
+        Body { arch, rules, newer: profile.newer(), x32: Action::Errno(table::ENOSYS) }
+    });
+    bpf::assemble(bodies, &Action::Errno(table::ENOSYS))
+}
+
+/// Makes the calls that wait for the disk succeed without effect.
+fn skip_syncs(arch: &Arch, rules: &mut [Action]) {
+    for number in table::SYNC.iter().filter_map(|name| arch.number(name)) {
+        rules[number as usize] = Action::Errno(0);
+    }
+}
+
 /// Returns `program` as the kernel's `struct sock_filter[]`.
 pub(crate) fn to_bytes(program: &[Instruction]) -> Vec<u8> {
     program.iter().flat_map(|instruction| instruction.to_bytes()).collect()
@@ -80,7 +132,7 @@ fn rules(arch: &Arch, fast_sync: bool) -> Vec<Action> {
     table::CHECKED.iter().for_each(|(name, check)| set(name, Action::Check(*check)));
     table::MISSING.iter().for_each(|name| set(name, Action::Errno(table::ENOSYS)));
     if fast_sync {
-        table::SYNC.iter().for_each(|name| set(name, Action::Errno(0)));
+        skip_syncs(arch, &mut rules);
     }
     rules
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use kiln_sandbox::{
-    ExitStatus, Limits, NativeSandbox, Network, Process, Root, Sandbox as _, SandboxError, User, UserNamespace,
+    ExitStatus, Limits, NativeSandbox, Network, Process, Root, Sandbox as _, SandboxError, Seccomp, User, UserNamespace,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -111,6 +111,7 @@ pub(crate) fn shell(script: &str) -> Process {
         mounts: Vec::new(),
         limits: Limits::default(),
         user_namespace: UserNamespace::Host,
+        seccomp: Seccomp::Default,
         fast_sync: false,
         held: Vec::new(),
     }

@@ -17,7 +17,7 @@ mod sys;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
-use kiln_sandbox::{Limits, NativeSandbox, Network, Process, Root, Sandbox as _, User, UserNamespace};
+use kiln_sandbox::{Limits, NativeSandbox, Network, Process, Root, Sandbox as _, Seccomp, User, UserNamespace};
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
@@ -89,6 +89,7 @@ async fn run(root: &str, helper: &str, script: &str, network: Network) -> ExitCo
         mounts: Vec::new(),
         limits: Limits::default(),
         user_namespace: UserNamespace::Host,
+        seccomp: Seccomp::Default,
         fast_sync: false,
         held: Vec::new(),
     };

@@ -64,7 +64,9 @@ impl<'a> Prepared<'a> {
         // Descriptors 0, 1, 2 and no others (CVE-2024-21626).
         sys::close_on_exec_from(3).at(Step::ConnectStdio)?;
         // Before CAP_SYS_ADMIN goes: without it the kernel wants no_new_privs, which would disable sudo.
-        sys::load_filter(&self.command.filter).at(Step::LoadFilter)?;
+        if !self.command.filter.is_empty() {
+            sys::load_filter(&self.command.filter).at(Step::LoadFilter)?;
+        }
         self.drop_privileges().at(Step::DropPrivileges)
     }
 

@@ -1,5 +1,6 @@
 //! The caller's side: starts a helper for each run and waits for its report.
 
+use std::borrow::Cow;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::cgroup::Cgroups;
 use super::{helper, mounts, wire};
 use crate::plan::{self, Attributes};
-use crate::{Ended, ExitStatus, Limit, Limits, Process, Root, Sandbox, SandboxError, Usage, filter};
+use crate::{Ended, ExitStatus, Limit, Limits, Process, Root, Sandbox, SandboxError, Seccomp, Usage, filter};
 
 /// Most bytes of reports; one takes a few dozen and a path.
 const MAX_REPORTS: u64 = 64 << 10;
@@ -77,6 +78,23 @@ impl NativeSandbox {
         self.cgroups.group(limits).map(drop)
     }
 
+    /// Returns the seccomp program for `process`, empty for none.
+    fn filter(&self, process: &Process) -> Result<Cow<'_, [u8]>, SandboxError> {
+        let fast_sync = process.fast_sync;
+        let program = match &process.seccomp {
+            Seccomp::Default => return Ok(Cow::Borrowed(&self.filters[usize::from(fast_sync)])),
+            Seccomp::Unconfined => filter::unconfined(fast_sync),
+            Seccomp::Profile(profile) => {
+                let release = rustix::system::uname();
+                let kernel = release.release().to_str().ok().and_then(filter::version).unwrap_or_default();
+                filter::of_profile(profile, kernel, fast_sync).ok_or(SandboxError::Invalid {
+                    what: "the seccomp profile compares more arguments than the kernel's 4096 instructions can",
+                })?
+            }
+        };
+        Ok(Cow::Owned(filter::to_bytes(&program)))
+    }
+
     /// Starts the helper. Its environment is empty, its signals are not the terminal's.
     fn start_helper(&self, link: OwnedFd) -> io::Result<Child> {
         let mut command = Command::new(format!("/proc/self/fd/{}", self.helper.as_raw_fd()));
@@ -100,8 +118,7 @@ impl Sandbox for NativeSandbox {
         }
         let group = self.cgroups.group(&process.limits)?;
         let (message, sent, mut link, mut child) = {
-            let (mut plan, descriptors) =
-                plan::plan(&root, process, output.as_fd(), &self.filters[usize::from(process.fast_sync)])?;
+            let (mut plan, descriptors) = plan::plan(&root, process, output.as_fd(), &self.filter(process)?)?;
             plan.cgroups = group.joins();
             let message = wire::encode(&plan)?;
             let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
