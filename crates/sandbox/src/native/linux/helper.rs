@@ -53,7 +53,7 @@ fn help(link: &OwnedFd) -> Result<(), Failure> {
     let descriptors = Descriptors::new(descriptors, &plan).at(Step::ReceivePlan)?;
     let cgroups = cgroup::open_joins(&plan.cgroups)?;
     // Before the namespaces, since it is to be outside of them.
-    let companion = Companion::start(&plan, &thread)?;
+    let (descriptors, companion) = Companion::start(&plan, descriptors, &thread)?;
     make_namespaces(&plan).at(Step::MakeNamespaces)?;
     companion.as_ref().map_or(Ok(()), Companion::connect)?;
     let myself = pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).at(Step::Fork)?;
