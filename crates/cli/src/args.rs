@@ -136,6 +136,9 @@ pub(crate) struct SandboxArgs {
     /// Lets steps make user namespaces, as `unshare -r` and bubblewrap do, if they have users of their own
     #[arg(long)]
     pub(crate) allow_userns: bool,
+    /// Which system calls steps may make: `default`, `unconfined` (all), or a profile in Docker's format
+    #[arg(long, value_name = "FILE")]
+    pub(crate) seccomp: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) network: network::Choice,
     #[command(flatten)]
@@ -159,6 +162,7 @@ impl SandboxArgs {
             fast_sync: self.no_fast_sync.then_some(false),
             userns: self.userns,
             allow_userns: self.allow_userns.then_some(true),
+            seccomp: self.seccomp.clone(),
             network: self.network.clone(),
             limits: self.limits.clone(),
         }

@@ -16,6 +16,7 @@ use crate::args::{self, Free, Userns};
 use crate::exit::Failure;
 use crate::limits;
 use crate::network;
+use crate::seccomp;
 use crate::settings::directory;
 
 /// What config.toml holds.
@@ -35,6 +36,7 @@ pub(crate) struct SandboxPolicy {
     pub(crate) fast_sync: Option<bool>,
     pub(crate) userns: Option<Userns>,
     pub(crate) allow_userns: Option<bool>,
+    pub(crate) seccomp: Option<PathBuf>,
     #[serde(flatten)]
     pub(crate) network: network::Choice,
     #[serde(flatten)]
@@ -50,13 +52,14 @@ impl SandboxPolicy {
             fast_sync: after.fast_sync.or(before.fast_sync),
             userns: after.userns.or(before.userns),
             allow_userns: after.allow_userns.or(before.allow_userns),
+            seccomp: after.seccomp.or(before.seccomp),
             network: after.network.or(before.network),
             limits: after.limits.or(before.limits),
         }))
     }
 
-    /// Returns what it comes to.
-    pub(crate) fn isolation(&self) -> Isolation {
+    /// Returns what it comes to. Reads the seccomp profile if one is named.
+    pub(crate) fn isolation(&self) -> Result<Isolation, Failure> {
         let mut isolation = Isolation::default();
         isolation.fast_sync = self.fast_sync.unwrap_or(isolation.fast_sync);
         isolation.user_ids = match self.userns {
@@ -64,9 +67,12 @@ impl SandboxPolicy {
             Some(Userns::Auto) | None => UserIds::Own,
         };
         isolation.allow_namespaces = self.allow_userns.unwrap_or(isolation.allow_namespaces);
+        if let Some(named) = &self.seccomp {
+            isolation.seccomp = seccomp::read(named)?;
+        }
         self.network.set(&mut isolation);
         self.limits.set(&mut isolation);
-        isolation
+        Ok(isolation)
     }
 }
 
@@ -169,7 +175,7 @@ mod tests {
     fn limits_stand_beside_the_rest_and_what_is_unknown_is_an_error() {
         let policy = toml::from_str::<Config>("[sandbox]\nfast_sync = false\nmemory = \"1G\"").unwrap().sandbox;
         assert_eq!(policy.fast_sync, Some(false));
-        assert_eq!(policy.isolation().limits.memory_bytes, Some(1 << 30));
+        assert_eq!(policy.isolation().unwrap().limits.memory_bytes, Some(1 << 30));
         for (text, said) in [("[sandbox]\nmemry = \"1G\"", "memry"), ("[sandbox]\nmemory = \"x\"", "`x` is not a size")]
         {
             let error = toml::from_str::<Config>(text).unwrap_err();

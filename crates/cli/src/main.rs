@@ -9,6 +9,7 @@ mod limits;
 mod network;
 mod output;
 mod render;
+mod seccomp;
 mod settings;
 
 use std::process::ExitCode;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bstr::BString;
 use kiln_image::Fetcher;
-use kiln_sandbox::{Limits, Network, Sandbox, SecretBytes};
+use kiln_sandbox::{Limits, Network, Sandbox, Seccomp, SecretBytes};
 use kiln_spec::Spec;
 use kiln_store::{Snapshot, Store};
 use tokio::sync::{Semaphore, watch};
@@ -43,6 +43,8 @@ pub struct Isolation {
     pub user_ids: UserIds,
     /// Whether steps with ids of their own may make namespaces, as `unshare -r` and bubblewrap do.
     pub allow_namespaces: bool,
+    /// Which system calls a step may make.
+    pub seccomp: Seccomp,
     /// What network a step sees that asks for the host's.
     pub network_host: Network,
     /// What the processes of a step may use together.
@@ -60,6 +62,7 @@ impl Default for Isolation {
             fast_sync: true,
             user_ids: UserIds::Own,
             allow_namespaces: false,
+            seccomp: Seccomp::Default,
             network_host: Network::Host,
             limits: Limits::default(),
             timeout: None,

@@ -223,6 +223,7 @@ impl Command {
             limits: self.isolation.limits.clone(),
             allow_namespaces: self.isolation.allow_namespaces && user_namespace.mapped().is_some(),
             user_namespace,
+            seccomp: self.isolation.seccomp.clone(),
             fast_sync: self.isolation.fast_sync,
             held: Vec::new(),
         })

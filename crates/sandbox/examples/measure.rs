@@ -6,7 +6,9 @@ use std::error::Error;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use kiln_sandbox::{ExitStatus, Limits, NativeSandbox, Network, Process, Root, Sandbox as _, User, UserNamespace};
+use kiln_sandbox::{
+    ExitStatus, Limits, NativeSandbox, Network, Process, Root, Sandbox as _, Seccomp, User, UserNamespace,
+};
 use tokio_util::sync::CancellationToken;
 
 #[tokio::main]
@@ -34,6 +36,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             limits: Limits::default(),
             user_namespace: user_namespace.clone(),
             allow_namespaces: false,
+            seccomp: Seccomp::Default,
             fast_sync: true,
             held: Vec::new(),
         };

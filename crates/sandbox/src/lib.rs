@@ -24,8 +24,9 @@ mod process;
 mod reach;
 
 pub use error::{SandboxError, Step};
+pub use filter::{Profile, ProfileError};
 pub use ids::MappedIds;
 pub use limits::{Ended, Limit, Limits, Usage};
 pub use native::{NativeSandbox, run_helper_if_asked};
 pub use network::{Cidr, Network, PROXY_PORT, ParseNetworkError, Proxy};
-pub use process::{ExitStatus, Mount, Process, Root, Sandbox, SecretBytes, Source, User, UserNamespace};
+pub use process::{ExitStatus, Mount, Process, Root, Sandbox, Seccomp, SecretBytes, Source, User, UserNamespace};

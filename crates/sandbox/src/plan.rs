@@ -414,7 +414,7 @@ fn inner_path(path: &Path) -> Result<CString, SandboxError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Limits, Mount, SecretBytes, User, UserNamespace};
+    use crate::{Limits, Mount, Seccomp, SecretBytes, User, UserNamespace};
 
     fn process() -> Process {
         Process {
@@ -428,6 +428,7 @@ mod tests {
             limits: Limits::default(),
             user_namespace: UserNamespace::Host,
             allow_namespaces: false,
+            seccomp: Seccomp::Default,
             fast_sync: false,
             held: Vec::new(),
         }

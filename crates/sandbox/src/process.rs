@@ -9,7 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Ended, Limits, MappedIds, Network, SandboxError};
+use crate::{Ended, Limits, MappedIds, Network, Profile, SandboxError};
 
 /// Runs processes, each in its own isolation.
 ///
@@ -86,6 +86,8 @@ pub struct Process {
     /// Whether it may make namespaces, with a user namespace below its own, and mount what it likes in there. Only with
     /// [`UserNamespace::Mapped`].
     pub allow_namespaces: bool,
+    /// Which system calls it may make.
+    pub seccomp: Seccomp,
     /// Whether `fsync(2)` and its like succeed without doing anything.
     pub fast_sync: bool,
     /// Descriptors kept open while any part of the sandbox lives (for instance a lock), even if the caller is
@@ -100,6 +102,18 @@ pub struct User {
     pub uid: u32,
     /// Group id.
     pub gid: u32,
+}
+
+/// Which system calls a process may make.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Seccomp {
+    /// Those that builds need and that act on nothing but the sandbox.
+    #[default]
+    Default,
+    /// All. What then holds it are namespaces, mounts and capabilities.
+    Unconfined,
+    /// Those of a profile.
+    Profile(Arc<Profile>),
 }
 
 /// Which user namespace a process is in.

@@ -47,7 +47,7 @@ pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> 
     let store = Arc::new(open_store(&arguments.store)?.with_digests(arguments.verify));
     let sandbox = Arc::new(NativeSandbox::new("/proc/self/exe")?);
     let policy_of_steps = arguments.sandbox.policy().with_files(arguments.config.config.as_deref())?;
-    let mut isolation = policy_of_steps.isolation();
+    let mut isolation = policy_of_steps.isolation()?;
     policy_of_steps.limits.check(&mut isolation, &sandbox, |text| tell.tell(text))?;
     let settings = Settings { jobs: arguments.jobs.map_or_else(default_jobs, usize::from), isolation };
     let engine = Engine::new(Arc::clone(&store), sandbox, Arc::new(images.clone()), settings);

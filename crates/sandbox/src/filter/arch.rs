@@ -7,6 +7,8 @@ pub(super) struct Arch {
     /// For messages of tests.
     #[cfg(test)]
     pub(super) label: &'static str,
+    /// What profiles call it.
+    pub(super) libseccomp: &'static str,
     /// `AUDIT_ARCH_*` of `linux/audit.h`: the machine of the ELF header, with bits for 64-bit and little-endian.
     pub(super) audit: u32,
     pub(super) big_endian: bool,
@@ -31,10 +33,11 @@ impl Arch {
 }
 
 macro_rules! arch {
-    ($constant:ident, $module:ident, $audit:expr, $big_endian:expr, $clone_flags:expr, $private:expr) => {
+    ($constant:ident, $module:ident, $libseccomp:literal, $audit:expr, $big_endian:expr, $clone_flags:expr, $private:expr) => {
         pub(super) const $constant: Arch = Arch {
             #[cfg(test)]
             label: stringify!($module),
+            libseccomp: concat!("SCMP_ARCH_", $libseccomp),
             audit: $audit,
             big_endian: $big_endian,
             clone_flags: $clone_flags,
@@ -49,15 +52,15 @@ macro_rules! arch {
 const BITS_64: u32 = 0x8000_0000;
 const LITTLE_ENDIAN: u32 = 0x4000_0000;
 
-arch!(X86_64, x86_64, 62 | BITS_64 | LITTLE_ENDIAN, false, 0, None);
-arch!(X86, x86, 3 | LITTLE_ENDIAN, false, 0, None);
-arch!(AARCH64, aarch64, 183 | BITS_64 | LITTLE_ENDIAN, false, 0, None);
+arch!(X86_64, x86_64, "X86_64", 62 | BITS_64 | LITTLE_ENDIAN, false, 0, None);
+arch!(X86, x86, "X86", 3 | LITTLE_ENDIAN, false, 0, None);
+arch!(AARCH64, aarch64, "AARCH64", 183 | BITS_64 | LITTLE_ENDIAN, false, 0, None);
 // breakpoint, cacheflush, usr26, usr32, set_tls, get_tls: arch/arm/include/uapi/asm/unistd.h.
-arch!(ARM, arm, 40 | LITTLE_ENDIAN, false, 0, Some((0x000f_0001, 0x000f_0006)));
-arch!(PPC64LE, powerpc64, 21 | BITS_64 | LITTLE_ENDIAN, false, 0, None);
+arch!(ARM, arm, "ARM", 40 | LITTLE_ENDIAN, false, 0, Some((0x000f_0001, 0x000f_0006)));
+arch!(PPC64LE, powerpc64, "PPC64LE", 21 | BITS_64 | LITTLE_ENDIAN, false, 0, None);
 // clone(2): on s390x the stack comes first.
-arch!(S390X, s390x, 22 | BITS_64, true, 1, None);
-arch!(RISCV64, riscv64, 243 | BITS_64 | LITTLE_ENDIAN, false, 0, None);
+arch!(S390X, s390x, "S390X", 22 | BITS_64, true, 1, None);
+arch!(RISCV64, riscv64, "RISCV64", 243 | BITS_64 | LITTLE_ENDIAN, false, 0, None);
 
 /// Every architecture with a table; tests cover all of them on any machine.
 #[cfg(test)]
@@ -77,4 +80,17 @@ pub(super) const NATIVE: &[Arch] = if cfg!(target_arch = "x86_64") {
     &[RISCV64]
 } else {
     &[]
+};
+
+/// What Go calls this machine's processor, and profiles with it.
+pub(super) const GO: &str = if cfg!(target_arch = "x86_64") {
+    "amd64"
+} else if cfg!(target_arch = "aarch64") {
+    "arm64"
+} else if cfg!(target_arch = "powerpc64") {
+    "ppc64le"
+} else if cfg!(target_arch = "s390x") {
+    "s390x"
+} else {
+    "riscv64"
 };

@@ -6,7 +6,7 @@
 
 use super::arch::Arch;
 use super::table;
-use super::{Action, Asked, Check, rules};
+use super::{Action, Asked, Check, conditions, rules};
 
 /// `struct sock_filter`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +22,7 @@ const LOAD: u16 = 0x20;
 const AND: u16 = 0x54;
 const JUMP: u16 = 0x05;
 const JUMP_EQUAL: u16 = 0x15;
+const JUMP_GREATER: u16 = 0x25;
 const JUMP_GREATER_OR_EQUAL: u16 = 0x35;
 const JUMP_ANY_BIT: u16 = 0x45;
 const RETURN: u16 = 0x06;
@@ -66,41 +67,59 @@ fn allow() -> Instruction {
 
 /// Returns the program that applies the tables to `arches`, tried in this order.
 pub(super) fn generate(arches: &[Arch], asked: Asked) -> Vec<Instruction> {
+    let missing = || Action::Errno(table::ENOSYS);
+    let body = |arch| Body { arch, rules: rules(arch, asked), newer: missing(), x32: missing() };
+    assemble(arches.iter().map(body), &missing())
+}
+
+/// What becomes of one architecture's calls.
+pub(super) struct Body<'a> {
+    pub(super) arch: &'a Arch,
+    /// By number, up to the newest known.
+    pub(super) rules: Vec<Action>,
+    /// Above those.
+    pub(super) newer: Action,
+    /// Of the x32 ABI, whose numbers have bit 30 set.
+    pub(super) x32: Action,
+}
+
+/// Returns the program that decides by these, tried in this order; what no architecture fits becomes `foreign`.
+pub(super) fn assemble<'a>(bodies: impl Iterator<Item = Body<'a>>, foreign: &Action) -> Vec<Instruction> {
     let mut program = vec![plain(LOAD, ARCH)];
-    for arch in arches {
-        let body = body(arch, &rules(arch, asked));
-        program.push(branch(JUMP_EQUAL, arch.audit, 1, 0));
-        program.push(plain(JUMP, length(&body)));
-        program.extend(body);
+    for body in bodies {
+        let code = body.code();
+        program.push(branch(JUMP_EQUAL, body.arch.audit, 1, 0));
+        program.push(plain(JUMP, length(&code)));
+        program.extend(code);
     }
-    program.push(errno(table::ENOSYS));
+    program.extend(simple(foreign));
     program
 }
 
-/// Decides one architecture's call; every path through it ends in a return.
-fn body(arch: &Arch, rules: &[Action]) -> Vec<Instruction> {
-    let mut ranges: Vec<(u32, Action)> = Vec::new();
-    let numbers = (0_u32..).zip(rules.iter().copied());
-    let private = arch
-        .private
-        .iter()
-        .flat_map(|(first, last)| [(*first, Action::Allow), (*last + 1, Action::Errno(table::ENOSYS))]);
-    // Above the table everything is newer than it. This includes x32, whose numbers have bit 30 set.
-    let newer = [(arch.newest + 1, Action::Errno(table::ENOSYS))];
-    for (number, action) in numbers.chain(newer).chain(private) {
-        if ranges.last().is_none_or(|(_, last)| *last != action) {
-            ranges.push((number, action));
+impl Body<'_> {
+    /// Decides one architecture's call; every path through it ends in a return.
+    fn code(&self) -> Vec<Instruction> {
+        const X32: u32 = 0x4000_0000;
+        let Self { arch, rules, newer, x32 } = self;
+        let mut ranges: Vec<(u32, &Action)> = Vec::new();
+        let numbers = (0_u32..).zip(rules);
+        let private = arch.private.iter().flat_map(|(first, last)| [(*first, &Action::Allow), (*last + 1, newer)]);
+        // Above the table everything is newer than it.
+        for (number, action) in numbers.chain([(arch.newest + 1, newer)]).chain(private).chain([(X32, x32)]) {
+            if ranges.last().is_none_or(|(_, last)| *last != action) {
+                ranges.push((number, action));
+            }
         }
+        let mut code = vec![plain(LOAD, NUMBER)];
+        code.extend(search(arch, &ranges));
+        code
     }
-    let mut body = vec![plain(LOAD, NUMBER)];
-    body.extend(search(arch, &ranges));
-    body
 }
 
 /// Searches `ranges`, each given by its first number, for the one in the accumulator.
-fn search(arch: &Arch, ranges: &[(u32, Action)]) -> Vec<Instruction> {
+fn search(arch: &Arch, ranges: &[(u32, &Action)]) -> Vec<Instruction> {
     if let [(_, action)] = ranges {
-        return decide(arch, *action);
+        return decide(arch, action);
     }
     let (low, high) = ranges.split_at(ranges.len() / 2);
     let below = search(arch, low);
@@ -118,12 +137,42 @@ fn length(program: &[Instruction]) -> u32 {
     u32::try_from(program.len()).expect("programs are short")
 }
 
-fn decide(arch: &Arch, action: Action) -> Vec<Instruction> {
-    // The low half of a 64-bit argument.
-    let argument = |index: u8| plain(LOAD, ARGUMENTS + 8 * u32::from(index) + if arch.big_endian { 4 } else { 0 });
+/// Loads half of an argument.
+pub(super) fn argument(arch: &Arch, index: u8, high: bool) -> Instruction {
+    plain(LOAD, ARGUMENTS + 8 * u32::from(index) + if arch.big_endian == high { 0 } else { 4 })
+}
+
+pub(super) fn and(mask: u32) -> Instruction {
+    plain(AND, mask)
+}
+
+pub(super) fn equal(value: u32, if_true: u8, if_false: u8) -> Instruction {
+    branch(JUMP_EQUAL, value, if_true, if_false)
+}
+
+pub(super) fn greater(value: u32, if_true: u8, if_false: u8) -> Instruction {
+    branch(JUMP_GREATER, value, if_true, if_false)
+}
+
+pub(super) fn greater_or_equal(value: u32, if_true: u8, if_false: u8) -> Instruction {
+    branch(JUMP_GREATER_OR_EQUAL, value, if_true, if_false)
+}
+
+/// Decides what depends on nothing.
+fn simple(action: &Action) -> Option<Instruction> {
     match action {
-        Action::Allow => vec![allow()],
-        Action::Errno(number) => vec![errno(number)],
+        Action::Allow => Some(allow()),
+        Action::Errno(number) => Some(errno(*number)),
+        Action::Other(answer) => Some(plain(RETURN, *answer)),
+        Action::Check(_) | Action::Cases(_) => None,
+    }
+}
+
+pub(super) fn decide(arch: &Arch, action: &Action) -> Vec<Instruction> {
+    let argument = |index: u8| argument(arch, index, false);
+    match action {
+        Action::Allow | Action::Errno(_) | Action::Other(_) => simple(action).into_iter().collect(),
+        Action::Cases(cases) => conditions::decide(arch, cases),
         Action::Check(Check::Clone) => vec![
             argument(arch.clone_flags),
             branch(JUMP_ANY_BIT, table::NEW_NAMESPACES, 0, 1),
@@ -140,7 +189,7 @@ fn decide(arch: &Arch, action: Action) -> Vec<Instruction> {
             allow(),
         ],
         Action::Check(Check::Node { mode }) => vec![
-            argument(mode),
+            argument(*mode),
             plain(AND, table::FILE_KIND),
             branch(JUMP_EQUAL, table::DEVICES[0], 2, 0),
             branch(JUMP_EQUAL, table::DEVICES[1], 1, 0),
@@ -176,16 +225,16 @@ fn decide(arch: &Arch, action: Action) -> Vec<Instruction> {
     }
 }
 
+/// The kernel's part, for tests.
 #[cfg(test)]
-mod tests {
-    use super::super::arch::{self, ALL, X86, X86_64};
+pub(super) mod machine {
     use super::*;
 
     /// `struct seccomp_data` as the program sees it: words by offset.
-    struct Call<'a> {
-        arch: &'a Arch,
-        number: u32,
-        arguments: [u64; 6],
+    pub(in super::super) struct Call<'a> {
+        pub(in super::super) arch: &'a Arch,
+        pub(in super::super) number: u32,
+        pub(in super::super) arguments: [u64; 6],
     }
 
     impl Call<'_> {
@@ -203,7 +252,7 @@ mod tests {
     }
 
     /// Runs `program` as the kernel does. Fails the test on what its verifier would refuse.
-    fn interpret(program: &[Instruction], call: &Call<'_>) -> u32 {
+    pub(in super::super) fn interpret(program: &[Instruction], call: &Call<'_>) -> u32 {
         let (mut accumulator, mut at) = (0, 0_usize);
         loop {
             let Instruction { code, if_true, if_false, operand } = program[at];
@@ -214,6 +263,7 @@ mod tests {
                 AND => accumulator &= operand,
                 JUMP => at += operand as usize,
                 JUMP_EQUAL => jump(accumulator == operand),
+                JUMP_GREATER => jump(accumulator > operand),
                 JUMP_GREATER_OR_EQUAL => jump(accumulator >= operand),
                 JUMP_ANY_BIT => jump(accumulator & operand != 0),
                 RETURN => return operand,
@@ -221,6 +271,13 @@ mod tests {
             }
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::arch::{self, ALL, X86, X86_64};
+    use super::machine::{Call, interpret};
+    use super::*;
 
     fn answer(arches: &[Arch], arch: &Arch, number: u32, arguments: [u64; 6]) -> u32 {
         interpret(&generate(arches, Asked::default()), &Call { arch, number, arguments })
@@ -239,7 +296,7 @@ mod tests {
                     let expected = match rule {
                         Action::Allow => RET_ALLOW,
                         Action::Errno(errno) => refused(errno),
-                        Action::Check(_) => continue,
+                        Action::Check(_) | Action::Other(_) | Action::Cases(_) => continue,
                     };
                     let got = interpret(&program, &Call { arch, number, arguments: [u64::MAX; 6] });
                     assert_eq!(got, expected, "{} {number}", arch.label);

@@ -1,7 +1,8 @@
 //! The seccomp program: which system calls a step may make. Pure; the helper only loads the result.
 //!
 //! `table` says what is allowed and why; `arch` gives each architecture's numbers; `bpf` turns
-//! rules into a program and is tested by running it.
+//! rules into a program and is tested by running it. `profile` reads rules of the user's own instead, and `conditions` are
+//! what those ask about arguments.
 //!
 //! What it answers (`seccomp(2)`):
 //! * listed calls are allowed, a few after a look at an argument;
@@ -15,17 +16,27 @@
 
 mod arch;
 mod bpf;
+mod conditions;
+mod profile;
 mod table;
 
+use std::borrow::Cow;
 use std::sync::OnceLock;
 
-use arch::Arch;
-use bpf::Instruction;
+pub(crate) use bpf::Instruction;
+pub(crate) use profile::{Host, version};
+pub use profile::{Profile, ProfileError};
 
-use crate::Process;
+use arch::Arch;
+use bpf::Body;
+
+use crate::{Process, SandboxError, Seccomp};
+
+/// Longest program that the kernel takes (`BPF_MAXINSNS`).
+const MAX_INSTRUCTIONS: usize = 4096;
 
 /// What becomes of a system call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     /// It happens.
     Allow,
@@ -33,6 +44,10 @@ pub(crate) enum Action {
     Errno(u16),
     /// It depends on an argument.
     Check(Check),
+    /// Another answer of `linux/seccomp.h`, which only profiles give.
+    Other(u32),
+    /// It depends on arguments in a profile's way.
+    Cases(conditions::Cases),
 }
 
 /// A look at arguments. Only the low 32 bits are compared: the kernel itself ignores the others for these
@@ -68,6 +83,11 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
+    /// Returns what makes the longest program.
+    fn all() -> Self {
+        Self { fast_sync: true, asks_for_nodes: true, allows_namespaces: true }
+    }
+
     /// Returns what a process asks for.
     pub(crate) fn by(process: &Process) -> Self {
         Self {
@@ -83,19 +103,86 @@ impl Asked {
 pub(crate) struct Filters([OnceLock<Vec<u8>>; 8]);
 
 impl Filters {
-    pub(crate) fn get(&self, asked: Asked) -> &[u8] {
+    /// Returns the program for `process`, empty for none.
+    pub(crate) fn program(&self, process: &Process) -> Result<Cow<'_, [u8]>, SandboxError> {
+        let asked = Asked::by(process);
+        let program = match &process.seccomp {
+            Seccomp::Default => return Ok(Cow::Borrowed(self.get(asked))),
+            Seccomp::Unconfined => unconfined(asked),
+            Seccomp::Profile(profile) => {
+                let release = rustix::system::uname();
+                let kernel = release.release().to_str().ok().and_then(version).unwrap_or_default();
+                of_profile(profile, kernel, asked).ok_or(SandboxError::Invalid {
+                    what: "the seccomp profile compares more arguments than the kernel's 4096 instructions can",
+                })?
+            }
+        };
+        Ok(Cow::Owned(to_bytes(&program)))
+    }
+
+    fn get(&self, asked: Asked) -> &[u8] {
         let bits = [asked.fast_sync, asked.asks_for_nodes, asked.allows_namespaces];
         let index = bits.into_iter().fold(0, |index, bit| 2 * index + usize::from(bit));
-        self.0[index].get_or_init(|| {
-            let program = bpf::generate(arch::NATIVE, asked);
-            program.into_iter().flat_map(Instruction::to_bytes).collect()
-        })
+        self.0[index].get_or_init(|| to_bytes(&bpf::generate(arch::NATIVE, asked)))
     }
 }
 
 /// Returns what the system call with this number is called on one of this machine's architectures (`AUDIT_ARCH_*`).
 pub(crate) fn name(arch: u32, number: u32) -> Option<&'static str> {
     arch::NATIVE.iter().find(|native| native.audit == arch)?.name(number)
+}
+
+/// Returns the program that refuses nothing; there is none unless something is to be answered for the kernel.
+fn unconfined(asked: Asked) -> Vec<Instruction> {
+    if !asked.fast_sync && !asked.asks_for_nodes {
+        return Vec::new();
+    }
+    let bodies = arch::NATIVE.iter().map(|arch| {
+        let mut rules = vec![Action::Allow; arch.newest as usize + 1];
+        answer_ourselves(arch, &mut rules, asked);
+        Body { arch, rules, newer: Action::Allow, x32: Action::Allow }
+    });
+    bpf::assemble(bodies, &Action::Allow)
+}
+
+/// Returns the program of a profile, or `None` if it is longer than the kernel takes.
+fn of_profile(profile: &Profile, kernel: (u32, u32), asked: Asked) -> Option<Vec<Instruction>> {
+    let program = assemble_profile(arch::NATIVE, profile, kernel, asked);
+    (program.len() <= MAX_INSTRUCTIONS).then_some(program)
+}
+
+fn assemble_profile(arches: &[Arch], profile: &Profile, kernel: (u32, u32), asked: Asked) -> Vec<Instruction> {
+    let host = Host { arch: arch::GO, kernel, capabilities: crate::plan::CAPABILITIES };
+    let covered = arches.iter().enumerate().filter(|(index, arch)| profile.covers(arch, *index == 0));
+    let bodies = covered.map(|(_, arch)| {
+        let mut rules = profile.rules(arch, host);
+        answer_ourselves(arch, &mut rules, asked);
+        Body { arch, rules, newer: profile.newer(), x32: Action::Errno(table::ENOSYS) }
+    });
+    bpf::assemble(bodies, &Action::Errno(table::ENOSYS))
+}
+
+/// Takes from the kernel what it would do otherwise than asked: waiting for the disk, whatever the rules say, and device
+/// nodes, where they allow them.
+fn answer_ourselves(arch: &Arch, rules: &mut [Action], asked: Asked) {
+    if asked.asks_for_nodes {
+        for (number, mode) in table::NODES.iter().filter_map(|(name, mode)| Some((arch.number(name)?, *mode))) {
+            let rule = &mut rules[number as usize];
+            if *rule == Action::Allow {
+                *rule = Action::Check(Check::Node { mode });
+            }
+        }
+    }
+    if asked.fast_sync {
+        for number in table::SYNC.iter().filter_map(|name| arch.number(name)) {
+            rules[number as usize] = Action::Errno(0);
+        }
+    }
+}
+
+/// Returns `program` as the kernel's `struct sock_filter[]`.
+fn to_bytes(program: &[Instruction]) -> Vec<u8> {
+    program.iter().flat_map(|instruction| instruction.to_bytes()).collect()
 }
 
 /// Returns what becomes of each system call number of `arch`, from 0 to the newest known.
@@ -119,12 +206,7 @@ fn rules(arch: &Arch, asked: Asked) -> Vec<Action> {
     if asked.allows_namespaces {
         table::NAMESPACES.iter().for_each(|name| set(name, Action::Allow));
     }
-    if asked.asks_for_nodes {
-        table::NODES.iter().for_each(|(name, mode)| set(name, Action::Check(Check::Node { mode: *mode })));
-    }
-    if asked.fast_sync {
-        table::SYNC.iter().for_each(|name| set(name, Action::Errno(0)));
-    }
+    answer_ourselves(arch, &mut rules, asked);
     rules
 }
 
@@ -156,7 +238,7 @@ mod tests {
         for arch in arch::ALL {
             for name in table::NAMESPACES {
                 let Some(number) = arch.number(name) else { continue };
-                let rule = |asked| rules(arch, asked)[number as usize];
+                let rule = |asked| rules(arch, asked)[number as usize].clone();
                 assert_eq!(rule(allowed), Action::Allow, "{name} on {}", arch.label);
                 assert_ne!(rule(Asked::default()), Action::Allow, "{name} on {}", arch.label);
             }

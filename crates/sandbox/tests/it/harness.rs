@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::LazyLock;
 
 use kiln_sandbox::{
-    ExitStatus, Limits, NativeSandbox, Network, Process, Root, Sandbox as _, SandboxError, User, UserNamespace,
+    ExitStatus, Limits, NativeSandbox, Network, Process, Root, Sandbox as _, SandboxError, Seccomp, User, UserNamespace,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -134,6 +134,7 @@ pub(crate) fn shell(script: &str) -> Process {
         limits: Limits::default(),
         user_namespace: user_namespace(),
         allow_namespaces: false,
+        seccomp: Seccomp::Default,
         fast_sync: false,
         held: Vec::new(),
     }

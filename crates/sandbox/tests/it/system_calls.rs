@@ -1,7 +1,11 @@
 //! The system call filter, asked by the probe. Numbers and arguments are such that without the
 //! filter the answer would be another.
 
-use crate::harness::{Jail, shell};
+use std::sync::Arc;
+
+use kiln_sandbox::{ExitStatus, Profile, Seccomp};
+
+use crate::harness::{BUILDER, Jail, MAPPED, shell};
 use crate::needs_sandbox;
 
 const EPERM: &str = "errno 1";
@@ -12,9 +16,14 @@ const EAFNOSUPPORT: &str = "errno 97";
 
 /// Makes each call in one sandbox as root and compares.
 async fn answers(calls: &[(String, &str)], fast_sync: bool) {
+    answers_under(Seccomp::Default, calls, fast_sync).await;
+}
+
+async fn answers_under(seccomp: Seccomp, calls: &[(String, &str)], fast_sync: bool) {
     let script: String = calls.iter().map(|(call, _)| format!("/probe call {call}\n")).collect();
     let mut process = shell(&script);
     process.fast_sync = fast_sync;
+    process.seccomp = seccomp;
     let output = Jail::new().with_probe().ok(&process).await;
     assert_eq!(output.lines().count(), calls.len(), "{output}");
     for ((call, expected), answer) in calls.iter().zip(output.lines()) {
@@ -167,4 +176,86 @@ async fn the_other_abis_of_the_processor_are_no_way_around() {
         ("i386 359 40 1 0".to_owned(), EAFNOSUPPORT),
     ];
     answers(&calls, false).await;
+}
+
+/// A profile as Docker's: an allow-list by name, with terms of all kinds.
+fn profile() -> Seccomp {
+    Seccomp::Profile(Arc::new(Profile::parse(include_str!("../profiles/builds.json")).unwrap()))
+}
+
+#[tokio::test]
+async fn a_profile_decides_what_is_refused_and_how() {
+    needs_sandbox!();
+    let user = libc::CLONE_NEWUSER | libc::SIGCHLD;
+    let calls = [
+        (native(libc::SYS_getpid, ""), "ok"),
+        (native(libc::SYS_mount, "0 0 0 0 0"), EPERM),
+        (native(libc::SYS_unshare, &format!("{}", libc::CLONE_NEWUSER)), EPERM),
+        (native(libc::SYS_clone, &format!("{user} 0 0 0 0")), EPERM),
+        (native(libc::SYS_clone3, "0 0"), ENOSYS),
+        (native(libc::SYS_keyctl, "-1 0 0 0 0"), EPERM),
+        (native(libc::SYS_acct, "0"), "errno 13"),
+        (native(libc::SYS_memfd_create, "0 0"), EPERM),
+        (native(libc::SYS_personality, "8"), "ok"),
+        (native(libc::SYS_personality, "0x400000"), EPERM),
+        (native(libc::SYS_socket, "40 1 0"), EPERM),
+        (native(libc::SYS_socket, "2 1 0"), "ok"),
+        (native(libc::SYS_ptrace, "0 0 0 0"), "ok"),
+        (native(libc::SYS_fsync, "-1"), EBADF),
+        (native(999, ""), ENOSYS),
+    ];
+    answers_under(profile(), &calls, false).await;
+    answers_under(profile(), &[(native(libc::SYS_fsync, "-1"), "ok"), (native(libc::SYS_acct, "0"), "errno 13")], true)
+        .await;
+    let mut killed = shell(&format!("exec /probe call native {} 3 0 0", libc::SYS_syslog));
+    killed.seccomp = profile();
+    let (status, output) = Jail::new().with_probe().run(&killed).await.unwrap();
+    assert_eq!((status, &output[..]), (ExitStatus::Signal(libc::SIGSYS), ""));
+}
+
+#[tokio::test]
+#[cfg(target_arch = "x86_64")]
+async fn a_profile_holds_for_the_other_abis_too() {
+    needs_sandbox!();
+    let calls = [
+        ("x32 39".to_owned(), ENOSYS),
+        ("i386 20".to_owned(), "ok"),
+        ("i386 21 0 0 0 0 0".to_owned(), EPERM),
+        ("i386 136 0x400000".to_owned(), EPERM),
+    ];
+    answers_under(profile(), &calls, false).await;
+}
+
+#[tokio::test]
+async fn ordinary_programs_run_under_a_profile_as_without() {
+    needs_sandbox!();
+    let script = "set -e; mkdir -p /tmp/d; cd /tmp/d; seq 1000 | sort -n | sha256sum > sum; tar cf a.tar sum; rm sum; tar xf a.tar
+        find . -type f | xargs ls | wc -l; (sleep 0.01; echo later) & wait; awk 'BEGIN { print 6 * 7 }' < /dev/null
+        mkfifo p; echo through > p & cat p; ln -s sum l; readlink l; touch -d @0 sum; stat -c %Y sum";
+    for user in [crate::harness::ROOT, BUILDER] {
+        for seccomp in [Seccomp::Default, profile(), Seccomp::Unconfined] {
+            let process = kiln_sandbox::Process { seccomp, user, ..shell(script) };
+            assert_eq!(Jail::new().ok(&process).await, "2\nlater\n42\nthrough\nsum\n0\n");
+        }
+    }
+}
+
+#[tokio::test]
+async fn unconfined_means_that_nothing_is_refused() {
+    needs_sandbox!();
+    let calls = |sync| {
+        [
+            // What the kernel itself says.
+            (native(libc::SYS_keyctl, "-1 0 0 0 0"), "errno 95"),
+            (native(libc::SYS_personality, "0x400000"), "ok"),
+            (native(libc::SYS_fsync, "-1"), sync),
+        ]
+    };
+    answers_under(Seccomp::Unconfined, &calls(EBADF), false).await;
+    answers_under(Seccomp::Unconfined, &calls("ok"), true).await;
+    let status = |seccomp| kiln_sandbox::Process { seccomp, ..shell("grep Seccomp: /proc/self/status") };
+    // With users of its own, a filter hands device nodes to the helper.
+    let mode = if MAPPED { "Seccomp:\t2\n" } else { "Seccomp:\t0\n" };
+    assert_eq!(Jail::new().ok(&status(Seccomp::Unconfined)).await, mode);
+    assert_eq!(Jail::new().ok(&status(Seccomp::Default)).await, "Seccomp:\t2\n");
 }

@@ -18,7 +18,7 @@ mod sys;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
-use kiln_sandbox::{Limits, NativeSandbox, Network, Process, Root, Sandbox as _, User, UserNamespace};
+use kiln_sandbox::{Limits, NativeSandbox, Network, Process, Root, Sandbox as _, Seccomp, User, UserNamespace};
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
@@ -105,6 +105,7 @@ async fn run(root: &str, helper: &str, has_own_ids: bool, script: &str, network:
         limits: Limits::default(),
         user_namespace: UserNamespace::Host,
         allow_namespaces: false,
+        seccomp: Seccomp::Default,
         fast_sync: false,
         held: Vec::new(),
     };

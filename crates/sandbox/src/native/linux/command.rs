@@ -82,9 +82,11 @@ impl<'a> Prepared<'a> {
             user_namespace::enter(namespace).at(Step::EnterUserNamespace)?;
         }
         // Before CAP_SYS_ADMIN goes: without it the kernel wants no_new_privs, which would disable sudo.
-        let listener = sys::load_filter(&self.command.filter, self.inside.is_some()).at(Step::LoadFilter)?;
-        if let (Some(listener), Some((_, link))) = (listener, self.inside) {
-            mknod::send(link, &listener).at(Step::LoadFilter)?;
+        if !self.command.filter.is_empty() {
+            let listener = sys::load_filter(&self.command.filter, self.inside.is_some()).at(Step::LoadFilter)?;
+            if let (Some(listener), Some((_, link))) = (listener, self.inside) {
+                mknod::send(link, &listener).at(Step::LoadFilter)?;
+            }
         }
         self.drop_privileges().at(Step::DropPrivileges)
     }

@@ -56,7 +56,7 @@ fn help(link: &OwnedFd) -> Result<(), Failure> {
     let (plan, descriptors) = wire::receive(link.as_fd()).at(Step::ReceivePlan)?;
     let descriptors = Descriptors::new(descriptors, &plan).at(Step::ReceivePlan)?;
     // Both before the namespaces, since they are to be outside of them; and the companion inherits no way into the groups.
-    let companion = Companion::start(&plan, &thread)?;
+    let (descriptors, companion) = Companion::start(&plan, descriptors, &thread)?;
     let mut cgroups = Joins::open(&plan.cgroups, plan.cgroup.as_deref())?;
     if let Some(ids) = plan.ids {
         // What init puts into the sandbox belongs to the root inside. To the sandbox's namespaces and mounts it has no

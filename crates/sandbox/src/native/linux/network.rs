@@ -24,6 +24,7 @@ use rustix::process::{
 };
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use super::helper::Descriptors;
 use super::netlink::{self, Netlink};
 use super::sys::{self, SingleThread, Words};
 use super::wire::{At, Failure};
@@ -59,10 +60,15 @@ enum Task {
 }
 
 impl Companion {
-    /// Forks the companion of `plan`'s network, in the host's namespaces; `None` if that needs none.
-    pub(super) fn start(plan: &Plan, thread: &SingleThread) -> Result<Option<Self>, Failure> {
+    /// Forks the companion of `plan`'s network, in the host's namespaces; `None` if that needs none. Gives the descriptors back,
+    /// of which it keeps none.
+    pub(super) fn start(
+        plan: &Plan,
+        descriptors: Descriptors,
+        thread: &SingleThread,
+    ) -> Result<(Descriptors, Option<Self>), Failure> {
         let task = match &plan.network {
-            Network::None | Network::Host => return Ok(None),
+            Network::None | Network::Host => return Ok((descriptors, None)),
             Network::Private { allow } => {
                 let host = sys::own_addresses().at(Step::StartNetwork)?;
                 Task::Private { allow: allow.clone(), host, families: ways_out()? }
@@ -73,7 +79,7 @@ impl Companion {
         let ((go_end, go), (ready, ready_end), (complaint, complaint_end)) = (pipe()?, pipe()?, pipe()?);
         let parent = getpid();
         let Some(pid) = sys::fork(thread).at(Step::Fork)? else {
-            drop((go, ready, complaint));
+            drop((go, ready, complaint, descriptors));
             let ends = Ends { parent, go: go_end, ready: ready_end, complaint: complaint_end };
             let failed = match (&task, &plan.network) {
                 (Task::Private { families, .. }, _) => ends.become_pasta(families),
@@ -86,7 +92,7 @@ impl Companion {
             sys::exit_now(1)
         };
         let process = pidfd_open(pid, PidfdFlags::empty()).at(Step::Fork)?;
-        Ok(Some(Self { process, task, go, ready, complaint }))
+        Ok((descriptors, Some(Self { process, task, go, ready, complaint })))
     }
 
     /// Connects this process's network namespace, which is the sandbox's by now.

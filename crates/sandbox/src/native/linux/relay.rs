@@ -26,7 +26,12 @@ pub(super) fn serve(listener: &TcpListener, proxy: &Proxy) -> io::Result<()> {
     let free = Arc::new(Slots::new(MAX_CONNECTIONS));
     loop {
         let slot = Slots::take(&free);
-        let (inside, _) = listener.accept()?;
+        let inside = match listener.accept() {
+            Ok((inside, _)) => inside,
+            // Gone while it waited.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+            Err(error) => return Err(error),
+        };
         let proxy = proxy.clone();
         thread::Builder::new().stack_size(STACK).spawn(move || {
             // The client sees a closed connection, as with any proxy that fails.

@@ -107,8 +107,7 @@ impl Sandbox for NativeSandbox {
         let ids = process.user_namespace.mapped();
         let group = self.cgroups.group(&process.limits)?;
         let (message, sent, mut link, mut child) = {
-            let (mut plan, descriptors) =
-                plan::plan(&root, process, output.as_fd(), self.filters.get(filter::Asked::by(process)))?;
+            let (mut plan, descriptors) = plan::plan(&root, process, output.as_fd(), &self.filters.program(process)?)?;
             (plan.cgroups, plan.cgroup) = group.joins();
             let message = wire::encode(&plan)?;
             let (ours, theirs) = wire::pair().map_err(SandboxError::TalkToHelper)?;
