@@ -10,7 +10,7 @@ use std::sync::Arc;
 use kiln_engine::{BuildError, Fault};
 use kiln_image::RegistryError;
 use kiln_image::export::ExportError;
-use kiln_sandbox::SandboxError;
+use kiln_sandbox::{RootlessError, SandboxError};
 use kiln_store::StoreError;
 use thiserror::Error;
 
@@ -27,6 +27,8 @@ pub(crate) enum Failure {
     Store(#[from] StoreError),
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
+    #[error(transparent)]
+    Rootless(#[from] RootlessError),
     /// The excerpt is rendered already, its first line being the message.
     #[error("{0}")]
     Spec(String),
@@ -120,7 +122,7 @@ impl Failure {
             // What the user named is not there.
             Self::Read { .. } => Fault::Usage,
             Self::SelfTest { .. } => Fault::Host,
-            Self::Store(_) | Self::Sandbox(_) | Self::Write { .. } | Self::Runtime(_) | Self::Stdout(_) => Fault::Host,
+            Self::Store(_) | Self::Sandbox(_) | Self::Rootless(_) | Self::Write { .. } | Self::Runtime(_) | Self::Stdout(_) => Fault::Host,
         }
     }
 

@@ -9,6 +9,7 @@ mod limits;
 mod network;
 mod output;
 mod render;
+mod rootless;
 mod seccomp;
 mod settings;
 
@@ -21,7 +22,7 @@ fn main() -> ExitCode {
     kiln_sandbox::run_helper_if_asked();
     let arguments = args::Kiln::parse();
     start_tracing(arguments.verbose);
-    exit::report(command::run(arguments))
+    exit::report(rootless::enter(&arguments.command).and_then(|()| command::run(arguments)))
 }
 
 /// Diagnostics go to stderr: warnings, or what `KILN_TRACE` selects.

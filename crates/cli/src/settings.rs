@@ -10,6 +10,7 @@ use serde::Deserialize;
 use crate::args::{RegistryArgs, RsyncMode, StoreArgs};
 use crate::config;
 use crate::exit::Failure;
+use crate::rootless;
 
 /// Selects diagnostics, as `tracing_subscriber::EnvFilter` has it.
 pub(crate) const KILN_TRACE: &str = "KILN_TRACE";
@@ -30,7 +31,7 @@ pub(crate) const DEFAULT_SPEC: &str = "kiln.spec";
 
 /// Where the store is by default: with the system's other state for root, else with the user's.
 fn default_store() -> Result<PathBuf, Failure> {
-    if rustix::process::geteuid().is_root() {
+    if rootless::is_root() {
         return Ok(PathBuf::from("/var/lib/kiln"));
     }
     let data = directory("XDG_DATA_HOME").or_else(|| Some(directory("HOME")?.join(".local/share")));

@@ -46,6 +46,6 @@ impl Build {
 
 /// Mounts a tree for those in a user namespace.
 pub(crate) fn mount(root: &Root, namespace: &UserNamespace) -> std::io::Result<OwnedFd> {
-    let map = namespace.mapped().map(|ids| IdMap { namespace: ids.as_fd(), first: ids.first() });
+    let map = namespace.mapped().filter(|ids| !ids.are_the_callers()).map(|ids| IdMap { namespace: ids.as_fd(), first: ids.first() });
     root.mount_mapped(map)
 }

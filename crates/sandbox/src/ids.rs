@@ -38,8 +38,10 @@ pub struct MappedIds {
 pub(crate) struct Slot {
     pub(crate) first: u32,
     pub(crate) namespace: OwnedFd,
-    /// The lock on the range, open as long as it is ours.
-    pub(crate) lock: OwnedFd,
+    /// The lock on the range, open as long as it is ours. None where the range is the caller's own ids, which nobody locks.
+    pub(crate) lock: Option<OwnedFd>,
+    /// How many ids there are.
+    pub(crate) count: u32,
 }
 
 /// Namespaces that nobody is in.
@@ -72,8 +74,18 @@ impl MappedIds {
     }
 
     /// Returns what keeps the range ours while anybody has it open.
-    pub(crate) fn lock(&self) -> BorrowedFd<'_> {
-        self.slot().lock.as_fd()
+    pub(crate) fn lock(&self) -> Option<BorrowedFd<'_>> {
+        self.slot().lock.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Returns how many ids there are: 65536, or 1.
+    pub fn count(&self) -> u32 {
+        self.slot().count
+    }
+
+    /// Says whether ids inside are the same outside, as where kiln itself is in a user namespace.
+    pub fn are_the_callers(&self) -> bool {
+        self.slot().lock.is_none()
     }
 
     /// Says whether a process may be in it. If that stays so, it is never used again.
@@ -123,7 +135,7 @@ mod tests {
         let pool = Arc::new(Pool::default());
         let made = |first| {
             let fd = || std::fs::File::open("/").unwrap().into();
-            pool.take(|| Ok::<_, ()>(Slot { first, namespace: fd(), lock: fd() })).unwrap()
+            pool.take(|| Ok::<_, ()>(Slot { first, namespace: fd(), lock: Some(fd()), count: IDS })).unwrap()
         };
         let (one, two) = (made(1), made(2));
         two.set_running(true);

@@ -7,11 +7,12 @@
 //! * [`Sandbox`]: the seam. [`NativeSandbox`] is Linux namespaces, mounts, capabilities and seccomp,
 //!   set up by a small helper process.
 //! * [`run_helper_if_asked`]: what the binary's `main` calls first, so that it can be that helper.
+//! * [`become_root_in_a_namespace`]: what it calls next if a user without root's rights runs it.
 //! * [`Process`], [`Root`], [`Mount`], [`Limits`] …: plain data, what to run.
 //!
 //! Inside: `process`, `network` and `limits` (the data), `ids` (whose users the sandbox's are), `error`, `plan` (pure: what the
 //! helper shall do), `filter` (pure: the seccomp program), `reach` (pure: what a private network reaches), `native` (the
-//! effects; its `mod.rs` draws the processes).
+//! effects; its `mod.rs` draws the processes), `subordinate` (pure: a user's own ids) and `owners`.
 
 mod error;
 mod filter;
@@ -19,14 +20,17 @@ mod ids;
 mod limits;
 mod native;
 mod network;
+mod owners;
 mod plan;
 mod process;
 mod reach;
+mod subordinate;
 
 pub use error::{SandboxError, Step};
 pub use filter::{Profile, ProfileError};
 pub use ids::MappedIds;
 pub use limits::{Ended, Limit, Limits, Usage};
-pub use native::{NativeSandbox, run_helper_if_asked};
+pub use native::{NativeSandbox, become_root_in_a_namespace, run_helper_if_asked};
 pub use network::{Cidr, Network, PROXY_PORT, ParseNetworkError, Proxy};
+pub use owners::{Owners, RootlessError};
 pub use process::{ExitStatus, Mount, Process, Root, Sandbox, Seccomp, SecretBytes, Source, User, UserNamespace};

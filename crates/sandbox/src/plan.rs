@@ -105,6 +105,8 @@ pub(crate) struct Ids {
     pub(crate) namespace: usize,
     /// The host's id for 0.
     pub(crate) first: u32,
+    /// 0 is the only id. Nobody can change users there, nor leave groups.
+    pub(crate) is_single: bool,
 }
 
 /// Mirrors [`Root`].
@@ -200,10 +202,20 @@ pub(crate) fn plan<'a>(
         Root::Mount(fd) => RootPlan::Mount(add(fd.as_fd())),
     };
     let user = (process.user.uid, process.user.gid);
-    let ids = process.user_namespace.mapped().map(|ids| Ids { namespace: add(ids.as_fd()), first: ids.first() });
+    let ids = process.user_namespace.mapped().map(|ids| Ids {
+        namespace: add(ids.as_fd()),
+        first: ids.first(),
+        is_single: ids.count() == 1,
+    });
     if ids.is_some() && user.0.max(user.1) >= IDS {
         return Err(SandboxError::Invalid {
             what: "a user or group id of 65536 or more, which needs the host's user namespace (`--userns host`)",
+        });
+    }
+    let count = process.user_namespace.mapped().map_or(u32::MAX, |ids| ids.count());
+    if user.0.max(user.1) >= count {
+        return Err(SandboxError::Invalid {
+            what: "a user other than root, and this user has no ids for one; see /etc/subuid and `kiln doctor`",
         });
     }
     if ids.is_none() && process.allow_namespaces {
@@ -226,7 +238,7 @@ pub(crate) fn plan<'a>(
     }
     descriptors.extend(process.held.iter().map(|fd| fd.as_fd()));
     // Nobody may have the range while a process of this run lives.
-    descriptors.extend(process.user_namespace.mapped().map(|ids| ids.lock()));
+    descriptors.extend(process.user_namespace.mapped().and_then(|ids| ids.lock()));
     if descriptors.len() > MAX_DESCRIPTORS {
         return Err(SandboxError::Invalid { what: "more than 250 mounts and held descriptors" });
     }
@@ -236,7 +248,7 @@ pub(crate) fn plan<'a>(
         own_network: process.network != Network::Host,
         network: process.network.clone(),
         hostname: process.hostname.clone().into_bytes(),
-        filesystems: filesystems(first),
+        filesystems: filesystems((count > 5).then(|| first + 5)),
         devices: DEVICES.iter().map(|name| literal(name)).collect(),
         links: LINKS.iter().map(|(name, target)| (literal(name), literal(target))).collect(),
         masked: MASKED.iter().map(|path| literal(path)).collect(),
@@ -252,9 +264,11 @@ pub(crate) fn plan<'a>(
 }
 
 /// `/dev/shm` has Docker's default size; `/dev` holds nothing but what a step leaves there.
-fn filesystems(first: u32) -> Vec<Filesystem> {
-    // Group 5 is `tty` on every common distribution; it owns new terminals.
-    let tty = (first + 5).to_string();
+fn filesystems(tty: Option<u32>) -> Vec<Filesystem> {
+    // Group 5 is `tty` on every common distribution; it owns new terminals, where there is such a group.
+    let tty = tty.map(|tty| tty.to_string());
+    let mut terminals = vec![("ptmxmode", "0666"), ("mode", "0620")];
+    terminals.extend(tty.as_ref().map(|tty| ("gid", tty.as_str())));
     let filesystem = |target: &str, kind: &str, options: &[(&str, &str)], attributes| Filesystem {
         target: literal(target),
         kind: literal(kind),
@@ -265,7 +279,7 @@ fn filesystems(first: u32) -> Vec<Filesystem> {
         filesystem("/proc", "proc", &[], INERT),
         filesystem("/sys", "sysfs", &[], INERT.and(Attributes::READ_ONLY)),
         filesystem("/dev", "tmpfs", &[("mode", "0755"), ("size", "64m")], INERT),
-        filesystem("/dev/pts", "devpts", &[("ptmxmode", "0666"), ("mode", "0620"), ("gid", &tty)], {
+        filesystem("/dev/pts", "devpts", &terminals, {
             Attributes::NOSUID.and(Attributes::NOEXEC)
         }),
         filesystem("/dev/shm", "tmpfs", &[("mode", "1777"), ("size", "64m")], INERT),

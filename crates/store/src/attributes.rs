@@ -12,9 +12,10 @@ use rustix::io::{self, Errno};
 
 use crate::StoreError;
 use crate::error::At;
+use crate::user_namespace::overlay_marks;
 use crate::walk::open_path;
 
-/// What becomes of attributes `trusted.overlay.*`.
+/// What becomes of overlayfs' marks, attributes `trusted.overlay.*` or `user.overlay.*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Marks {
     /// They are copied: in a whole tree they are what a step wrote.
@@ -86,7 +87,7 @@ pub(crate) fn copy_extended(from: &OwnedFd, to: &OwnedFd, marks: Marks) -> io::R
     };
     for name in names[..length].split_inclusive(|byte| *byte == 0) {
         let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
-        if marks == Marks::Dropped && name.to_bytes().starts_with(b"trusted.overlay.") {
+        if marks == Marks::Dropped && name.to_bytes().starts_with(overlay_marks().as_bytes()) {
             continue;
         }
         let mut value = vec![0_u8; 64 << 10]; // XATTR_SIZE_MAX

@@ -11,7 +11,7 @@
 //!   draft/cache-*/     a copy of a cache in use by a running step; flock held on the directory
 //!   cache/NAME/N/      generation N of a cache (NAME percent-escaped)
 //!   trash/*/           renamed here to vanish at once, then deleted
-//!   state/format       version of this layout, and the kind of the store
+//!   state/format       version of this layout, and the kind of the store; without root's rights, whose its files are
 //!   state/boot.json    which boot wrote last, and up to when its results are on the disk
 //!   state/index.sqlite derived: results, digests of source files, what references stood for
 //!   state/maintainer   flock held by the one process that tidies up

@@ -46,6 +46,7 @@ mod store;
 mod sys;
 mod transfer;
 mod trees;
+mod user_namespace;
 mod verify;
 mod walk;
 mod zfs;

@@ -18,6 +18,8 @@ use rustix::mount::{
 };
 use rustix::thread::UnshareFlags;
 
+use crate::user_namespace;
+
 /// What every overlay of ours is mounted with. `volatile`: an unmount must not flush the whole
 /// filesystem (20 ms instead of 90 to 240); the store's own durable marks guard against power
 /// loss. The others are off because layers are moved and hard-linked, which those features forbid
@@ -180,6 +182,9 @@ fn join(layers: &Layers) -> Result<OwnedFd, Errno> {
     for (key, value) in OPTIONS {
         fsconfig_set_string(context, key, value)?;
     }
+    if !user_namespace::is_hosts() {
+        fsconfig_set_flag(context, "userxattr")?;
+    }
     fsconfig_create(context)?;
     fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NODEV)
 }
@@ -233,6 +238,9 @@ fn legacy_options(Layers { lower, writable, .. }: &Layers) -> Result<CString, Er
     }
     for (key, value) in OPTIONS {
         options.push_str(&format!(",{key}={value}"));
+    }
+    if !user_namespace::is_hosts() {
+        options.push_str(",userxattr");
     }
     // The kernel copies one page and silently cuts what is longer: other layers than these would be joined.
     const PAGE: usize = 4096;

@@ -11,7 +11,7 @@ use rustix::fs::FlockOperation;
 use crate::error::At;
 use crate::layout::{FORMAT, Layout};
 use crate::store::lock;
-use crate::{Kind, StoreError};
+use crate::{Kind, StoreError, user_namespace};
 
 /// Whether a directory is a store already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +32,10 @@ pub(crate) fn look(layout: &Layout) -> Result<Age, StoreError> {
     match fs::read(&format) {
         Ok(found) => {
             let found = String::from_utf8_lossy(&found);
-            let kind = found.trim().strip_prefix(FORMAT).and_then(|kind| Kind::named(kind.trim()));
+            let (first, owners) = found.trim().split_once('\n').map_or((found.trim(), None), |(first, owners)| (first, Some(owners)));
+            let kind = first.strip_prefix(FORMAT).and_then(|kind| Kind::named(kind.trim()));
             return match kind {
+                Some(_) if owners != user_namespace::owners() => foreign(other_owners(owners, user_namespace::owners())),
                 Some(kind) => Ok(Age::Old(kind)),
                 None => foreign(format!("its format is `{}`", found.trim())),
             };
@@ -57,6 +59,18 @@ pub(crate) fn look(layout: &Layout) -> Result<Age, StoreError> {
     let holds_something = |path: &Path| fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
     let is_used = [layout.results(), layout.caches()].iter().any(|path| holds_something(path));
     Ok(if is_used { Age::Nameless } else { Age::New })
+}
+
+/// Says why the files of a store, or overlayfs' marks in it, would be read wrong.
+fn other_owners(found: Option<&str>, ours: Option<&str>) -> String {
+    match (found, ours) {
+        (None, _) => "root made it; run kiln as root, or name another directory".to_owned(),
+        (Some(_), None) => "a user without root's rights made it; run kiln as that user, or name another directory".to_owned(),
+        (Some(found), Some(ours)) => format!(
+            "its files belong to other users than this user's ids are now (`{found}`, now `{ours}`); \
+             give back the ranges in /etc/subuid and /etc/subgid, or name another directory"
+        ),
+    }
 }
 
 /// Makes the directories that every store has, as far as they are missing.
@@ -86,6 +100,9 @@ pub(crate) fn write_format(layout: &Layout, kind: Kind) -> Result<(), StoreError
     let write = || -> io::Result<()> {
         let mut out = File::create(&new)?;
         writeln!(out, "{FORMAT} {}", kind.name())?;
+        if let Some(owners) = user_namespace::owners() {
+            writeln!(out, "{owners}")?;
+        }
         out.sync_all()?;
         fs::rename(&new, &format)
     };

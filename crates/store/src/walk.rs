@@ -88,7 +88,7 @@ pub(crate) fn extended(directory: &OwnedFd, name: &CStr) -> io::Result<Vec<(CStr
     let mut found = Vec::new();
     for name in list[..length].split_inclusive(|&byte| byte == 0) {
         let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
-        if name.to_bytes().starts_with(b"trusted.overlay.") {
+        if name.to_bytes().starts_with(crate::user_namespace::overlay_marks().as_bytes()) {
             continue;
         }
         let mut value = vec![0; 64 << 10]; // XATTR_SIZE_MAX

@@ -86,17 +86,18 @@ impl Side {
     }
 
     /// Returns true if the directory `name` of an overlay's layer names only what differs from below. An opaque one
-    /// (`trusted.overlay.opaque` is `y`) hides all that was below, and names nothing of that.
+    /// (`trusted.overlay.opaque` is `y`, or `user.overlay.opaque` without root) hides all that was below, and names nothing of that.
     pub(super) fn is_transparent(&self, name: &CStr) -> io::Result<bool> {
         let Some(directory) = self.here() else { return Ok(false) };
         let directory = match openat(directory, name, DIRECTORY, Mode::empty()) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(false),
             opened => opened?,
         };
-        let mut value = [0_u8; 8];
-        Ok(
-            !matches!(rustix::fs::fgetxattr(&directory, c"trusted.overlay.opaque", &mut value), Ok(1) if value[0] == b'y'),
-        )
+        // A step can write the second itself where it is no mark. Then more is read than need be.
+        Ok([c"trusted.overlay.opaque", c"user.overlay.opaque"].into_iter().all(|mark| {
+            let mut value = [0_u8; 8];
+            !matches!(rustix::fs::fgetxattr(&directory, mark, &mut value), Ok(1) if value[0] == b'y')
+        }))
     }
 
     /// Looks at the directory itself.

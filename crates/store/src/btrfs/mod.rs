@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use crate::error::At;
 use crate::layout::{Layout, META};
 use crate::walk::open_path;
-use crate::{Backend, Name, Root, Space, StoreError, filesystem, remove, sys};
+use crate::{Backend, Name, Root, Space, StoreError, filesystem, remove, sys, user_namespace};
 
 pub(crate) use subvolume::destroy;
 
@@ -50,8 +50,8 @@ impl BtrfsStore {
     fn probe(&self, is_new: bool) -> Result<(), StoreError> {
         let root = &self.layout.root;
         let unfit = |reason: String| StoreError::Unfit { kind: "btrfs", path: root.clone(), reason };
-        if !rustix::process::geteuid().is_root() {
-            return Err(unfit("it needs root; run kiln as root (builds without root are not supported yet)".into()));
+        if !rustix::process::geteuid().is_root() || !user_namespace::is_hosts() {
+            return Err(unfit("searching and removing subvolumes needs real root; run kiln as root, or use `overlayfs:`".into()));
         }
         if !is_new {
             return Ok(());
@@ -68,7 +68,7 @@ impl BtrfsStore {
         remove::tree(&self.layout, &dir)?;
         match made {
             Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => Err(unfit(
-                format!("subvolumes or mounts are not permitted ({source}); run kiln as real root, not in a container"),
+                format!("subvolumes or mounts are not permitted ({source}); run kiln as root, not in a container"),
             )),
             made => made.map(|_| ()),
         }

@@ -20,15 +20,16 @@ use crate::attributes::{self, Marks};
 use crate::copy::{self, Content};
 use crate::error::At;
 use crate::parallel::{self, Below, Place};
+use crate::user_namespace::overlay_marks;
 use crate::walk::open_path;
 
 /// "y": overlayfs looks no further down for entries of this directory.
-const OPAQUE: &CStr = c"trusted.overlay.opaque";
+const OPAQUE: &str = "opaque";
 /// Set by overlayfs on a directory whose listing needs a second look for inode numbers.
-const IMPURE: &CStr = c"trusted.overlay.impure";
+const IMPURE: &str = "impure";
 /// Says where a directory was copied up from; empty: unknown. Overlayfs lists a directory that only one
 /// layer has as it is, whiteouts too, unless it has this mark. Merging can leave such a directory.
-const ORIGIN: &CStr = c"trusted.overlay.origin";
+const ORIGIN: &str = "origin";
 
 /// What layers are merged into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,7 +124,7 @@ impl Merge<'_> {
             }
         }
         if self.merged != Merged::Tree {
-            let mark = |mark, value: &[u8]| fsetxattr(target, mark, value, XattrFlags::empty());
+            let mark = |mark, value: &[u8]| fsetxattr(target, named(mark), value, XattrFlags::empty());
             if is_opaque {
                 mark(OPAQUE, b"y")?;
             }
@@ -167,10 +168,15 @@ impl Merge<'_> {
     }
 }
 
+/// Returns the name of the attribute that is a mark.
+fn named(mark: &str) -> String {
+    format!("{}{mark}", overlay_marks())
+}
+
 /// An opaque directory's mark is "y"; "x" only says that whiteouts may be xattrs (Linux 6.8).
-fn is_marked(directory: &OwnedFd, mark: &CStr) -> bool {
+fn is_marked(directory: &OwnedFd, mark: &str) -> bool {
     let mut value = [0_u8; 8];
-    matches!(fgetxattr(directory, mark, &mut value), Ok(1)) && value[0] == b'y'
+    matches!(fgetxattr(directory, named(mark), &mut value), Ok(1)) && value[0] == b'y'
 }
 
 /// Removes what overlayfs notes on a file that it copied up.
@@ -184,7 +190,7 @@ fn remove_marks(directory: &OwnedFd, name: &CStr) -> io::Result<()> {
     };
     for name in names[..length].split_inclusive(|byte| *byte == 0) {
         let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
-        if name.to_bytes().starts_with(b"trusted.overlay.") {
+        if name.to_bytes().starts_with(overlay_marks().as_bytes()) {
             lremovexattr(&*path, name)?;
         }
     }

@@ -172,7 +172,7 @@ impl Backend for OverlayfsStore {
 pub(crate) fn probe(layout: &Layout, kind: &'static str, is_new: bool) -> Result<(), StoreError> {
     let unfit = |reason: String| StoreError::Unfit { kind, path: layout.root.clone(), reason };
     if !rustix::process::geteuid().is_root() {
-        return Err(unfit("it needs root; run kiln as root (builds without root are not supported yet)".into()));
+        return Err(unfit("it needs root, of the host or of a user namespace".into()));
     }
     if !is_new {
         return Ok(());
@@ -189,7 +189,7 @@ pub(crate) fn probe(layout: &Layout, kind: &'static str, is_new: bool) -> Result
     match made {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            Err(unfit(format!("mounting is not permitted ({error}); run kiln as real root, not in a container")))
+            Err(unfit(format!("mounting is not permitted ({error}); run kiln as root, not in a container")))
         }
         Err(error) => Err(unfit(format!(
             "the kernel refuses an overlay there ({error}); put the store on ext4, xfs or tmpfs, not on another overlay"

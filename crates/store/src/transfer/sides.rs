@@ -12,6 +12,7 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{FileType, Stat, fgetxattr, readlinkat};
 use rustix::io::Errno;
 
+use crate::user_namespace::overlay_marks;
 use crate::walk::{self, is_directory, kind};
 
 /// Identifies a file among the others of its tree.
@@ -263,7 +264,7 @@ impl Walk {
 }
 
 /// Returns true if the directory `name` of an overlay's layer names only what differs from below. An opaque one
-/// (`trusted.overlay.opaque` is `y`) hides all that was below, and names nothing of that.
+/// (`…overlay.opaque` is `y`) hides all that was below, and names nothing of that.
 fn is_transparent(own: &Side, name: &CStr) -> io::Result<bool> {
     let Some(directory) = own.here() else { return Ok(false) };
     let directory = match walk::open(directory, name) {
@@ -271,7 +272,7 @@ fn is_transparent(own: &Side, name: &CStr) -> io::Result<bool> {
         opened => opened?,
     };
     let mut value = [0_u8; 8];
-    Ok(!matches!(fgetxattr(&directory, c"trusted.overlay.opaque", &mut value), Ok(1) if value[0] == b'y'))
+    Ok(!matches!(fgetxattr(&directory, format!("{}opaque", overlay_marks()), &mut value), Ok(1) if value[0] == b'y'))
 }
 
 /// Returns true if both are one file, or one and its snapshot.

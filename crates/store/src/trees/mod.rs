@@ -64,10 +64,10 @@ impl TreeStore {
         if clones == Clones::Files {
             overlayfs::probe(&store.layout, kind.name(), is_new)?;
         } else if !rustix::process::geteuid().is_root() {
-            return Err(unfit("it needs root; run kiln as root (builds without root are not supported yet)".into()));
+            return Err(unfit("it needs root, of the host or of a user namespace".into()));
         } else if is_new {
             Root::Dir(root.to_owned()).mount().map_err(|error| {
-                unfit(format!("mounting is not permitted ({error}); run kiln as real root, not in a container"))
+                unfit(format!("mounting is not permitted ({error}); run kiln as root, not in a container"))
             })?;
         }
         if clones == Clones::Blocks && is_new {

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::At;
 use crate::layout::{Layout, META};
-use crate::{Backend, Name, Root, Space, StoreError, remove};
+use crate::{Backend, Name, Root, Space, StoreError, remove, user_namespace};
 
 use command::{Complaint, Kind, Verb};
 
@@ -91,8 +91,8 @@ impl ZfsStore {
     /// [`StoreError::Unfit`] if no dataset is mounted there, or the caller may not use it.
     pub fn open(root: &Path, is_new: bool) -> Result<Self, StoreError> {
         let unfit = |reason: &str| StoreError::Unfit { kind: "zfs", path: root.to_owned(), reason: reason.to_owned() };
-        if !rustix::process::geteuid().is_root() {
-            return Err(unfit("mounting needs root; run kiln as root (builds without root are not supported yet)"));
+        if !rustix::process::geteuid().is_root() || !user_namespace::is_hosts() {
+            return Err(unfit("mounting datasets needs real root; run kiln as root, or use `overlayfs:`"));
         }
         let found = mounted()?.into_iter().rev().find(|(_, place)| place == root);
         let (dataset, _) =

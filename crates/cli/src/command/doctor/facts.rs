@@ -51,7 +51,7 @@ impl Facts {
     /// Looks. Stores are tried in a directory of their own in `place`, which is removed again.
     pub(super) fn gather(place: &Path) -> Self {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-        let is_root = rustix::process::geteuid().is_root();
+        let is_root = crate::rootless::is_root();
         let kinds = [("user", "user"), ("pid", "pid"), ("mnt", "mount"), ("uts", "uts"), ("ipc", "ipc")];
         let kinds = kinds.into_iter().chain([("cgroup", "cgroup"), ("net", "network")]);
         let missing = kinds.filter(|(file, _)| !Path::new("/proc/self/ns").join(file).exists());

@@ -5,7 +5,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{FileType, Mode, OFlags};
-use rustix::process::{Resource, Rlimit, fchdir, setrlimit, setsid};
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, fchdir, getrlimit, setrlimit, setsid};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, Gid, Uid, set_capabilities, set_thread_res_gid, set_thread_res_uid,
 };
@@ -29,6 +30,8 @@ pub(super) struct Prepared<'a> {
     owner: (u32, u32),
     /// The user namespace, and where the filter's listener goes.
     inside: Option<(&'a OwnedFd, &'a OwnedFd)>,
+    /// There is one user and no other.
+    is_single: bool,
     argv: Words<'a>,
     env: Words<'a>,
     stdin: OwnedFd,
@@ -48,6 +51,7 @@ impl<'a> Prepared<'a> {
             command,
             owner: plan.owner,
             inside,
+            is_single: plan.ids.is_some_and(|ids| ids.is_single),
             argv: Words::new(&command.argv),
             env: Words::new(&command.env),
             // The sandbox's own, so that no path of the host shows through /proc/self/fd/0.
@@ -104,7 +108,14 @@ impl<'a> Prepared<'a> {
 
     fn set_limits(&self) -> io::Result<()> {
         let both = |limit| Rlimit { current: Some(limit), maximum: Some(limit) };
-        setrlimit(Resource::Nofile, both(self.command.open_files))?;
+        match setrlimit(Resource::Nofile, both(self.command.open_files)) {
+            // Only the host's root may have more than it has.
+            Err(Errno::PERM) => {
+                let most = getrlimit(Resource::Nofile).maximum;
+                setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most })?;
+            }
+            set => set?,
+        }
         // No core files. 1 and not 0: with 0 the kernel still starts the host's crash handler if `core_pattern`
         // is a pipe, and feeds it what a step wrote (core(5)).
         setrlimit(Resource::Core, both(1))?;
@@ -120,7 +131,10 @@ impl<'a> Prepared<'a> {
                 done => done?,
             }
         }
-        sys::clear_groups()?;
+        // With one id the kernel lets nobody leave a group: a step stays in those of the user, as it is the user.
+        if !self.is_single {
+            sys::clear_groups()?;
+        }
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
         set_thread_res_gid(gid, gid, gid)?;
         set_thread_res_uid(uid, uid, uid)?;

@@ -65,7 +65,7 @@ fn help(link: &OwnedFd) -> Result<(), Failure> {
         // The kernel decides anew for who changes.
         hide().at(Step::ProtectInit)?;
     }
-    let nodes = descriptors.namespace.as_ref().map(|namespace| Nodes::new(namespace.try_clone()?)).transpose();
+    let nodes = descriptors.namespace.as_ref().map(|namespace| Nodes::new(namespace.try_clone()?, descriptors.are_ids_mapped)).transpose();
     let (mut nodes, listens) = nodes.at(Step::LoadFilter)?.unzip();
     let own_pids = std::fs::File::open("/proc/self/ns/pid").at(Step::MakeNamespaces)?;
     make_namespaces(&plan).at(Step::MakeNamespaces)?;
@@ -78,10 +78,14 @@ fn help(link: &OwnedFd) -> Result<(), Failure> {
         }
         Some(init) => {
             // Init has its copies. Held ones stay open here too: we are the last to go.
+            let are_ids_mapped = descriptors.are_ids_mapped;
             let _held = descriptors.held;
             drop((descriptors.output, descriptors.namespace, descriptors.mounts, listens, cgroups, plan));
-            // What we start from now on is none of the sandbox's processes.
-            move_into_link_name_space(own_pids.as_fd(), Some(LinkNameSpaceType::ProcessID)).at(Step::Fork)?;
+            // What we start from now on is none of the sandbox's processes. Without the host's root there is no way back, and
+            // nothing is started.
+            if are_ids_mapped {
+                move_into_link_name_space(own_pids.as_fd(), Some(LinkNameSpaceType::ProcessID)).at(Step::Fork)?;
+            }
             let init = pidfd_open(init, PidfdFlags::empty()).at(Step::Wait)?;
             watch(init.as_fd(), link.as_fd(), nodes.as_mut(), &thread).at(Step::Wait)
         }
@@ -140,6 +144,8 @@ pub(super) struct Descriptors {
     pub(super) output: OwnedFd,
     /// The user namespace of the command.
     pub(super) namespace: Option<OwnedFd>,
+    /// Whether ids in there are others than ours.
+    pub(super) are_ids_mapped: bool,
     /// By index in the plan; each is used once.
     pub(super) mounts: Vec<Option<OwnedFd>>,
     pub(super) held: Vec<OwnedFd>,
@@ -151,6 +157,7 @@ impl Descriptors {
             RootPlan::Mount(index) => Some(*index),
             RootPlan::Dir(_) => None,
         });
+        let are_ids_mapped = plan.ids.is_some_and(|ids| ids.first != 0);
         let namespace = plan.ids.map(|ids| ids.namespace);
         let mounts_end = named.chain(namespace).max().unwrap_or(OUTPUT) + 1;
         if received.len() < mounts_end {
@@ -160,7 +167,7 @@ impl Descriptors {
         let held = mounts.split_off(mounts_end).into_iter().flatten().collect();
         let output = mounts[OUTPUT].take().expect("just filled");
         let namespace = namespace.and_then(|index| mounts[index].take());
-        Ok(Self { output, namespace, mounts, held })
+        Ok(Self { output, namespace, are_ids_mapped, mounts, held })
     }
 
     /// Takes the mount with this index.

@@ -39,7 +39,7 @@ pub(super) fn run(
     let ended = tie_to_helper(&helper)
         .at(Step::ProtectInit)
         .and_then(|()| join_cgroups(cgroups))
-        .and_then(|()| set_up(plan, &mut descriptors))
+        .and_then(|()| set_up(plan, &mut descriptors, thread))
         .and_then(|(root, cwd)| start_and_reap(plan, (descriptors, listens), link, (root, cwd), &helper, thread));
     wire::report(link, &ended.unwrap_or_else(Report::Failed));
     // The kernel kills every other process of the namespace, and waits for it.
@@ -47,7 +47,7 @@ pub(super) fn run(
 }
 
 /// Makes everything that the command will see. Returns the root and the working directory.
-fn set_up(plan: &Plan, descriptors: &mut Descriptors) -> Result<(OwnedFd, OwnedFd), Failure> {
+fn set_up(plan: &Plan, descriptors: &mut Descriptors, thread: &SingleThread) -> Result<(OwnedFd, OwnedFd), Failure> {
     leave_low_oom_score().at(Step::SetLimits)?;
     leave_session_keyring().at(Step::LeaveKeyring)?;
     rustix::system::sethostname(&plan.hostname).at(Step::SetHostname)?;
@@ -60,7 +60,13 @@ fn set_up(plan: &Plan, descriptors: &mut Descriptors) -> Result<(OwnedFd, OwnedF
     let root = mount_root(&plan.root, descriptors, &staging)?;
     let root_fd = root.as_fd();
     for filesystem in &plan.filesystems {
-        let mount = mounts::make(filesystem).at_path(Step::MountFilesystem, &filesystem.target)?;
+        let mount = match mounts::make(filesystem) {
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) && filesystem.kind.as_bytes() == b"sysfs" => {
+                mounts::make_in_an_empty_network(filesystem, thread)
+            }
+            made => made,
+        };
+        let mount = mount.at_path(Step::MountFilesystem, &filesystem.target)?;
         if filesystem.target.as_bytes() == b"/dev" {
             fill_dev(plan, mount.as_fd()).at_path(Step::MountFilesystem, &filesystem.target)?;
         }
@@ -96,7 +102,7 @@ fn start_and_reap(
     helper: &OwnedFd,
     thread: &SingleThread,
 ) -> Result<Report, Failure> {
-    let Descriptors { output, namespace, mounts, held: _held } = descriptors;
+    let Descriptors { output, namespace, mounts, held: _held, .. } = descriptors;
     let inside = namespace.as_ref().zip(listens.as_ref());
     let command = Prepared::new(plan, output, inside, cwd).at(Step::ConnectStdio)?;
     let Some(pid) = sys::fork(thread).at(Step::Fork)? else { command.run(link) };
@@ -195,8 +201,8 @@ fn detached<'a>(
     match tree {
         RootPlan::Dir(path) => {
             let copy = match &descriptors.namespace {
-                Some(ids) => mounts::copy_mapped(path, attributes, ids.as_fd()),
-                None => mounts::copy_from_host(path, attributes),
+                Some(ids) if descriptors.are_ids_mapped => mounts::copy_mapped(path, attributes, ids.as_fd()),
+                _ => mounts::copy_from_host(path, attributes),
             };
             (copy, Some(path))
         }

@@ -38,6 +38,7 @@ pub(super) struct Nodes {
     proc: OwnedFd,
     /// The one user namespace whose root may make nodes.
     namespace: OwnedFd,
+    may_make: bool,
     from: From,
 }
 
@@ -50,10 +51,12 @@ enum From {
 
 impl Nodes {
     /// Returns it and the end of the command, which is to [`send`] the listener there.
-    pub(super) fn new(namespace: OwnedFd) -> io::Result<(Self, OwnedFd)> {
+    ///
+    /// `may_make`: we are the host's root. Nobody else can make a device node.
+    pub(super) fn new(namespace: OwnedFd, may_make: bool) -> io::Result<(Self, OwnedFd)> {
         let proc = rustix::fs::open(c"/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let (ours, theirs) = wire::pair()?;
-        Ok((Self { proc, namespace, from: From::Command(ours) }, theirs))
+        Ok((Self { proc, namespace, may_make, from: From::Command(ours) }, theirs))
     }
 
     /// Returns what to wait for.
@@ -85,6 +88,9 @@ impl Nodes {
     }
 
     fn make(&self, listener: BorrowedFd<'_>, call: &Notification, thread: &SingleThread) -> io::Result<()> {
+        if !self.may_make {
+            return Err(Errno::PERM.into());
+        }
         let (dir, path, mode, device) = match filter::name(call.arch, call.number) {
             Some("mknod") => (None, call.arguments[0], call.arguments[1], call.arguments[2]),
             Some("mknodat") => {

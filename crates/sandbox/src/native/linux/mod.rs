@@ -3,7 +3,8 @@
 //! `sandbox` is the caller's side and `wire` what goes over the socket. `helper`, `init` and `command` are the three
 //! processes, each a list of steps; `mounts` and `walk` help init; `network` and what it uses connect a network of the
 //! sandbox's own; `cgroup` limits and counts; `user_namespace` gives the users inside ids of their own, and `mknod` device
-//! nodes; `sys` holds every unsafe line.
+//! nodes; `rootless` makes the caller root of a
+//! namespace; `sys` holds every unsafe line.
 
 mod cgroup;
 mod command;
@@ -15,6 +16,7 @@ mod mounts;
 mod netlink;
 mod network;
 mod relay;
+mod rootless;
 mod sandbox;
 mod sys;
 mod user_namespace;
@@ -22,4 +24,5 @@ mod walk;
 mod wire;
 
 pub use helper::run_helper_if_asked;
+pub use rootless::become_root_in_a_namespace;
 pub use sandbox::NativeSandbox;

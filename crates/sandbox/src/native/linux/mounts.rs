@@ -11,8 +11,10 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string,
     fsmount, fsopen, move_mount, open_tree,
 };
+use rustix::process::{WaitOptions, waitpid};
+use rustix::thread::UnshareFlags;
 
-use super::sys;
+use super::sys::{self, SingleThread};
 use crate::plan::{Attributes, Content, Filesystem};
 
 /// `linux/magic.h`.
@@ -24,6 +26,25 @@ const MAX_HOST_FILE: u64 = 64 << 10;
 pub(super) fn make(filesystem: &Filesystem) -> io::Result<OwnedFd> {
     let options = filesystem.options.iter().map(|(key, value)| (key.as_c_str(), value.as_c_str()));
     make_with(&filesystem.kind, options, filesystem.attributes)
+}
+
+/// As [`make`], for a sandbox with the host's network: to show which that has, the kernel wants rights over it. Without them,
+/// what is shown is a network that nobody uses. A child makes it: whoever leaves a network cannot come back without such rights.
+pub(super) fn make_in_an_empty_network(filesystem: &Filesystem, thread: &SingleThread) -> io::Result<OwnedFd> {
+    let (ours, theirs) = super::wire::pair()?;
+    let Some(child) = sys::fork(thread)? else {
+        let made = sys::unshare(UnshareFlags::NEWNET).and_then(|()| make(filesystem));
+        let sent = made.and_then(|mount| super::wire::send_with(theirs.as_fd(), &[0], &[mount.as_fd()]));
+        sys::exit_now(sent.err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO)))
+    };
+    drop(theirs);
+    let received = super::wire::receive_descriptor(ours.as_fd());
+    let status = rustix::io::retry_on_intr(|| waitpid(Some(child), WaitOptions::empty()))?;
+    match (status.and_then(|(_, status)| status.exit_status()), received?) {
+        (Some(0), Some(mount)) => Ok(mount),
+        (Some(errno @ 1..), _) => Err(io::Error::from_raw_os_error(errno)),
+        _ => Err(rustix::io::Errno::IO.into()),
+    }
 }
 
 fn make_with<'a>(
@@ -81,7 +102,8 @@ pub(super) fn refuse_target(root: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io:
 }
 
 /// A small filesystem in memory for generated files and secrets, seen by init alone. It is a ramfs: other than tmpfs it is
-/// never written to swap. Bound over their targets its files are all that anybody else sees of it.
+/// never written to swap. The kernel lets only the host's root mount one, so for others it is a tmpfs. Bound over their targets
+/// its files are all that anybody else sees of it.
 pub(super) struct Staging {
     dir: OwnedFd,
     files: u32,
@@ -91,7 +113,11 @@ impl Staging {
     /// Mounts it over `place`, where it hides the host's directory from this mount namespace only.
     pub(super) fn new(place: &CStr) -> io::Result<Self> {
         let attributes = Attributes::NOSUID.and(Attributes::NODEV).and(Attributes::NOEXEC);
-        let dir = make_with(c"ramfs", [(c"mode", c"0700")], attributes)?;
+        let make = |kind| make_with(kind, [(c"mode", c"0700")], attributes);
+        let dir = match make(c"ramfs") {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => make(c"tmpfs")?,
+            made => made?,
+        };
         attach(dir.as_fd(), super::walk::open_on_host(place)?.as_fd())?;
         rustix::fs::mkdirat(&dir, c"root", Mode::from_raw_mode(0o700))?;
         rustix::fs::mkdirat(&dir, c"empty", Mode::from_raw_mode(0o755))?;

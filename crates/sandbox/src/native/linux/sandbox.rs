@@ -1,7 +1,11 @@
 //! The caller's side: starts a helper for each run and waits for its report.
 
+use std::ffi::{CStr, CString};
+use std::fs::Metadata;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -59,9 +63,15 @@ impl NativeSandbox {
             return Err(missing("this kernel lacks seccomp filters"));
         }
         let path = plan::host_path(&helper.into())?;
-        std::fs::metadata(plan::to_path(&path)).map_err(SandboxError::StartHelper)?;
+        let binary = std::fs::metadata(plan::to_path(&path)).map_err(SandboxError::StartHelper)?;
         let attributes = Attributes::READ_ONLY.and(Attributes::NOSUID).and(Attributes::NODEV);
-        let helper = mounts::copy_from_host(&path, attributes).map_err(|source| SandboxError::Host {
+        let copy = match mounts::copy_from_host(&path, attributes) {
+            // Who changed its mount namespace since it was started has `/proc/self/exe` in the old one, of which nothing is
+            // copied. By its name it is in the new one, unless something else has the name by now.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => copy_by_name(&path, attributes, &binary),
+            copied => copied,
+        };
+        let helper = copy.map_err(|source| SandboxError::Host {
             what: "cannot make mounts; it needs CAP_SYS_ADMIN and Linux 5.12",
             source: Some(source),
         })?;
@@ -80,6 +90,18 @@ impl NativeSandbox {
 
     fn start_helper(&self, link: OwnedFd) -> io::Result<Child> {
         tokio::process::Command::from(helper_command(&self.helper, helper::NAME, link)).spawn()
+    }
+}
+
+/// Copies the mount of what the link at `path` names, if that is `binary`.
+fn copy_by_name(path: &CStr, attributes: Attributes, binary: &Metadata) -> io::Result<OwnedFd> {
+    let name = std::fs::read_link(plan::to_path(path))?;
+    let name = CString::new(name.into_os_string().into_vec()).map_err(io::Error::from)?;
+    let copy = mounts::copy_from_host(&name, attributes)?;
+    let found = rustix::fs::fstat(&copy)?;
+    match (found.st_dev, found.st_ino) == (binary.dev(), binary.ino()) {
+        true => Ok(copy),
+        false => Err(rustix::io::Errno::STALE.into()),
     }
 }
 
