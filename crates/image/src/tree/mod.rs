@@ -85,6 +85,10 @@ pub(crate) struct Tree {
     size: u64,
     /// Device nodes that could not be made.
     skipped_devices: u64,
+    /// We are root of a user namespace without other ids: all is ours.
+    has_one_owner: bool,
+    /// Entries that are ours for that reason alone.
+    lost_owners: u64,
     limits: Limits,
 }
 
@@ -94,6 +98,13 @@ struct Directory {
     mode: u32,
     owner: Option<(u32, u32)>,
     mtime: Time,
+}
+
+/// Returns whether a user namespace with this map has one id and no other.
+fn has_one_id(map: &str) -> bool {
+    let mut lines = map.lines();
+    let count = lines.next().and_then(|line| line.split_whitespace().nth(2));
+    count == Some("1") && lines.next().is_none()
 }
 
 /// The longest name of one file that Linux has, `NAME_MAX`.
@@ -113,6 +124,7 @@ impl Tree {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root: OwnedFd = rustix::fs::open(root, flags, Mode::empty())?;
         let user = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let has_one_owner = user.0 == 0 && std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| has_one_id(&map));
         let targets = Cursor::new(root.try_clone()?, limits.depth)?;
         let cursor = Cursor::new(root, limits.depth)?;
         // Where it has no entry in the layer, the root stays as it is.
@@ -125,8 +137,10 @@ impl Tree {
             made: (below == Below::Layers && whiteouts == Whiteouts::Apply).then(Made::default),
             whiteouts,
             user,
+            has_one_owner,
             size: 0,
             skipped_devices: 0,
+            lost_owners: 0,
             limits: *limits,
         })
     }
@@ -159,6 +173,7 @@ impl Tree {
         if let Some(made) = &mut self.made {
             made.note(self.cursor.inode(), name);
         }
+        self.lost_owners += u64::from(self.has_one_owner && (entry.uid, entry.gid) != (0, 0));
         match &entry.kind {
             Kind::Directory => self.directory(name, entry),
             Kind::File { size, segments } => self.file(name, entry, (*size, segments.as_deref()), content, cancel),
@@ -181,6 +196,9 @@ impl Tree {
                 self.set_directory(directory).map_err(|source| write_error("set the mode of", &path, source))?;
             }
         }
+        if self.lost_owners > 0 {
+            progress.line(&format!("{} files were not root's and are now: this user has no other ids", self.lost_owners));
+        }
         if self.skipped_devices > 0 {
             progress.line(&format!("left out {} device nodes: making them needs root", self.skipped_devices));
         }
@@ -189,11 +207,16 @@ impl Tree {
 
     fn set_directory(&self, directory: Directory) -> std::io::Result<()> {
         let fd = self.cursor.fd();
-        if let (Some((uid, gid)), true) = (directory.owner, self.is_root()) {
+        if let (Some((uid, gid)), true) = (directory.owner, self.gives_away()) {
             rustix::fs::fchown(fd, Some(node::uid(uid)), Some(node::gid(gid)))?;
         }
         rustix::fs::fchmod(fd, Mode::from_raw_mode(directory.mode))?;
         Ok(rustix::fs::futimens(fd, &times(directory.mtime))?)
+    }
+
+    /// Returns true if files can be given to others.
+    fn gives_away(&self) -> bool {
+        self.is_root() && !self.has_one_owner
     }
 
     fn is_root(&self) -> bool {

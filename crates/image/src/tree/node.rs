@@ -117,7 +117,8 @@ impl Tree {
         let failed = |error: Errno| write_error("set the mode of", &entry.name, error);
         // In this order: a change of owner takes the set-user-id bit and the capabilities away.
         if self.must_chown(entry) {
-            rustix::fs::fchown(&file, Some(uid(entry.uid)), Some(gid(entry.gid))).map_err(failed)?;
+            rustix::fs::fchown(&file, Some(uid(entry.uid)), Some(gid(entry.gid)))
+                .map_err(|error| owner_error(entry, error))?;
         }
         rustix::fs::fchmod(&file, Mode::from_raw_mode(entry.mode)).map_err(failed)?;
         self.set_xattrs(file.as_fd(), entry)?;
@@ -221,7 +222,7 @@ impl Tree {
         if self.must_chown(entry) {
             let (uid, gid) = (Some(uid(entry.uid)), Some(gid(entry.gid)));
             rustix::fs::chownat(self.cursor.fd(), name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
-                .map_err(|error| write_error("set the owner of", &entry.name, error))?;
+                .map_err(|error| owner_error(entry, error))?;
         }
         self.set_time(name, entry)
     }
@@ -233,7 +234,7 @@ impl Tree {
 
     /// Returns true if a new file does not get its owner by itself. Without privilege, all is ours.
     fn must_chown(&self, entry: &Entry) -> bool {
-        self.is_root() && ((entry.uid, entry.gid) != self.user || self.cursor.is_set_gid())
+        self.gives_away() && ((entry.uid, entry.gid) != self.user || self.cursor.is_set_gid())
     }
 
     fn is_directory(&self, name: &[u8]) -> Result<bool, UnpackError> {
@@ -274,6 +275,18 @@ impl Tree {
             }
         }
         Ok(())
+    }
+}
+
+/// Explains why an entry cannot get its owner.
+fn owner_error(entry: &Entry, error: Errno) -> UnpackError {
+    match error {
+        // In a user namespace.
+        Errno::INVAL => refused(
+            &entry.name,
+            format!("it belongs to {}:{}, and without root there are the ids 0 to 65535 only", entry.uid, entry.gid),
+        ),
+        error => write_error("set the owner of", &entry.name, error),
     }
 }
 

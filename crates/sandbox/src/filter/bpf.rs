@@ -289,7 +289,7 @@ mod tests {
 
     #[test]
     fn every_number_gets_what_the_table_says_on_every_architecture() {
-        for asked in [Asked::default(), Asked { fast_sync: true, asks_for_nodes: true, allows_namespaces: true }] {
+        for asked in [Asked::default(), Asked::all()] {
             let program = generate(ALL, asked);
             for arch in ALL {
                 for (number, rule) in (0..).zip(rules(arch, asked)) {
@@ -395,7 +395,7 @@ mod tests {
     fn a_call_is_decided_in_a_few_steps() {
         // 4096 is the kernel's limit (BPF_MAXINSNS).
         let program =
-            generate(&[X86_64, X86], Asked { fast_sync: true, asks_for_nodes: true, allows_namespaces: true });
+            generate(&[X86_64, X86], Asked::all());
         assert!(program.len() < 700, "{} instructions", program.len());
     }
 }

@@ -80,12 +80,14 @@ pub(crate) struct Asked {
     pub(crate) asks_for_nodes: bool,
     /// Whether it may make namespaces.
     pub(crate) allows_namespaces: bool,
+    /// Whether there is one user and no other.
+    pub(crate) has_one_user: bool,
 }
 
 impl Asked {
     /// Returns what makes the longest program.
     fn all() -> Self {
-        Self { fast_sync: true, asks_for_nodes: true, allows_namespaces: true }
+        Self { fast_sync: true, asks_for_nodes: true, allows_namespaces: true, has_one_user: true }
     }
 
     /// Returns what a process asks for.
@@ -94,13 +96,14 @@ impl Asked {
             fast_sync: process.fast_sync,
             asks_for_nodes: process.user_namespace.mapped().is_some(),
             allows_namespaces: process.allow_namespaces,
+            has_one_user: process.user_namespace.mapped().is_some_and(|ids| ids.count() == 1),
         }
     }
 }
 
 /// The programs for this machine's architectures as the kernel's `struct sock_filter[]`, each made when it is first needed.
 #[derive(Debug, Default)]
-pub(crate) struct Filters([OnceLock<Vec<u8>>; 8]);
+pub(crate) struct Filters([OnceLock<Vec<u8>>; 16]);
 
 impl Filters {
     /// Returns the program for `process`, empty for none.
@@ -121,7 +124,7 @@ impl Filters {
     }
 
     fn get(&self, asked: Asked) -> &[u8] {
-        let bits = [asked.fast_sync, asked.asks_for_nodes, asked.allows_namespaces];
+        let bits = [asked.fast_sync, asked.asks_for_nodes, asked.allows_namespaces, asked.has_one_user];
         let index = bits.into_iter().fold(0, |index, bit| 2 * index + usize::from(bit));
         self.0[index].get_or_init(|| to_bytes(&bpf::generate(arch::NATIVE, asked)))
     }
@@ -134,7 +137,7 @@ pub(crate) fn name(arch: u32, number: u32) -> Option<&'static str> {
 
 /// Returns the program that refuses nothing; there is none unless something is to be answered for the kernel.
 fn unconfined(asked: Asked) -> Vec<Instruction> {
-    if !asked.fast_sync && !asked.asks_for_nodes {
+    if !asked.fast_sync && !asked.asks_for_nodes && !asked.has_one_user {
         return Vec::new();
     }
     let bodies = arch::NATIVE.iter().map(|arch| {
@@ -162,14 +165,22 @@ fn assemble_profile(arches: &[Arch], profile: &Profile, kernel: (u32, u32), aske
     bpf::assemble(bodies, &Action::Errno(table::ENOSYS))
 }
 
-/// Takes from the kernel what it would do otherwise than asked: waiting for the disk, whatever the rules say, and device
-/// nodes, where they allow them.
+/// Takes from the kernel what it would do otherwise than asked: waiting for the disk, whatever the rules say; and, where they
+/// allow them, device nodes and changes to another user, of whom there may be none.
 fn answer_ourselves(arch: &Arch, rules: &mut [Action], asked: Asked) {
     if asked.asks_for_nodes {
         for (number, mode) in table::NODES.iter().filter_map(|(name, mode)| Some((arch.number(name)?, *mode))) {
             let rule = &mut rules[number as usize];
             if *rule == Action::Allow {
                 *rule = Action::Check(Check::Node { mode });
+            }
+        }
+    }
+    if asked.has_one_user {
+        for number in table::USERS.iter().filter_map(|name| arch.number(name)) {
+            let rule = &mut rules[number as usize];
+            if *rule == Action::Allow {
+                *rule = Action::Errno(0);
             }
         }
     }

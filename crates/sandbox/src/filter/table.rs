@@ -535,6 +535,32 @@ pub(super) const MISSING: &[&str] = &["clone3"];
 pub(super) const SYNC: &[&str] =
     &["fsync", "fdatasync", "sync", "syncfs", "sync_file_range", "sync_file_range2", "arm_sync_file_range", "msync"];
 
+/// Successful without effect where there is one user and no other, as `fakeroot(1)` has it: package managers give files to users and
+/// change to users that the kernel would refuse.
+pub(super) const USERS: &[&str] = &[
+    "chown",
+    "chown32",
+    "fchown",
+    "fchown32",
+    "fchownat",
+    "lchown",
+    "lchown32",
+    "setgid",
+    "setgid32",
+    "setgroups",
+    "setgroups32",
+    "setregid",
+    "setregid32",
+    "setresgid",
+    "setresgid32",
+    "setresuid",
+    "setresuid32",
+    "setreuid",
+    "setreuid32",
+    "setuid",
+    "setuid32",
+];
+
 // asm-generic/errno*.h: the same on every architecture with a table.
 pub(super) const EPERM: u16 = 1;
 pub(super) const ENOSYS: u16 = 38;
