@@ -218,6 +218,11 @@ pub(crate) fn plan<'a>(
             what: "a user other than root, and this user has no ids for one; see /etc/subuid and `kiln doctor`",
         });
     }
+    if count == 1 && matches!(process.network, Network::Private { .. } | Network::Proxy(_)) {
+        return Err(SandboxError::Invalid {
+            what: "a network of its own, which a user of its own keeps, and there are no ids for one; see /etc/subuid",
+        });
+    }
     if ids.is_none() && process.allow_namespaces {
         return Err(SandboxError::Invalid { what: "namespaces are allowed, but it has no users of its own" });
     }

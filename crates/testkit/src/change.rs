@@ -176,6 +176,7 @@ impl Change {
             Self::Special(path, number) => {
                 remove(&at(path))?;
                 let (kind, device) = match number % 3 {
+                    _ if !crate::is_root_of_the_host() => (FileType::Fifo, 0),
                     0 => (FileType::Fifo, 0),
                     1 => (FileType::CharacterDevice, rustix::fs::makedev(1, 3)),
                     _ => (FileType::BlockDevice, rustix::fs::makedev(7, 200)),

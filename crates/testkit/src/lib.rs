@@ -16,6 +16,7 @@ mod registry;
 mod script;
 pub mod store;
 mod tree;
+mod unprivileged;
 mod write_log;
 
 pub use base::{busybox_root, busybox_tar};
@@ -27,6 +28,7 @@ pub use loopfs::LoopFs;
 pub use registry::{Access, Registry, oci_image};
 pub use script::{Body, Request, Response, Script};
 pub use tree::{Tree, describe, without_links};
+pub use unprivileged::{Unprivileged, is_root_of_the_host};
 pub use write_log::{Loss, PowerCuts, WriteLog};
 
 use std::path::Path;

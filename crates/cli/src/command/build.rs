@@ -18,6 +18,7 @@ use crate::args::{self, Progress};
 use crate::config::Policy;
 use crate::exit::Failure;
 use crate::render::{self, Json, Plain, Quiet, Tty};
+use crate::rootless;
 use crate::settings::{DEFAULT_SPEC, default_jobs, open_store, registries};
 
 /// Larger ones are no secrets but data.
@@ -48,6 +49,9 @@ pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> 
     let sandbox = Arc::new(NativeSandbox::new("/proc/self/exe")?);
     let policy_of_steps = arguments.sandbox.policy().with_files(arguments.config.config.as_deref())?;
     let mut isolation = policy_of_steps.isolation()?;
+    if let Some(reason) = rootless::single_owner() {
+        tell.tell(format!("all files belong to root, and there are no other users: {reason}"));
+    }
     policy_of_steps.limits.check(&mut isolation, &sandbox, |text| tell.tell(text))?;
     let settings = Settings { jobs: arguments.jobs.map_or_else(default_jobs, usize::from), isolation };
     let engine = Engine::new(Arc::clone(&store), sandbox, Arc::new(images.clone()), settings);

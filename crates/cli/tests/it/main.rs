@@ -18,6 +18,7 @@ mod processes;
 mod prune;
 mod registry;
 mod registry_hostile;
+mod rootless;
 mod seccomp;
 mod spec;
 mod stages;

@@ -11,6 +11,7 @@ mod isolation;
 mod limits;
 mod network;
 mod privileges;
+mod rootless;
 mod secrets;
 mod system_calls;
 mod user_namespace;

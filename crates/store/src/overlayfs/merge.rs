@@ -168,6 +168,11 @@ impl Merge<'_> {
     }
 }
 
+/// Marks a directory as overlayfs does.
+pub(super) fn mark(directory: &Path) -> io::Result<()> {
+    fsetxattr(open_path(directory)?, named(OPAQUE), b"y", XattrFlags::empty())
+}
+
 /// Returns the name of the attribute that is a mark.
 fn named(mark: &str) -> String {
     format!("{}{mark}", overlay_marks())

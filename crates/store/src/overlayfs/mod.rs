@@ -26,7 +26,7 @@ use rustix::fs::{FileType, Mode};
 
 use crate::error::At;
 use crate::layout::Layout;
-use crate::{Backend, Name, Root, Space, StoreError, attributes, filesystem, remove};
+use crate::{Backend, Name, Root, Space, StoreError, attributes, filesystem, remove, user_namespace};
 
 use chain::{Chain, Layer};
 use merge::Merged;
@@ -184,9 +184,15 @@ pub(crate) fn probe(layout: &Layout, kind: &'static str, is_new: bool) -> Result
     for path in [&lower, &upper, &work] {
         fs::create_dir_all(path).at("create", path)?;
     }
+    let marked = merge::mark(&upper);
     let made = crate::mount::overlay(&[&lower], Some((&upper, &work)), None);
     remove::tree(layout, &dir)?;
     match made {
+        // Overlayfs mounts there all the same, and fails when it needs a mark.
+        Ok(_) if marked.is_err() => {
+            let attribute = user_namespace::overlay_marks();
+            Err(unfit(format!("its filesystem has no attributes `{attribute}*`; use ext4, xfs or btrfs, or tmpfs of Linux 6.6")))
+        }
         Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             Err(unfit(format!("mounting is not permitted ({error}); run kiln as root, not in a container")))

@@ -18,6 +18,7 @@ mod power;
 mod prune;
 mod repair;
 mod result;
+mod rootless;
 mod transfer;
 mod trees;
 mod verify;

@@ -93,12 +93,13 @@ fn users(facts: &Facts) -> Finding {
             ),
             Some("put the store on ext4, xfs, btrfs or tmpfs, with Linux 5.19 or later"),
         ),
-        _ if !facts.is_root && !facts.has_subordinate_ids => finding(
+        _ if facts.lacks_ids.is_some() => finding(
             WHAT,
             State::Lacking,
-            "this user has no ids of its own: all files in steps belong to one user",
+            format!("all files in steps belong to one user: {}", facts.lacks_ids.as_deref().unwrap_or_default()),
             Some("usermod --add-subuids 100000-165535 --add-subgids 100000-165535 \"$USER\""),
         ),
+        _ if !facts.is_root => finding(WHAT, State::Good, "root in a step is this user, and others are from its ids", None),
         _ => finding(WHAT, State::Good, "root in a step is nobody on this host", None),
     }
 }
@@ -111,6 +112,9 @@ fn limits(facts: &Facts) -> Finding {
         return finding("limits", State::Good, kept.join(", "), None);
     };
     let says = format!("none on {}: {reason}", lacking.join(", "));
+    if !facts.is_root {
+        return finding("limits", State::Absent, says, Some("run kiln as root"));
+    }
     finding("limits", State::Lacking, says, Some("boot with systemd.unified_cgroup_hierarchy=1, for cgroups v2"))
 }
 
@@ -177,7 +181,6 @@ mod tests {
             id_mapping: Some(Ok(())),
             limits: vec![("memory", Ok(())), ("processes", Ok(()))],
             programs: PROGRAMS.iter().map(|(name, _)| *name).collect(),
-            has_subordinate_ids: true,
             has_kvm: true,
             place: "/var/lib".into(),
             stores: vec![(Kind::Overlayfs, Ok(())), (Kind::Xfs, Err("no reflinks".into()))],
@@ -210,7 +213,8 @@ mod tests {
 
     #[test]
     fn each_lack_says_what_follows_and_what_mends_it() {
-        let lacks: [fn(&mut Facts); 5] = [
+        let lacks: [fn(&mut Facts); 6] = [
+            |facts| (facts.is_root, facts.lacks_ids) = (false, Some("/etc/subuid has none".into())),
             |facts| facts.kernel = "6.1.0-18-amd64".into(),
             |facts| facts.forbids_user_namespaces = vec!["user.max_user_namespaces=65536"],
             |facts| facts.id_mapping = Some(Err("EINVAL".into())),

@@ -38,8 +38,8 @@ pub(super) struct Facts {
     pub(super) limits: Vec<(&'static str, Result<(), String>)>,
     /// Those of [`PROGRAMS`] that were found.
     pub(super) programs: Vec<&'static str>,
-    /// Whether the user has ids for its own user namespaces, in `/etc/subuid` and `/etc/subgid`.
-    pub(super) has_subordinate_ids: bool,
+    /// Why the user has no ids for its own user namespaces, if so.
+    pub(super) lacks_ids: Option<String>,
     pub(super) has_kvm: bool,
     /// The directory that stores were tried in.
     pub(super) place: PathBuf,
@@ -78,7 +78,7 @@ impl Facts {
             id_mapping: None,
             limits: limits(),
             programs: PROGRAMS.into_iter().map(|(name, _)| name).filter(|name| find_program(name).is_some()).collect(),
-            has_subordinate_ids: has_subordinate_ids(&read("/etc/subuid")) && has_subordinate_ids(&read("/etc/subgid")),
+            lacks_ids: crate::rootless::single_owner().map(str::to_owned),
             has_kvm: fs::File::options().read(true).write(true).open("/dev/kvm").is_ok(),
             place: place.to_owned(),
             stores: stores(place),
@@ -111,13 +111,6 @@ fn find_program(name: &str) -> Option<PathBuf> {
         fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
     };
     std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(name)).find(is_program)
-}
-
-/// Returns whether a file in the form of subuid(5) gives this user ids.
-fn has_subordinate_ids(file: &str) -> bool {
-    let uid = rustix::process::getuid().as_raw().to_string();
-    let name = std::env::var("USER").unwrap_or_default();
-    file.lines().filter_map(|line| line.split(':').next()).any(|owner| owner == uid || owner == name)
 }
 
 /// Tries which kinds of stores `place` can hold.

@@ -11,7 +11,6 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string,
     fsmount, fsopen, move_mount, open_tree,
 };
-use rustix::process::{WaitOptions, waitpid};
 use rustix::thread::UnshareFlags;
 
 use super::sys::{self, SingleThread};
@@ -31,20 +30,10 @@ pub(super) fn make(filesystem: &Filesystem) -> io::Result<OwnedFd> {
 /// As [`make`], for a sandbox with the host's network: to show which that has, the kernel wants rights over it. Without them,
 /// what is shown is a network that nobody uses. A child makes it: whoever leaves a network cannot come back without such rights.
 pub(super) fn make_in_an_empty_network(filesystem: &Filesystem, thread: &SingleThread) -> io::Result<OwnedFd> {
-    let (ours, theirs) = super::wire::pair()?;
-    let Some(child) = sys::fork(thread)? else {
-        let made = sys::unshare(UnshareFlags::NEWNET).and_then(|()| make(filesystem));
-        let sent = made.and_then(|mount| super::wire::send_with(theirs.as_fd(), &[0], &[mount.as_fd()]));
-        sys::exit_now(sent.err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO)))
-    };
-    drop(theirs);
-    let received = super::wire::receive_descriptor(ours.as_fd());
-    let status = rustix::io::retry_on_intr(|| waitpid(Some(child), WaitOptions::empty()))?;
-    match (status.and_then(|(_, status)| status.exit_status()), received?) {
-        (Some(0), Some(mount)) => Ok(mount),
-        (Some(errno @ 1..), _) => Err(io::Error::from_raw_os_error(errno)),
-        _ => Err(rustix::io::Errno::IO.into()),
-    }
+    super::wire::made_by_a_child(thread, || {
+        sys::unshare(UnshareFlags::NEWNET)?;
+        make(filesystem)
+    })
 }
 
 fn make_with<'a>(

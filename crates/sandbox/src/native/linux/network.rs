@@ -12,7 +12,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::net::IpAddr;
+use std::net::{IpAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
@@ -27,7 +27,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use super::helper::Descriptors;
 use super::netlink::{self, Netlink};
 use super::sys::{self, SingleThread, Words};
-use super::wire::{At, Failure};
+use super::wire::{self, At, Failure};
 use super::{firewall, relay};
 use crate::error::Step;
 use crate::network::{Cidr, Network, Proxy};
@@ -83,7 +83,7 @@ impl Companion {
             let ends = Ends { parent, go: go_end, ready: ready_end, complaint: complaint_end };
             let failed = match (&task, &plan.network) {
                 (Task::Private { families, .. }, _) => ends.become_pasta(families),
-                (Task::Proxy, Network::Proxy(proxy)) => ends.relay(proxy),
+                (Task::Proxy, Network::Proxy(proxy)) => ends.relay(proxy, thread),
                 (Task::Proxy, _) => Ok(()),
             };
             if let Err(error) = failed {
@@ -218,20 +218,22 @@ impl Ends {
     }
 
     /// Listens in the sandbox, then serves as nobody, without any capability.
-    fn relay(&self, proxy: &Proxy) -> io::Result<()> {
-        let outside = rustix::fs::openat(CWD, c"/proc/self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        let inside = self.wait()?;
-        let enter =
-            |namespace: &OwnedFd| move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network));
-        enter(&inside)?;
-        let listener = relay::listen()?;
-        enter(&outside)?;
-        drop((inside, outside));
+    fn relay(&self, proxy: &Proxy, thread: &SingleThread) -> io::Result<()> {
+        let listener = listen_in(&self.wait()?, thread)?;
         sys::become_user(NOBODY, &[])?;
         self.tie_to_helper()?;
         rustix::io::write(&self.ready, b"r")?;
         relay::serve(&listener, proxy)
     }
+}
+
+/// Returns a socket that listens in a network namespace. A child makes it: without the host's root there is no way back from there.
+fn listen_in(namespace: &OwnedFd, thread: &SingleThread) -> io::Result<TcpListener> {
+    let listener = wire::made_by_a_child(thread, || {
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+        relay::listen().map(OwnedFd::from)
+    })?;
+    Ok(listener.into())
 }
 
 /// Numbers of `capabilities(7)`.

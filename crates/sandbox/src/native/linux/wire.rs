@@ -14,8 +14,10 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
+use rustix::process::{WaitOptions, waitpid};
 use serde::{Deserialize, Serialize};
 
+use super::sys::{self, SingleThread};
 use crate::error::Step;
 use crate::plan::{MAX_DESCRIPTORS, MAX_PLAN, Plan};
 use crate::{ExitStatus, SandboxError};
@@ -100,6 +102,26 @@ pub(super) fn send_with(socket: BorrowedFd<'_>, message: &[u8], descriptors: &[B
 /// Returns two ends of a link.
 pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
+}
+
+/// Returns a descriptor that a child process makes, whose namespaces are its own to change.
+pub(super) fn made_by_a_child(
+    thread: &SingleThread,
+    make: impl FnOnce() -> io::Result<OwnedFd>,
+) -> io::Result<OwnedFd> {
+    let (ours, theirs) = pair()?;
+    let Some(child) = sys::fork(thread)? else {
+        let sent = make().and_then(|made| send_with(theirs.as_fd(), &[0], &[made.as_fd()]));
+        sys::exit_now(sent.err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO)))
+    };
+    drop(theirs);
+    let received = receive_descriptor(ours.as_fd());
+    let status = rustix::io::retry_on_intr(|| waitpid(Some(child), WaitOptions::empty()))?;
+    match (status.and_then(|(_, status)| status.exit_status()), received?) {
+        (Some(0), Some(made)) => Ok(made),
+        (Some(errno @ 1..), _) => Err(io::Error::from_raw_os_error(errno)),
+        _ => Err(rustix::io::Errno::IO.into()),
+    }
 }
 
 /// Receives one descriptor, or `None` if the other end was closed without sending one.
