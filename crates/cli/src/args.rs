@@ -120,12 +120,15 @@ pub(crate) struct SandboxArgs {
     /// Lets steps wait for the disk when they ask for it, with fsync and its like
     #[arg(long)]
     pub(crate) no_fast_sync: bool,
+    /// Leaves the values of secrets in logs, where `***` would stand for them
+    #[arg(long)]
+    pub(crate) no_mask: bool,
 }
 
 impl SandboxArgs {
     /// Returns what the flags say.
     pub(crate) fn policy(&self) -> SandboxPolicy {
-        SandboxPolicy { fast_sync: self.no_fast_sync.then_some(false) }
+        SandboxPolicy { fast_sync: self.no_fast_sync.then_some(false), mask_secrets: self.no_mask.then_some(false) }
     }
 }
 

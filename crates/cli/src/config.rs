@@ -31,6 +31,7 @@ struct Config {
 #[serde(deny_unknown_fields)]
 pub(crate) struct SandboxPolicy {
     pub(crate) fast_sync: Option<bool>,
+    pub(crate) mask_secrets: Option<bool>,
 }
 
 impl SandboxPolicy {
@@ -38,10 +39,13 @@ impl SandboxPolicy {
     pub(crate) fn isolation(self, file: Option<&Path>) -> Result<Isolation, Failure> {
         let files = read::<Config>(file, "config.toml")?;
         let policies = files.into_iter().map(|(_, config)| config.sandbox).chain([self]);
-        let policy =
-            policies.fold(Self::default(), |before, after| Self { fast_sync: after.fast_sync.or(before.fast_sync) });
+        let policy = policies.fold(Self::default(), |before, after| Self {
+            fast_sync: after.fast_sync.or(before.fast_sync),
+            mask_secrets: after.mask_secrets.or(before.mask_secrets),
+        });
         let mut isolation = Isolation::default();
         isolation.fast_sync = policy.fast_sync.unwrap_or(isolation.fast_sync);
+        isolation.mask_secrets = policy.mask_secrets.unwrap_or(isolation.mask_secrets);
         Ok(isolation)
     }
 }

@@ -38,11 +38,13 @@ pub struct Isolation {
     /// Whether `fsync(2)` and its like do nothing in steps. A result is only offered again after a crash of the machine
     /// when it is known to be on the disk, so steps need not wait for the disk.
     pub fast_sync: bool,
+    /// Whether the values of a step's secrets are hidden in its log.
+    pub mask_secrets: bool,
 }
 
 impl Default for Isolation {
     fn default() -> Self {
-        Self { fast_sync: true }
+        Self { fast_sync: true, mask_secrets: true }
     }
 }
 

@@ -5,7 +5,8 @@
 //!
 //! The life of a build: `engine` starts it; `plan` flattens the spec into stages of steps (pure); `build` runs the stages,
 //! each step through `flight`, which finds it in the store, joins whoever is making it, or makes it. `steps` knows the three
-//! kinds of step, and `base`, `import`, `run` and `copy` how to make each. `key` says what a step's identity is made of.
+//! kinds of step, and `base`, `import`, `run` and `copy` how to make each; `mask` hides secrets in
+//! logs. `key` says what a step's identity is made of.
 //! `export` says what image a result would be.
 #![forbid(unsafe_code)]
 
@@ -20,6 +21,7 @@ mod flight;
 mod import;
 mod key;
 mod manifest;
+mod mask;
 mod passwd;
 mod plan;
 mod run;

@@ -21,6 +21,7 @@ use crate::engine::Isolation;
 use crate::error::{At, BuildError};
 use crate::events::StepInfo;
 use crate::flight::Publisher;
+use crate::mask::Mask;
 use crate::passwd;
 use crate::plan::Context;
 
@@ -92,7 +93,9 @@ impl Command {
         let stop = cancel.child_token();
         let run = sandbox.run(Root::Mount(root), process, writer.into(), &stop);
         tokio::pin!(run);
-        let mut output = Output { log, publisher, length: 0, buffer: vec![0; 64 << 10] };
+        let secrets = self.secrets.iter().map(|(_, value)| value).filter(|_| self.isolation.mask_secrets);
+        let mask = Mask::new(secrets)?;
+        let mut output = Output { log, publisher, mask, length: 0, buffer: vec![0; 64 << 10] };
         let ended = loop {
             let written = tokio::select! {
                 biased;
@@ -121,6 +124,7 @@ impl Command {
                 Err(error) => return Err(error).at("read from", "a pipe"),
             }
         }
+        output.finish()?;
         ended.map_err(|source| match source {
             kiln_sandbox::SandboxError::Cancelled => BuildError::Cancelled,
             source => BuildError::Sandbox { step: Arc::clone(&self.step), source },
@@ -201,20 +205,33 @@ impl Command {
 struct Output<'a> {
     log: &'a Arc<File>,
     publisher: &'a Publisher,
+    mask: Mask,
     length: u64,
     buffer: Vec<u8>,
 }
 
 impl Output<'_> {
-    /// Appends the first `length` bytes of the buffer to the log.
+    /// Appends the first `length` bytes of the buffer to the log, secrets masked.
     fn write(&mut self, length: usize) -> Result<(), BuildError> {
-        (&**self.log)
-            .write_all(&self.buffer[..length])
-            .map_err(|source| kiln_store::StoreError::disk("write", "the log of the step", source))?;
-        self.length += length as u64;
-        self.publisher.log(self.log, self.length);
-        Ok(())
+        let Self { log, publisher, .. } = *self;
+        append(log, publisher, &mut self.length, self.mask.push(&self.buffer[..length]))
     }
+
+    /// Appends what the mask held back.
+    fn finish(&mut self) -> Result<(), BuildError> {
+        let Self { log, publisher, .. } = *self;
+        append(log, publisher, &mut self.length, self.mask.finish())
+    }
+}
+
+fn append(log: &Arc<File>, publisher: &Publisher, written: &mut u64, bytes: &[u8]) -> Result<(), BuildError> {
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    (&**log).write_all(bytes).map_err(|source| kiln_store::StoreError::disk("write", "the log of the step", source))?;
+    *written += bytes.len() as u64;
+    publisher.log(log, *written);
+    Ok(())
 }
 
 /// Returns the numbers of a user; a name is looked up in the image.

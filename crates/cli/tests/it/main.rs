@@ -9,6 +9,7 @@ mod exit_codes;
 mod export;
 mod hostile;
 mod kinds;
+mod masking;
 mod operations;
 mod output;
 mod processes;
