@@ -77,6 +77,8 @@ pub enum Step {
     Mask,
     /// Make a file or directory of `/proc` read-only.
     MakeReadOnly,
+    /// Make a terminal.
+    MakeTerminal,
     /// Mount a generated file such as `/etc/hosts`, or a secret.
     MountFile,
     /// Mount a tree or a host directory.
@@ -93,7 +95,7 @@ pub enum Step {
     LeaveKeyring,
     /// Resource limits, session, signals, out-of-memory score.
     SetLimits,
-    /// Connect stdin, stdout and stderr.
+    /// Connect stdin, stdout and stderr; hand over the terminal.
     ConnectStdio,
     /// Load the seccomp filter.
     LoadFilter,
@@ -116,6 +118,7 @@ impl fmt::Display for Step {
             Step::BindDevice => "bind the device",
             Step::Mask => "mask",
             Step::MakeReadOnly => "make read-only",
+            Step::MakeTerminal => "make a terminal",
             Step::MountFile => "mount the file",
             Step::MountTree => "mount the tree",
             Step::EnterDirectory => "enter the directory",

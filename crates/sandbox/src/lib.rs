@@ -7,18 +7,20 @@
 //! * [`Sandbox`]: the seam. [`NativeSandbox`] is Linux namespaces, mounts, capabilities and seccomp,
 //!   set up by a small helper process.
 //! * [`run_helper_if_asked`]: what the binary's `main` calls first, so that it can be that helper.
-//! * [`Process`], [`Root`], [`Mount`], [`Limits`] …: plain data, what to run.
+//! * [`Process`], [`Root`], [`Mount`], [`Limits`] …: plain data, what to run. [`Io`]: where it reads and writes.
 //!
-//! Inside: `process` (the data), `error`, `plan` (pure: what the helper shall do), `filter` (pure: the
+//! Inside: `process` and `io` (the data), `error`, `plan` (pure: what the helper shall do), `filter` (pure: the
 //! seccomp program), `native` (the effects; its `mod.rs` draws the processes).
 
 mod error;
 mod filter;
+mod io;
 mod native;
 mod plan;
 mod process;
 
 pub use error::{SandboxError, Step};
+pub use io::{Io, Terminal, TerminalSize};
 pub use native::{NativeSandbox, run_helper_if_asked};
 pub use process::{
     ExitStatus, Limits, Mount, Network, Process, Root, Sandbox, SecretBytes, Source, User, UserNamespace,

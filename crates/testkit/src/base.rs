@@ -66,6 +66,7 @@ const APPLETS: &[&str] = &[
     "sleep",
     "sort",
     "stat",
+    "stty",
     "su",
     "sync",
     "tail",

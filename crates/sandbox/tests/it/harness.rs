@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{PipeReader, Read};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -77,7 +76,7 @@ impl Jail {
     pub(crate) async fn run_in(&self, root: Root, process: &Process) -> Result<(ExitStatus, String), SandboxError> {
         let (reader, writer) = std::io::pipe().unwrap();
         let output = tokio::task::spawn_blocking(move || read_all(reader));
-        let status = self.sandbox.run(root, process, OwnedFd::from(writer), &CancellationToken::new()).await;
+        let status = self.sandbox.run(root, process, writer.into(), &CancellationToken::new()).await;
         // The pipe ends with the sandbox, or this would wait forever.
         let output = output.await.unwrap();
         Ok((status?, output))

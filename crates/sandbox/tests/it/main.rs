@@ -11,3 +11,4 @@ mod isolation;
 mod privileges;
 mod secrets;
 mod system_calls;
+mod terminal;

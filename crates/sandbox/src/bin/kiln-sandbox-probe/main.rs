@@ -10,7 +10,7 @@ mod sys;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
-use kiln_sandbox::{Limits, NativeSandbox, Network, Process, Root, Sandbox as _, User, UserNamespace};
+use kiln_sandbox::{Io, Limits, NativeSandbox, Network, Process, Root, Sandbox as _, User, UserNamespace};
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
@@ -70,7 +70,9 @@ async fn run(root: &str, helper: &str, script: &str) -> ExitCode {
     };
     let ended = async {
         let output = std::io::stdout().as_fd().try_clone_to_owned().map_err(kiln_sandbox::SandboxError::StartHelper)?;
-        NativeSandbox::new(helper)?.run(Root::Dir(root.into()), &process, output, &CancellationToken::new()).await
+        NativeSandbox::new(helper)?
+            .run(Root::Dir(root.into()), &process, Io::Output(output), &CancellationToken::new())
+            .await
     };
     match ended.await {
         Ok(status) => eprintln!("{status:?}"),

@@ -17,7 +17,7 @@ use super::init;
 use super::sys::{self, SingleThread};
 use super::wire::{self, At, Failure, Report};
 use crate::error::Step;
-use crate::plan::{OUTPUT, Plan, RootPlan};
+use crate::plan::{Plan, RootPlan};
 
 /// The helper's `argv[0]`: what makes a start of the binary the helper's, and what `ps` shows.
 pub(super) const NAME: &str = "kiln: sandbox";
@@ -56,7 +56,7 @@ fn help(link: &OwnedFd) -> Result<(), Failure> {
         Some(init) => {
             // Init has its copies. Held ones stay open here too: we are the last to go.
             let _held = descriptors.held;
-            drop((descriptors.output, descriptors.mounts, plan));
+            drop((descriptors.io, descriptors.mounts, plan));
             let init = pidfd_open(init, PidfdFlags::empty()).at(Step::Wait)?;
             watch(init.as_fd(), link.as_fd()).at(Step::Wait)
         }
@@ -95,7 +95,8 @@ fn watch(init: BorrowedFd<'_>, link: BorrowedFd<'_>) -> io::Result<()> {
 
 /// The descriptors that came with the plan.
 pub(super) struct Descriptors {
-    pub(super) output: OwnedFd,
+    /// Those of the plan's `stdio`.
+    pub(super) io: Vec<OwnedFd>,
     /// By index in the plan; each is used once.
     pub(super) mounts: Vec<Option<OwnedFd>>,
     pub(super) held: Vec<OwnedFd>,
@@ -107,14 +108,15 @@ impl Descriptors {
             RootPlan::Mount(index) => Some(*index),
             RootPlan::Dir(_) => None,
         });
-        let mounts_end = named.max().unwrap_or(OUTPUT) + 1;
+        let io_end = plan.stdio.descriptors();
+        let mounts_end = named.max().map_or(io_end, |last| last + 1).max(io_end);
         if received.len() < mounts_end {
             return Err(io::Error::from_raw_os_error(libc::EBADF));
         }
         let mut mounts: Vec<_> = received.into_iter().map(Some).collect();
         let held = mounts.split_off(mounts_end).into_iter().flatten().collect();
-        let output = mounts[OUTPUT].take().expect("just filled");
-        Ok(Self { output, mounts, held })
+        let io = mounts[..io_end].iter_mut().filter_map(Option::take).collect();
+        Ok(Self { io, mounts, held })
     }
 
     /// Takes the mount with this index.

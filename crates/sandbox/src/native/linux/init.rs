@@ -10,10 +10,11 @@ use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::process::{Signal, WaitOptions, fchdir, pivot_root, set_parent_process_death_signal};
 
-use super::command::Prepared;
+use super::command::{Prepared, Stdio};
 use super::helper::Descriptors;
 use super::mounts::{self, Staging};
 use super::sys::{self, SingleThread};
+use super::terminal::{self, Terminal};
 use super::walk::{Missing, walk, walk_without_links};
 use super::wire::{self, At, Failure, Report};
 use crate::error::Step;
@@ -32,14 +33,21 @@ pub(super) fn run(
     thread: &SingleThread,
 ) -> ! {
     let ended = set_up(plan, &mut descriptors, &helper)
-        .and_then(|(root, cwd)| start_and_reap(plan, descriptors, link, (root, cwd), thread));
+        .and_then(|inside| start_and_reap(plan, descriptors, link, inside, thread));
     wire::report(link, &ended.unwrap_or_else(Report::Failed));
     // The kernel kills every other process of the namespace, and waits for it.
     sys::exit_now(0)
 }
 
-/// Makes everything that the command will see. Returns the root and the working directory.
-fn set_up(plan: &Plan, descriptors: &mut Descriptors, helper: &OwnedFd) -> Result<(OwnedFd, OwnedFd), Failure> {
+/// What was made for the command.
+struct Inside {
+    root: OwnedFd,
+    cwd: OwnedFd,
+    terminal: Option<Terminal>,
+}
+
+/// Makes everything that the command will see.
+fn set_up(plan: &Plan, descriptors: &mut Descriptors, helper: &OwnedFd) -> Result<Inside, Failure> {
     tie_to_helper(helper).at(Step::ProtectInit)?;
     leave_low_oom_score().at(Step::SetLimits)?;
     leave_session_keyring().at(Step::LeaveKeyring)?;
@@ -64,6 +72,7 @@ fn set_up(plan: &Plan, descriptors: &mut Descriptors, helper: &OwnedFd) -> Resul
     for name in &plan.devices {
         bind_device(root_fd, name).at_path(Step::BindDevice, name)?;
     }
+    let terminal = terminal::make(root_fd, plan.stdio, plan.command.uid).at(Step::MakeTerminal)?;
     for path in &plan.masked {
         mask(root_fd, path, &staging).at_path(Step::Mask, path)?;
     }
@@ -77,7 +86,7 @@ fn set_up(plan: &Plan, descriptors: &mut Descriptors, helper: &OwnedFd) -> Resul
         .at_path(Step::EnterDirectory, &plan.cwd)?;
     drop(staging);
     switch_root(root_fd).at(Step::SwitchRoot)?;
-    Ok((root, cwd))
+    Ok(Inside { root, cwd, terminal })
 }
 
 /// Starts the command and reaps whatever ends until the command does.
@@ -85,10 +94,19 @@ fn start_and_reap(
     plan: &Plan,
     descriptors: Descriptors,
     link: &OwnedFd,
-    (root, cwd): (OwnedFd, OwnedFd),
+    inside: Inside,
     thread: &SingleThread,
 ) -> Result<Report, Failure> {
-    let command = Prepared::new(&plan.command, descriptors.output, cwd).at(Step::ConnectStdio)?;
+    let Inside { root, cwd, terminal } = inside;
+    let stdio = match terminal {
+        Some(Terminal { master, slave }) => {
+            // Its only copy from now on is the caller's: once that is closed, the command is hung up.
+            wire::hand_over(link, &master).at(Step::ConnectStdio)?;
+            Stdio::terminal(slave)
+        }
+        None => Stdio::of(descriptors.io),
+    };
+    let command = Prepared::new(&plan.command, stdio.at(Step::ConnectStdio)?, cwd);
     let Some(pid) = sys::fork(thread).at(Step::Fork)? else { command.run(link) };
     // Of what came with the plan only the held descriptors stay open here.
     drop((command, descriptors.mounts, root));

@@ -1,7 +1,7 @@
 //! Linux: namespaces, mounts, capabilities, seccomp. The parent module draws the processes.
 //!
 //! `sandbox` is the caller's side and `wire` what goes over the socket. `helper`, `init` and `command` are the three
-//! processes, each a list of steps; `mounts` and `walk` help init; `sys` holds every unsafe line.
+//! processes, each a list of steps; `mounts`, `walk` and `terminal` help init; `sys` holds every unsafe line.
 
 mod command;
 mod helper;
@@ -9,6 +9,7 @@ mod init;
 mod mounts;
 mod sandbox;
 mod sys;
+mod terminal;
 mod walk;
 mod wire;
 

@@ -9,17 +9,18 @@ use std::process::{Command, Stdio};
 
 use async_trait::async_trait;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::process::Child;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::{helper, mounts, wire};
 use crate::plan::{self, Attributes};
-use crate::{ExitStatus, Process, Root, Sandbox, SandboxError, filter};
+use crate::{ExitStatus, Io, Process, Root, Sandbox, SandboxError, filter};
 
 /// Most bytes of reports; one takes a few dozen and a path.
-const MAX_REPORTS: u64 = 64 << 10;
+const MAX_REPORTS: usize = 64 << 10;
 
 /// Runs processes by Linux namespaces, mounts, capabilities and seccomp. Needs root and Linux 5.12.
 #[derive(Debug)]
@@ -81,15 +82,14 @@ impl Sandbox for NativeSandbox {
         &self,
         root: Root,
         process: &Process,
-        output: OwnedFd,
+        io: Io,
         cancel: &CancellationToken,
     ) -> Result<ExitStatus, SandboxError> {
         if cancel.is_cancelled() {
             return Err(SandboxError::Cancelled);
         }
         let (message, sent, mut link, mut child) = {
-            let (plan, descriptors) =
-                plan::plan(&root, process, output.as_fd(), &self.filters[usize::from(process.fast_sync)])?;
+            let (plan, descriptors) = plan::plan(&root, process, &io, &self.filters[usize::from(process.fast_sync)])?;
             let message = wire::encode(&plan)?;
             let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                 .map_err(|error| SandboxError::TalkToHelper(error.into()))?;
@@ -100,13 +100,16 @@ impl Sandbox for NativeSandbox {
             (message, sent, UnixStream::from_std(ours).map_err(SandboxError::TalkToHelper)?, child)
         };
         // The helper has them now. Kept here, the root would stay mounted and the output would never end.
-        drop((root, output));
+        drop(root);
+        let terminal = match io {
+            Io::Terminal(terminal) => Some(terminal.master),
+            Io::Output(_) | Io::Streams { .. } => None,
+        };
 
         let conversation = async {
             // If the helper ended early, its report says why.
             let _ = link.write_all(&message[sent..]).await;
-            let mut reports = Vec::new();
-            (&mut link).take(MAX_REPORTS).read_to_end(&mut reports).await.map(|_| reports)
+            receive_reports(&link, terminal).await
         };
         let reports = tokio::select! {
             reports = conversation => Some(reports),
@@ -121,4 +124,23 @@ impl Sandbox for NativeSandbox {
                 .unwrap_or(Err(SandboxError::HelperDied { status })),
         }
     }
+}
+
+/// Receives all reports. A terminal that comes with one is passed on at once.
+async fn receive_reports(link: &UnixStream, mut terminal: Option<oneshot::Sender<OwnedFd>>) -> io::Result<Vec<u8>> {
+    let mut reports = Vec::new();
+    while reports.len() < MAX_REPORTS {
+        link.readable().await?;
+        match link.try_io(Interest::READABLE, || wire::receive_reports(link.as_fd(), &mut reports)) {
+            Ok((0, _)) => break,
+            Ok((_, Some(master))) => {
+                // Whoever does not want it any more has it closed, and so the command hung up.
+                let _ = terminal.take().map(|terminal| terminal.send(master));
+            }
+            Ok((_, None)) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(reports)
 }
