@@ -8,6 +8,7 @@ mod exit;
 mod output;
 mod render;
 mod settings;
+mod terminal;
 
 use std::process::ExitCode;
 

@@ -9,7 +9,7 @@ use kiln_image::Fetcher;
 use kiln_sandbox::{Sandbox, SecretBytes};
 use kiln_spec::Spec;
 use kiln_store::{Snapshot, Store};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +20,7 @@ use crate::export::RunsAs;
 use crate::flight::Flights;
 use crate::manifest::Tree;
 use crate::plan::Plan;
+use crate::visit::FailedStep;
 
 /// What an engine works with, for all its builds.
 #[derive(Clone, Debug)]
@@ -51,7 +52,7 @@ impl Default for Isolation {
 /// Runs builds on one store. Cheap to share; builds that want the same step share it.
 #[derive(Debug)]
 pub struct Engine {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 /// What all builds of an engine share.
@@ -87,6 +88,8 @@ pub struct Request {
     pub pull: bool,
     /// Builds this stage instead of the last one.
     pub target: Option<BString>,
+    /// Hears of steps that fail, and may look into what they left, before the build goes on to fail.
+    pub failures: Option<mpsc::UnboundedSender<FailedStep>>,
 }
 
 /// What a build came to.

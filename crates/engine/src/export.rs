@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::base;
 use crate::error::BuildError;
 use crate::plan::{self, Context};
+use crate::visit::RunDetail;
 
 /// What a spec says of how its result is to be run. What it does not say is as in the base image.
 ///
@@ -54,11 +55,14 @@ impl RunsAs {
 pub(crate) struct StepDetail {
     #[serde(default)]
     pub(crate) runs_as: RunsAs,
+    /// None for a copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) run: Option<RunDetail>,
 }
 
 impl StepDetail {
-    pub(crate) fn of(context: &Context) -> serde_json::Value {
-        let detail = Self { runs_as: RunsAs::new(context) };
+    pub(crate) fn of(context: &Context, run: Option<&kiln_spec::Run>) -> serde_json::Value {
+        let detail = Self { runs_as: RunsAs::new(context), run: run.map(RunDetail::new) };
         serde_json::to_value(detail).expect("it has string keys only")
     }
 }
@@ -127,7 +131,7 @@ pub fn image(
     })
 }
 
-fn detail(snapshot: &Snapshot) -> Result<StepDetail, BuildError> {
+pub(crate) fn detail(snapshot: &Snapshot) -> Result<StepDetail, BuildError> {
     match &snapshot.meta().detail {
         // Of a base image, and of results of earlier versions.
         serde_json::Value::Null => Ok(StepDetail::default()),
@@ -136,7 +140,7 @@ fn detail(snapshot: &Snapshot) -> Result<StepDetail, BuildError> {
     }
 }
 
-fn parent(store: &Store, snapshot: &Snapshot) -> Result<Option<Arc<Snapshot>>, BuildError> {
+pub(crate) fn parent(store: &Store, snapshot: &Snapshot) -> Result<Option<Arc<Snapshot>>, BuildError> {
     let Some(parent) = snapshot.meta().parent else { return Ok(None) };
     match store.lookup(&parent)? {
         Some(parent) => Ok(Some(Arc::new(parent))),

@@ -7,7 +7,7 @@
 //! each step through `flight`, which finds it in the store, joins whoever is making it, or makes it. `steps` knows the three
 //! kinds of step, and `base`, `import`, `run` and `copy` how to make each; `mask` hides secrets in
 //! logs. `key` says what a step's identity is made of.
-//! `export` says what image a result would be.
+//! `export` says what image a result would be. `visit` runs what a user wants to see of one.
 #![forbid(unsafe_code)]
 
 mod base;
@@ -26,9 +26,11 @@ mod passwd;
 mod plan;
 mod run;
 mod steps;
+mod visit;
 
 pub use engine::{Built, Engine, Isolation, Request, Settings};
 pub use error::{BuildError, Fault};
 pub use events::{Event, Events, StepInfo};
 pub use export::{RunsAs, image};
 pub use plan::PlanError;
+pub use visit::{FailedStep, Surroundings, Visitor};

@@ -131,7 +131,7 @@ impl Command {
         })
     }
 
-    fn process(&self, root: &OwnedFd, user: kiln_sandbox::User) -> Result<Process, BuildError> {
+    pub(crate) fn process(&self, root: &OwnedFd, user: kiln_sandbox::User) -> Result<Process, BuildError> {
         let mut env: Vec<(OsString, OsString)> =
             self.context.env.iter().map(|(name, value)| (os(name), os(value))).collect();
         let has = |env: &[(OsString, OsString)], wanted: &str| env.iter().any(|(name, _)| name == wanted);
@@ -163,12 +163,12 @@ impl Command {
         })
     }
 
-    fn user(&self, root: &OwnedFd) -> Result<kiln_sandbox::User, BuildError> {
+    pub(crate) fn user(&self, root: &OwnedFd) -> Result<kiln_sandbox::User, BuildError> {
         resolve_user(&self.context.user, root, &self.step)
     }
 
     /// Starts a copy of every cache and mounts it.
-    async fn caches(
+    pub(crate) async fn caches(
         &self,
         store: &Arc<Store>,
         user: kiln_sandbox::User,
@@ -251,7 +251,8 @@ pub(crate) fn resolve_user(
     }
 }
 
-fn os(bytes: &BString) -> OsString {
+/// Returns text of the spec as the system's.
+pub(crate) fn os(bytes: &BString) -> OsString {
     OsString::from_vec(bytes.to_vec())
 }
 

@@ -85,6 +85,7 @@ impl Build {
         let secrets = secrets.collect();
         let isolation = self.shared.settings.isolation.clone();
         let command = Command { step: Arc::clone(&step), run: run.clone(), context, secrets, isolation };
+        let failures = self.request.failures.clone();
         self.step(step, id, true, move |shared, publisher, cancel, lease| async move {
             let started = Instant::now();
             let draft = shared.begin(lease, Some(parent)).await?;
@@ -97,11 +98,16 @@ impl Build {
                     let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
                     let detail = serde_json::json!({ "failure": how, "took_ms": took_ms });
                     let id = *draft.id();
+                    if let Some(failures) = failures {
+                        let Shared { store, sandbox, .. } = &*shared;
+                        command.show_failure(&failures, store, &**sandbox, &draft, status, &cancel).await;
+                    }
                     shared.fail(draft, Description { summary, detail }).await?;
                     Err(BuildError::StepFailed { step: command.step, id, status })
                 }
                 ended => {
-                    let description = ended.map(|_| Description { summary, detail: StepDetail::of(&command.context) });
+                    let description = ended
+                        .map(|_| Description { summary, detail: StepDetail::of(&command.context, Some(&command.run)) });
                     shared.finish(draft, description).await
                 }
             }
@@ -153,7 +159,7 @@ impl Build {
             StepKey::Copy { parent: parent.id(), user: &context.user, dst: &copying.dst, manifest: &manifest }.id();
         let build = Arc::clone(self);
         let user = context.user.clone();
-        let detail = StepDetail::of(context);
+        let detail = StepDetail::of(context, None);
         let text = step.text.clone();
         self.step(step, id, true, move |shared, _, cancel, lease| async move {
             let draft = shared.begin(lease, Some(parent)).await?;

@@ -77,6 +77,7 @@ const APPLETS: &[&str] = &[
     "tr",
     "true",
     "truncate",
+    "tty",
     "umount",
     "uname",
     "uniq",

@@ -144,6 +144,7 @@ impl World {
             no_cache: false,
             pull: false,
             target: None,
+            failures: None,
         }
     }
 
