@@ -11,6 +11,7 @@ use kiln_image::{ImageName, Platform};
 use kiln_store::CopyMode;
 
 use crate::config::{Policy, SandboxPolicy};
+use crate::limits::Limits;
 use crate::output::{self, OutputTo};
 use crate::settings::{KILN_CONFIG, KILN_REGISTRIES, KILN_STORE, REGISTRY_AUTH_FILE};
 
@@ -31,11 +32,11 @@ const EXIT_CODES: &str = "Exit codes: 0 done; 1 the build failed by its own faul
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Builds a spec and prints the id of the result
-    Build(Build),
+    Build(Box<Build>),
     /// Runs a command in a copy of a result or base image
-    Run(Run),
+    Run(Box<Run>),
     /// Opens a shell in a copy of a result, where the step that made it ran
-    Shell(Shell),
+    Shell(Box<Shell>),
     /// Writes a result as an image, an archive or a directory, or pushes it to a registry
     Export(Export),
     /// Prints the log of a step, also while it runs
@@ -53,6 +54,10 @@ pub(crate) enum Command {
     /// Copies, checks and repairs whole stores
     #[command(subcommand)]
     Store(StoreCommand),
+    /// Says what this host can do, what would mend what it cannot, and runs a build to try
+    Doctor(Doctor),
+    /// Tries whether the store opens and a build runs; prints `ok`
+    Healthcheck(Doctor),
     /// Prints a spec in canonical form
     Fmt(Fmt),
     /// Checks specs without building them
@@ -62,6 +67,9 @@ pub(crate) enum Command {
     /// Marks what is stored as safely on the disk and prunes; `build` starts this by itself
     #[command(hide = true)]
     Maintain(Maintain),
+    /// Says where it runs; what `doctor` builds runs this
+    #[command(hide = true)]
+    SelfTest,
 }
 
 #[derive(Debug, Args)]
@@ -127,12 +135,18 @@ pub(crate) struct SandboxArgs {
     /// Leaves the values of secrets in logs, where `***` would stand for them
     #[arg(long)]
     pub(crate) no_mask: bool,
+    #[command(flatten)]
+    pub(crate) limits: Limits,
 }
 
 impl SandboxArgs {
     /// Returns what the flags say.
     pub(crate) fn policy(&self) -> SandboxPolicy {
-        SandboxPolicy { fast_sync: self.no_fast_sync.then_some(false), mask_secrets: self.no_mask.then_some(false) }
+        SandboxPolicy {
+            fast_sync: self.no_fast_sync.then_some(false),
+            mask_secrets: self.no_mask.then_some(false),
+            limits: self.limits.clone(),
+        }
     }
 }
 
@@ -352,6 +366,15 @@ pub(crate) struct Log {
     /// The id, or how it starts
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub(crate) id: String,
+    /// Prints what the step used instead: time, memory, disk, processes
+    #[arg(long)]
+    pub(crate) stats: bool,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
     #[command(flatten)]
     pub(crate) store: StoreArgs,
 }

@@ -14,6 +14,7 @@ use kiln_store::{Limits, Store};
 
 use crate::args::{self, Free};
 use crate::exit::Failure;
+use crate::limits;
 use crate::settings::directory;
 
 /// What config.toml holds.
@@ -32,21 +33,29 @@ struct Config {
 pub(crate) struct SandboxPolicy {
     pub(crate) fast_sync: Option<bool>,
     pub(crate) mask_secrets: Option<bool>,
+    #[serde(flatten)]
+    pub(crate) limits: limits::Limits,
 }
 
 impl SandboxPolicy {
-    /// Returns what it comes to with what `file`, or else the system's and the user's files, say of the rest.
-    pub(crate) fn isolation(self, file: Option<&Path>) -> Result<Isolation, Failure> {
+    /// Adds what `file`, or else the system's and the user's files, say of the rest.
+    pub(crate) fn with_files(self, file: Option<&Path>) -> Result<Self, Failure> {
         let files = read::<Config>(file, "config.toml")?;
         let policies = files.into_iter().map(|(_, config)| config.sandbox).chain([self]);
-        let policy = policies.fold(Self::default(), |before, after| Self {
+        Ok(policies.fold(Self::default(), |before, after| Self {
             fast_sync: after.fast_sync.or(before.fast_sync),
             mask_secrets: after.mask_secrets.or(before.mask_secrets),
-        });
+            limits: after.limits.or(before.limits),
+        }))
+    }
+
+    /// Returns what it comes to.
+    pub(crate) fn isolation(&self) -> Isolation {
         let mut isolation = Isolation::default();
-        isolation.fast_sync = policy.fast_sync.unwrap_or(isolation.fast_sync);
-        isolation.mask_secrets = policy.mask_secrets.unwrap_or(isolation.mask_secrets);
-        Ok(isolation)
+        isolation.fast_sync = self.fast_sync.unwrap_or(isolation.fast_sync);
+        isolation.mask_secrets = self.mask_secrets.unwrap_or(isolation.mask_secrets);
+        self.limits.set(&mut isolation);
+        isolation
     }
 }
 
@@ -144,6 +153,18 @@ mod tests {
 
     use super::*;
     use crate::args::{Command, Kiln};
+
+    #[test]
+    fn limits_stand_beside_the_rest_and_what_is_unknown_is_an_error() {
+        let policy = toml::from_str::<Config>("[sandbox]\nfast_sync = false\nmemory = \"1G\"").unwrap().sandbox;
+        assert_eq!(policy.fast_sync, Some(false));
+        assert_eq!(policy.isolation().limits.memory_bytes, Some(1 << 30));
+        for (text, said) in [("[sandbox]\nmemry = \"1G\"", "memry"), ("[sandbox]\nmemory = \"x\"", "`x` is not a size")]
+        {
+            let error = toml::from_str::<Config>(text).unwrap_err();
+            assert!(error.to_string().contains(said), "{error}");
+        }
+    }
 
     #[test]
     fn flags_say_what_the_policy_says() {

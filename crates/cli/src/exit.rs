@@ -14,6 +14,7 @@ use kiln_sandbox::SandboxError;
 use kiln_store::StoreError;
 use thiserror::Error;
 
+use crate::limits;
 use crate::render::tell;
 use crate::settings::DEFAULT_SPEC;
 
@@ -83,6 +84,12 @@ pub(crate) enum Failure {
     CannotExport { what: String, reason: &'static str },
     #[error("no limit is given, and no settings say one")]
     NoPolicy,
+    /// In the words of the build that failed.
+    #[error("the self-test failed: {reason}")]
+    SelfTest { reason: String },
+    /// The start of an id, as given.
+    #[error("nothing is kept of what {0} used")]
+    NoStats(String),
     #[error("cancelled")]
     Cancelled,
     /// What was said before tells more.
@@ -116,12 +123,14 @@ impl Failure {
             Self::Export { source, .. } if source.is_users_fault() => Fault::Usage,
             Self::Registry(error) if error.is_users_fault() => Fault::Usage,
             Self::ParseConfig { .. } | Self::BadRegistries { .. } | Self::NoPolicy => Fault::Usage,
+            Self::NoStats(_) => Fault::Build,
             Self::Cancelled => Fault::Cancelled,
             Self::SourceDateEpoch { .. } | Self::CannotExport { .. } => Fault::Usage,
             Self::Export { .. } | Self::Registry(_) => Fault::Host,
             Self::Spec(_) | Self::Secret { .. } | Self::NoHome | Self::HasComments { .. } => Fault::Usage,
             // What the user named is not there.
             Self::Read { .. } => Fault::Usage,
+            Self::SelfTest { .. } => Fault::Host,
             Self::Store(_)
             | Self::Sandbox(_)
             | Self::Write { .. }
@@ -139,11 +148,22 @@ impl Failure {
                 Some(format!("see the log with `kiln log {what}`, or build again with --shell-on-failure"))
             }
             Self::Build(error) => match &**error {
+                BuildError::StepFailed { id, limit: Some(limit), .. } => Some(format!(
+                    "the log is kept; see it with `kiln log {}`, or allow more with `{}`",
+                    id.short(),
+                    limits::flag(limit)
+                )),
                 BuildError::StepFailed { id, .. } => {
                     Some(format!("the log is kept; see it with `kiln log {}`", id.short()))
                 }
                 _ => None,
             },
+            Self::Sandbox(SandboxError::Limit { .. }) => {
+                Some("take the limit back, or see what it needs in docs/sandboxes.md".to_owned())
+            }
+            Self::NoStats(_) => {
+                Some("only steps that ran a command have them, made by this version or a later one".to_owned())
+            }
             Self::Store(StoreError::NoSuchResult(_)) => Some("see what there is with `kiln ls`".to_owned()),
             Self::Read { path, .. } if path.ends_with(DEFAULT_SPEC) => {
                 Some("the spec is looked for there unless `--file` names another".to_owned())

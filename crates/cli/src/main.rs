@@ -5,6 +5,7 @@ mod args;
 mod command;
 mod config;
 mod exit;
+mod limits;
 mod output;
 mod render;
 mod settings;

@@ -15,6 +15,7 @@ use crate::engine::{Request, Shared};
 use crate::error::{At, BuildError};
 use crate::events::{Event, Events, StepInfo};
 use crate::flight::{Claim, News, Outcome, Publisher, claim, read_between};
+use crate::limits::StepUsage;
 use crate::manifest::Tree;
 use crate::plan::{Action, Stage};
 
@@ -139,6 +140,9 @@ impl Build {
             Ok(Outcome::Found(snapshot)) if !has_told => Ok(self.found(&step, snapshot)?),
             Ok(outcome) => {
                 let snapshot = Arc::clone(outcome.snapshot());
+                if let (Outcome::Made(..), Some(usage)) = (&outcome, StepUsage::of(snapshot.meta())) {
+                    self.events.event(Event::Used(Arc::clone(&step), usage, None));
+                }
                 self.events.event(match outcome {
                     Outcome::Found(_) => Event::Cached(step, id),
                     Outcome::Made(_, took) => Event::Saved(step, id, took),
@@ -146,7 +150,8 @@ impl Build {
                 Ok(snapshot)
             }
             Err(error) => {
-                if let BuildError::StepFailed { id, status, .. } = &*error {
+                if let BuildError::StepFailed { id, status, limit, usage, .. } = &*error {
+                    self.events.event(Event::Used(Arc::clone(&step), **usage, *limit));
                     self.events.event(Event::Failed(step, *id, *status, started.elapsed()));
                 }
                 Err(error)

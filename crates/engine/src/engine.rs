@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bstr::BString;
 use kiln_image::Fetcher;
-use kiln_sandbox::{Sandbox, SecretBytes};
+use kiln_sandbox::{Limits, Sandbox, SecretBytes};
 use kiln_spec::Spec;
 use kiln_store::{Snapshot, Store};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -41,11 +42,19 @@ pub struct Isolation {
     pub fast_sync: bool,
     /// Whether the values of a step's secrets are hidden in its log.
     pub mask_secrets: bool,
+    /// What the processes of a step may use together.
+    pub limits: Limits,
+    /// How long a step may run. Waiting for its turn, or for another process that makes it, does not count.
+    pub timeout: Option<Duration>,
+    /// How long its log may become.
+    pub log_limit_bytes: Option<u64>,
 }
 
 impl Default for Isolation {
+    /// No limits but for the log, whose default is longer than what anybody reads and shorter than a disk.
     fn default() -> Self {
-        Self { fast_sync: true, mask_secrets: true }
+        let log_limit_bytes = Some(1 << 30);
+        Self { fast_sync: true, mask_secrets: true, limits: Limits::default(), timeout: None, log_limit_bytes }
     }
 }
 

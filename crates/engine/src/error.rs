@@ -10,6 +10,7 @@ use kiln_store::{Id, StoreError};
 use thiserror::Error;
 
 use crate::events::StepInfo;
+use crate::limits::{Limit, StepUsage};
 use crate::plan::PlanError;
 
 /// Why a build produced no result. One failure can end several builds that share a step, hence the `Arc`s.
@@ -34,7 +35,7 @@ pub enum BuildError {
         source: io::Error,
     },
     /// The command of a step ended badly.
-    #[error("step `{}` {}", line(&step.text), describe(*status))]
+    #[error("step `{}` {}", line(&step.text), describe(*status, *limit))]
     StepFailed {
         /// The step.
         step: Arc<StepInfo>,
@@ -42,6 +43,10 @@ pub enum BuildError {
         id: Id,
         /// How the command ended.
         status: ExitStatus,
+        /// The limit that it came up against before.
+        limit: Option<Limit>,
+        /// What it had used.
+        usage: Box<StepUsage>,
     },
     /// The files to copy cannot be taken.
     #[error("step `{}` cannot copy", line(&step.text))]
@@ -240,10 +245,15 @@ impl BuildError {
 }
 
 /// Returns how a command ended, to follow its name: `exited with status 2`.
-pub(crate) fn describe(status: ExitStatus) -> String {
-    match status {
-        ExitStatus::Code(code) => format!("exited with status {code}"),
-        ExitStatus::Signal(signal) => format!("was killed by signal {signal}"),
+pub(crate) fn describe(status: ExitStatus, limit: Option<Limit>) -> String {
+    let how = match (status, limit) {
+        (ExitStatus::Signal(_), Some(limit)) => return format!("was killed: {limit}"),
+        (ExitStatus::Signal(signal), None) => format!("was killed by signal {signal}"),
+        (ExitStatus::Code(code), _) => format!("exited with status {code}"),
+    };
+    match limit {
+        Some(limit) => format!("{how}; before that: {limit}"),
+        None => how,
     }
 }
 

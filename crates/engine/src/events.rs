@@ -6,6 +6,8 @@ use std::time::Duration;
 use kiln_sandbox::ExitStatus;
 use kiln_store::Id;
 
+use crate::limits::{Limit, StepUsage};
+
 /// A step or remark of one build, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StepInfo {
@@ -40,6 +42,8 @@ pub enum Event {
     Progress(Arc<StepInfo>, u64, u64),
     /// The step was found in the store.
     Cached(Arc<StepInfo>, Id),
+    /// The command of the step has ended. It used so much, and came up against this limit; how it ended follows.
+    Used(Arc<StepInfo>, StepUsage, Option<Limit>),
     /// The step was made and stored.
     Saved(Arc<StepInfo>, Id, Duration),
     /// The command of the step ended badly. Its log is kept under the id.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base;
 use crate::error::BuildError;
+use crate::limits::StepUsage;
 use crate::plan::{self, Context};
 use crate::visit::RunDetail;
 
@@ -58,12 +59,22 @@ pub(crate) struct StepDetail {
     /// None for a copy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) run: Option<RunDetail>,
+    /// See [`StepUsage::of`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) usage: Option<StepUsage>,
 }
 
 impl StepDetail {
-    pub(crate) fn of(context: &Context, run: Option<&kiln_spec::Run>) -> serde_json::Value {
-        let detail = Self { runs_as: RunsAs::new(context), run: run.map(RunDetail::new) };
-        serde_json::to_value(detail).expect("it has string keys only")
+    pub(crate) fn of(context: &Context) -> Self {
+        Self { runs_as: RunsAs::new(context), run: None, usage: None }
+    }
+
+    pub(crate) fn of_run(context: &Context, run: &kiln_spec::Run, usage: StepUsage) -> Self {
+        Self { run: Some(RunDetail::new(run)), usage: Some(usage), ..Self::of(context) }
+    }
+
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        serde_json::to_value(self).expect("it has string keys only")
     }
 }
 

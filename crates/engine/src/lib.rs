@@ -5,9 +5,9 @@
 //!
 //! The life of a build: `engine` starts it; `plan` flattens the spec into stages of steps (pure); `build` runs the stages,
 //! each step through `flight`, which finds it in the store, joins whoever is making it, or makes it. `steps` knows the three
-//! kinds of step, and `base`, `import`, `run` and `copy` how to make each; `mask` hides secrets in
-//! logs. `key` says what a step's identity is made of.
-//! `export` says what image a result would be. `visit` runs what a user wants to see of one.
+//! kinds of step, and `base`, `import`, `run` and `copy` how to make each; `mask` hides secrets in logs. `key` says what a
+//! step's identity is made of. `export` says what image a result would be, and `limits` how much a step may use and did.
+//! `visit` runs what a user wants to see of one.
 #![forbid(unsafe_code)]
 
 mod base;
@@ -20,6 +20,7 @@ mod export;
 mod flight;
 mod import;
 mod key;
+mod limits;
 mod manifest;
 mod mask;
 mod passwd;
@@ -32,5 +33,6 @@ pub use engine::{Built, Engine, Isolation, Request, Settings};
 pub use error::{BuildError, Fault};
 pub use events::{Event, Events, StepInfo};
 pub use export::{RunsAs, image};
+pub use limits::{Limit, StepUsage};
 pub use plan::PlanError;
 pub use visit::{FailedStep, Surroundings, Visitor};

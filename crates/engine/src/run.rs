@@ -7,9 +7,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bstr::{BString, ByteSlice};
-use kiln_sandbox::{ExitStatus, Limits, Mount, Network, Process, Root, Sandbox, SecretBytes, Source, UserNamespace};
+use kiln_sandbox::{
+    Ended, ExitStatus, Mount, Network, Process, Root, Sandbox, SandboxError, SecretBytes, Source, UserNamespace,
+};
 use kiln_spec::User;
 use kiln_store::{CacheDraft, Draft, Store};
 use tokio::io::AsyncReadExt;
@@ -21,6 +24,7 @@ use crate::engine::Isolation;
 use crate::error::{At, BuildError};
 use crate::events::StepInfo;
 use crate::flight::Publisher;
+use crate::limits::{Limit, StepUsage};
 use crate::mask::Mask;
 use crate::passwd;
 use crate::plan::Context;
@@ -29,6 +33,21 @@ use crate::plan::Context;
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// What OBuilder has always called the machine.
 const HOSTNAME: &str = "builder";
+
+/// How the command of a step ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RunEnd {
+    pub(crate) status: ExitStatus,
+    /// What it came up against. If that killed it, the status is a signal.
+    pub(crate) limit: Option<Limit>,
+    pub(crate) usage: StepUsage,
+}
+
+impl RunEnd {
+    fn was_killed_by_limit(&self) -> bool {
+        self.limit.is_some() && matches!(self.status, ExitStatus::Signal(_))
+    }
+}
 
 /// A command with everything it needs.
 #[derive(Debug)]
@@ -43,7 +62,8 @@ pub(crate) struct Command {
 
 impl Command {
     /// Runs the command in the draft, its output into the draft's log. Caches are given back before this returns: as the latest
-    /// generation if the command ended by itself, well or not.
+    /// generation if the command ended by itself, well or not. Who is killed, by a limit too, may have been at writing: what it
+    /// made of its caches is dropped.
     pub(crate) async fn run(
         &self,
         store: &Arc<Store>,
@@ -51,7 +71,7 @@ impl Command {
         draft: &Draft,
         publisher: &Publisher,
         cancel: &CancellationToken,
-    ) -> Result<ExitStatus, BuildError> {
+    ) -> Result<RunEnd, BuildError> {
         let root = draft.root().mount().at("mount", store.path())?;
         let user = self.user(&root)?;
         let mut process = self.process(&root, user)?;
@@ -61,8 +81,9 @@ impl Command {
         // Its mounts of the caches must be gone before they are sealed.
         drop(process);
         let mut given_back = Ok(());
+        let is_kept = ended.as_ref().is_ok_and(|end| !end.was_killed_by_limit());
         for cache in caches {
-            let (store, is_kept) = (Arc::clone(store), ended.is_ok());
+            let store = Arc::clone(store);
             let gave = blocking(move || match is_kept {
                 true => Ok(store.commit_cache(cache).map(|_| ())?),
                 false => Ok(store.discard_cache(cache)?),
@@ -87,32 +108,55 @@ impl Command {
         log: &Arc<File>,
         publisher: &Publisher,
         cancel: &CancellationToken,
-    ) -> Result<ExitStatus, BuildError> {
+    ) -> Result<RunEnd, BuildError> {
         let (reader, writer) = std::io::pipe().at("make", "a pipe")?;
         let mut reader = pipe::Receiver::from_owned_fd(reader.into()).at("read from", "a pipe")?;
         let stop = cancel.child_token();
+        let started = Instant::now();
         let run = sandbox.run(Root::Mount(root), process, writer.into(), &stop);
         tokio::pin!(run);
         let secrets = self.secrets.iter().map(|(_, value)| value).filter(|_| self.isolation.mask_secrets);
         let mask = Mask::new(secrets)?;
-        let mut output = Output { log, publisher, mask, length: 0, buffer: vec![0; 64 << 10] };
+        let limit = self.isolation.log_limit_bytes.unwrap_or(u64::MAX);
+        let mut output = Output { log, publisher, mask, length: 0, limit, buffer: vec![0; 64 << 10] };
+        let timeout = time_of(self.isolation.timeout);
+        tokio::pin!(timeout);
+        let mut killed = None;
+        let mut is_open = true;
         let ended = loop {
+            // In this order: whoever writes without end must neither outlive its time nor hide that it ended.
             let written = tokio::select! {
                 biased;
-                read = reader.read(&mut output.buffer) => match read.at("read from", "a pipe") {
+                ended = &mut run => break ended,
+                limit = &mut timeout, if killed.is_none() => {
+                    killed = Some(limit);
+                    stop.cancel();
+                    continue;
+                }
+                read = reader.read(&mut output.buffer), if is_open => match read.at("read from", "a pipe") {
                     // Everyone has closed it: only the end is left to wait for.
-                    Ok(0) => break run.await,
+                    Ok(0) => {
+                        is_open = false;
+                        continue;
+                    }
                     read => read.and_then(|length| output.write(length)),
                 },
-                ended = &mut run => break ended,
             };
-            if let Err(error) = written {
-                // The draft is not to be discarded under a command that runs.
-                stop.cancel();
-                let _ = run.await;
-                return Err(error);
+            match written {
+                Ok(()) if output.is_full() && killed.is_none() => {
+                    killed = Some(Limit::Log(limit));
+                    stop.cancel();
+                }
+                Ok(()) => {}
+                Err(error) => {
+                    // The draft is not to be discarded under a command that runs.
+                    stop.cancel();
+                    let _ = run.await;
+                    return Err(error);
+                }
             }
         };
+        let wall = started.elapsed();
         // All writers are dead; what they wrote last is in the pipe. Tokio may not know it yet, so it is not asked.
         let mut rest = File::from(reader.into_nonblocking_fd().at("read from", "a pipe")?);
         loop {
@@ -125,10 +169,21 @@ impl Command {
             }
         }
         output.finish()?;
-        ended.map_err(|source| match source {
-            kiln_sandbox::SandboxError::Cancelled => BuildError::Cancelled,
-            source => BuildError::Sandbox { step: Arc::clone(&self.step), source },
-        })
+        // Too much is too much, also if the command ended before it could be killed for it.
+        let killed = killed.or_else(|| output.is_full().then_some(Limit::Log(limit)));
+        let usage = |sandbox| StepUsage { wall_ms: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX), sandbox };
+        match (ended, killed) {
+            (Ok(Ended { status, usage: used, hit }), None) => {
+                Ok(RunEnd { status, limit: hit.map(Limit::Sandbox), usage: usage(used) })
+            }
+            (Ok(Ended { usage: used, .. }), Some(_)) | (Err(SandboxError::Cancelled(used)), Some(_))
+                if !cancel.is_cancelled() =>
+            {
+                Ok(RunEnd { status: ExitStatus::Signal(SIGKILL), limit: killed, usage: usage(used) })
+            }
+            (Ok(_) | Err(SandboxError::Cancelled(_)), _) => Err(BuildError::Cancelled),
+            (Err(source), _) => Err(BuildError::Sandbox { step: Arc::clone(&self.step), source }),
+        }
     }
 
     pub(crate) fn process(&self, root: &OwnedFd, user: kiln_sandbox::User) -> Result<Process, BuildError> {
@@ -156,7 +211,7 @@ impl Command {
             hostname: HOSTNAME.to_owned(),
             network,
             mounts: mounts.collect(),
-            limits: Limits::default(),
+            limits: self.isolation.limits.clone(),
             user_namespace: UserNamespace::Host,
             fast_sync: self.isolation.fast_sync,
             held: Vec::new(),
@@ -201,30 +256,59 @@ impl Command {
     }
 }
 
+/// How the kernel ends what is killed.
+const SIGKILL: i32 = 9;
+
+/// Waits until a step has had its time.
+async fn time_of(timeout: Option<Duration>) -> Limit {
+    match timeout {
+        Some(timeout) => {
+            tokio::time::sleep(timeout).await;
+            Limit::Time(timeout)
+        }
+        None => std::future::pending().await,
+    }
+}
+
 /// Where the output of a command goes.
 struct Output<'a> {
     log: &'a Arc<File>,
     publisher: &'a Publisher,
     mask: Mask,
     length: u64,
+    /// What comes after so many bytes is dropped.
+    limit: u64,
     buffer: Vec<u8>,
 }
 
 impl Output<'_> {
+    /// Returns whether the log has reached its limit: more would not be written.
+    fn is_full(&self) -> bool {
+        self.length >= self.limit
+    }
+
     /// Appends the first `length` bytes of the buffer to the log, secrets masked.
     fn write(&mut self, length: usize) -> Result<(), BuildError> {
-        let Self { log, publisher, .. } = *self;
-        append(log, publisher, &mut self.length, self.mask.push(&self.buffer[..length]))
+        let Self { log, publisher, limit, .. } = *self;
+        append(log, publisher, limit, &mut self.length, self.mask.push(&self.buffer[..length]))
     }
 
     /// Appends what the mask held back.
     fn finish(&mut self) -> Result<(), BuildError> {
-        let Self { log, publisher, .. } = *self;
-        append(log, publisher, &mut self.length, self.mask.finish())
+        let Self { log, publisher, limit, .. } = *self;
+        append(log, publisher, limit, &mut self.length, self.mask.finish())
     }
 }
 
-fn append(log: &Arc<File>, publisher: &Publisher, written: &mut u64, bytes: &[u8]) -> Result<(), BuildError> {
+/// Appends `bytes`, up to the limit of the log, of which so much is `written`.
+fn append(
+    log: &Arc<File>,
+    publisher: &Publisher,
+    limit: u64,
+    written: &mut u64,
+    bytes: &[u8],
+) -> Result<(), BuildError> {
+    let bytes = &bytes[..bytes.len().min(usize::try_from(limit - *written).unwrap_or(usize::MAX))];
     if bytes.is_empty() {
         return Ok(());
     }

@@ -21,7 +21,7 @@ use crate::import::Import;
 use crate::key::{Encoder, StepKey};
 use crate::manifest::{Manifest, Tree, Wanted};
 use crate::plan::{self, Action, Context, Item, Stage};
-use crate::run::{self, Command};
+use crate::run::{self, Command, RunEnd};
 
 /// Reading for a copy that was begun ahead of its use.
 pub(crate) type Hashing = AbortOnDropHandle<Result<Manifest, BuildError>>;
@@ -93,21 +93,21 @@ impl Build {
             let ended = command.run(&shared.store, &*shared.sandbox, &draft, &publisher, &cancel).await;
             let summary = command.step.text.clone();
             match ended {
-                Ok(status) if !status.success() => {
-                    let how = describe(status);
+                Ok(RunEnd { status, limit, usage }) if !status.success() => {
+                    let how = describe(status, limit);
                     let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-                    let detail = serde_json::json!({ "failure": how, "took_ms": took_ms });
+                    let detail = serde_json::json!({ "failure": how, "took_ms": took_ms, "usage": usage });
                     let id = *draft.id();
                     if let Some(failures) = failures {
                         let Shared { store, sandbox, .. } = &*shared;
-                        command.show_failure(&failures, store, &**sandbox, &draft, status, &cancel).await;
+                        command.show_failure(&failures, store, &**sandbox, &draft, &how, &cancel).await;
                     }
                     shared.fail(draft, Description { summary, detail }).await?;
-                    Err(BuildError::StepFailed { step: command.step, id, status })
+                    Err(BuildError::StepFailed { step: command.step, id, status, limit, usage: Box::new(usage) })
                 }
                 ended => {
-                    let description = ended
-                        .map(|_| Description { summary, detail: StepDetail::of(&command.context, Some(&command.run)) });
+                    let detail = |end: RunEnd| StepDetail::of_run(&command.context, &command.run, end.usage).to_json();
+                    let description = ended.map(|end| Description { summary, detail: detail(end) });
                     shared.finish(draft, description).await
                 }
             }
@@ -159,7 +159,7 @@ impl Build {
             StepKey::Copy { parent: parent.id(), user: &context.user, dst: &copying.dst, manifest: &manifest }.id();
         let build = Arc::clone(self);
         let user = context.user.clone();
-        let detail = StepDetail::of(context, None);
+        let detail = StepDetail::of(context).to_json();
         let text = step.text.clone();
         self.step(step, id, true, move |shared, _, cancel, lease| async move {
             let draft = shared.begin(lease, Some(parent)).await?;

@@ -58,8 +58,8 @@ pub struct FailedStep {
     pub step: Arc<StepInfo>,
     /// Its command.
     pub command: BString,
-    /// How that ended.
-    pub status: ExitStatus,
+    /// How that ended, to follow its name: `exited with status 2`.
+    pub how: String,
     /// What it printed.
     pub log: Arc<File>,
     /// Takes who wants to look: a shell is started for them where the command ran.
@@ -100,7 +100,7 @@ impl Surroundings {
     ///
     /// The store cannot be read, or a description is damaged.
     pub fn of(store: &Store, snapshot: &Arc<Snapshot>) -> Result<Self, BuildError> {
-        let export::StepDetail { runs_as, run } = export::detail(snapshot)?;
+        let export::StepDetail { runs_as, run, .. } = export::detail(snapshot)?;
         let run = run.unwrap_or_default();
         let mut env: Vec<(BString, BString)> = Vec::new();
         for (name, value) in image_env(store, snapshot)?.iter().chain(&runs_as.env) {
@@ -251,8 +251,8 @@ impl Command {
                 tracing::warn!(%error, "cannot discard a copy of a cache");
             }
         }
-        ended.map_err(|source| match source {
-            SandboxError::Cancelled => BuildError::Cancelled,
+        ended.map(|ended| ended.status).map_err(|source| match source {
+            SandboxError::Cancelled(_) => BuildError::Cancelled,
             source => BuildError::Sandbox { step: Arc::clone(&self.step), source },
         })
     }
@@ -264,13 +264,13 @@ impl Command {
         store: &Arc<Store>,
         sandbox: &dyn Sandbox,
         draft: &Draft,
-        status: ExitStatus,
+        how: &str,
         cancel: &CancellationToken,
     ) {
         let (visitor, visit) = oneshot::channel();
         let (step, command, log) = (Arc::clone(&self.step), self.run.command.clone(), Arc::clone(draft.log()));
         // If nobody listens, nobody wants to look.
-        let _ = failures.send(FailedStep { step, command, status, log, visitor });
+        let _ = failures.send(FailedStep { step, command, how: how.to_owned(), log, visitor });
         let visitor = tokio::select! {
             () = cancel.cancelled() => return,
             visitor = visit => visitor,

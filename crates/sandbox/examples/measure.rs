@@ -35,11 +35,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
         for _ in 0..runs {
             let (_reader, writer) = std::io::pipe()?;
             let start = Instant::now();
-            let status =
+            let ended =
                 sandbox.run(Root::Dir((&root).into()), &process, writer.into(), &CancellationToken::new()).await?;
             took.push(start.elapsed());
-            if status != ExitStatus::Code(0) {
-                return Err(format!("{status:?}").into());
+            if ended.status != ExitStatus::Code(0) {
+                return Err(format!("{ended:?}").into());
             }
         }
         took.sort();

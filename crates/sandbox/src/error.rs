@@ -7,12 +7,25 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::Usage;
+
 /// Why a process was not run to its end.
 #[derive(Debug, Error)]
 pub enum SandboxError {
-    /// The caller's token fired; every process is gone.
+    /// The caller's token fired; every process is gone. Until then it had used so much.
     #[error("cancelled")]
-    Cancelled,
+    Cancelled(Usage),
+    /// This host cannot keep a limit that was asked for.
+    #[error("cannot limit {limit}: {what}")]
+    Limit {
+        /// Which one.
+        limit: &'static str,
+        /// What is missing, or could not be done.
+        what: String,
+        /// What the kernel said.
+        #[source]
+        source: Option<io::Error>,
+    },
     /// This host cannot isolate processes in this way.
     #[error("this host cannot run the native sandbox: {what}")]
     Host {
@@ -59,6 +72,8 @@ pub enum SandboxError {
 pub enum Step {
     /// Read the plan, check that the helper has one thread.
     ReceivePlan,
+    /// Move the init process into the control groups that limit it.
+    JoinCgroup,
     /// `unshare(2)`.
     MakeNamespaces,
     /// `fork(2)` of the init process or the command.
@@ -109,6 +124,7 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Step::ReceivePlan => "receive the plan",
+            Step::JoinCgroup => "join the control group",
             Step::MakeNamespaces => "make namespaces",
             Step::Fork => "fork",
             Step::ProtectInit => "protect the init process",

@@ -1,7 +1,7 @@
 //! Runs one process in one root filesystem, isolated from the host and from other builds.
 //!
 //! This room knows nothing of build steps, caches' names or stores: it is handed a [`Root`] and a
-//! [`Process`] and gives back an [`ExitStatus`]. It refuses to run anything that it could not
+//! [`Process`] and gives back how it [`Ended`]. It refuses to run anything that it could not
 //! isolate as asked: every failure to set up is a [`SandboxError`], and the command was not started.
 //!
 //! * [`Sandbox`]: the seam. [`NativeSandbox`] is Linux namespaces, mounts, capabilities and seccomp,
@@ -9,19 +9,19 @@
 //! * [`run_helper_if_asked`]: what the binary's `main` calls first, so that it can be that helper.
 //! * [`Process`], [`Root`], [`Mount`], [`Limits`] …: plain data, what to run. [`Io`]: where it reads and writes.
 //!
-//! Inside: `process` and `io` (the data), `error`, `plan` (pure: what the helper shall do), `filter` (pure: the
+//! Inside: `process`, `io` and `limits` (the data), `error`, `plan` (pure: what the helper shall do), `filter` (pure: the
 //! seccomp program), `native` (the effects; its `mod.rs` draws the processes).
 
 mod error;
 mod filter;
 mod io;
+mod limits;
 mod native;
 mod plan;
 mod process;
 
 pub use error::{SandboxError, Step};
 pub use io::{Io, Terminal, TerminalSize};
+pub use limits::{Ended, Limit, Limits, Usage};
 pub use native::{NativeSandbox, run_helper_if_asked};
-pub use process::{
-    ExitStatus, Limits, Mount, Network, Process, Root, Sandbox, SecretBytes, Source, User, UserNamespace,
-};
+pub use process::{ExitStatus, Mount, Network, Process, Root, Sandbox, SecretBytes, Source, User, UserNamespace};

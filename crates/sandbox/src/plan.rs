@@ -79,8 +79,8 @@ pub(crate) struct Plan {
     /// Owner of directories that are made on the way to a mount or to `cwd`.
     pub(crate) owner: (u32, u32),
     pub(crate) command: Command,
-    // Place for the cgroup to join. It must be joined before the cgroup namespace is unshared,
-    // or the namespace's root is the caller's cgroup.
+    /// Files of the host by which init joins its control groups.
+    pub(crate) cgroups: Vec<CString>,
 }
 
 impl Plan {
@@ -237,6 +237,7 @@ pub(crate) fn plan<'a>(
         cwd: inner_path(&process.cwd)?,
         owner,
         command: command(process, filter)?,
+        cgroups: Vec::new(),
     };
     Ok((plan, descriptors))
 }

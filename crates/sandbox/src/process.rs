@@ -9,7 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Io, SandboxError};
+use crate::{Ended, Io, Limits, SandboxError};
 
 /// Runs processes, each in its own isolation.
 ///
@@ -27,7 +27,7 @@ pub trait Sandbox: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     ///
-    /// [`SandboxError::Cancelled`] if `cancel` fired first. Otherwise what could not be set up; the
+    /// [`SandboxError::Cancelled`] if `cancel` fired first. Otherwise what could not be set up, limits among it; the
     /// command was then not started.
     async fn run(
         &self,
@@ -35,7 +35,7 @@ pub trait Sandbox: Send + Sync + fmt::Debug {
         process: &Process,
         io: Io,
         cancel: &CancellationToken,
-    ) -> Result<ExitStatus, SandboxError>;
+    ) -> Result<Ended, SandboxError>;
 }
 
 /// What becomes `/` in the sandbox.
@@ -103,22 +103,6 @@ pub enum UserNamespace {
     /// The host's: root inside is root outside, held back by capabilities, seccomp and namespaces.
     #[default]
     Host,
-}
-
-/// Resource limits.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Limits {
-    /// Open files of one process, soft and hard (`RLIMIT_NOFILE`).
-    pub open_files: u64,
-}
-
-impl Default for Limits {
-    /// 1024 open files: the kernel's own default. Larger soft limits slow down programs that close
-    /// every possible descriptor, and break `select(2)`.
-    fn default() -> Self {
-        Self { open_files: 1024 }
-    }
 }
 
 /// Something mounted over the root.

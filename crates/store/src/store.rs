@@ -1,26 +1,26 @@
-//! The policy above every backend: results, drafts, failures.
+//! The policy above every backend: results and drafts. Inside: logs of failures, durable marks, the index.
+
+mod durable;
+mod failure;
+mod remembered;
 
 use std::fs::{self, File};
-use std::io::{self, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, CWD, FlockOperation, Timespec, Timestamps, UTIME_OMIT, flock};
 use rustix::io::Errno;
 
-use crate::boot::{self, Durable, Stamp};
+use crate::boot::{self, Stamp};
 use crate::error::At;
-use crate::index::{self, Digest, FileVersion, Index, Row};
-use crate::layout::{INDEX, LOG, Layout, MANY_CHILDREN, META, PARENT, log_in};
+use crate::index::{Index, Row};
+use crate::layout::{LOG, Layout, MANY_CHILDREN, META, PARENT, log_in};
 use crate::lease::{self, InUse, Lease};
 use crate::list::{DAMAGED, without_index};
 use crate::meta::{Description, Meta};
 use crate::{Backend, Id, Location, LogFollower, Name, Root, Space, StoreError, TreeDigest, open, recover, remove};
-
-/// How many failed steps keep their log.
-const FAILURES_KEPT: usize = 100;
 
 /// Results, caches and drafts in one directory, shared with every other process that opens it.
 ///
@@ -387,82 +387,10 @@ impl Store {
         self.remove_draft(draft.id())
     }
 
-    /// Discards the draft of a failed step but keeps its log, with `description`, for [`Store::find`].
-    ///
-    /// # Errors
-    ///
-    /// The filesystem fails; the draft is discarded all the same or, if that fails, swept when the store is
-    /// opened next.
-    pub fn fail(&self, draft: Draft, description: Description) -> Result<(), StoreError> {
-        let id = *draft.id();
-        let parent = draft.parent.as_ref().map(|parent| *parent.id());
-        let meta = Meta::new(description, parent, Some(0), Stamp::now(&self.boot_id));
-        let new = self.layout.new_failure(&id);
-        let make = || fs::create_dir_all(&new).at("create", &new);
-        let name = log_in(&self.layout.draft(&id));
-        let rescued = make().and_then(|()| fs::rename(&name, log_in(&new)).at("keep", &name));
-        // Before more is written: it may be what fills the disk. The lease stays ours.
-        self.remove_draft(&id)?;
-        if rescued.is_err() {
-            make()?;
-            copy_log(&draft.log, &log_in(&new)).at("keep", &name)?;
-        }
-        self.keep_failure(&id, &meta)?;
-        self.forget_old_failures()
-    }
-
-    /// Puts a failure in its place, whose log is there. The caller holds the lease.
-    pub(crate) fn keep_failure(&self, id: &Id, meta: &Meta) -> Result<(), StoreError> {
-        let new = self.layout.new_failure(id);
-        let path = new.join(META);
-        fs::write(&path, meta.to_json()).at("write", &path)?;
-        let kept = self.layout.failed(id);
-        remove::tree(&self.layout, &kept)?;
-        fs::rename(&new, &kept).at("keep", &kept)
-    }
-
-    pub(crate) fn forget_old_failures(&self) -> Result<(), StoreError> {
-        let failures = self.layout.failures();
-        let mut kept = Vec::new();
-        for entry in fs::read_dir(&failures).at("read", &failures)? {
-            let entry = entry.at("read", &failures)?;
-            if let Ok(modified) = entry.metadata().and_then(|meta| meta.modified()) {
-                kept.push((modified, entry.path()));
-            }
-        }
-        kept.sort();
-        for (_, path) in kept.iter().rev().skip(FAILURES_KEPT) {
-            remove::tree(&self.layout, path)?;
-        }
-        Ok(())
-    }
-
-    /// Removes the log of a failed step.
-    ///
-    /// # Errors
-    ///
-    /// The filesystem fails.
-    pub fn forget_failure(&self, id: &Id) -> Result<(), StoreError> {
-        remove::tree(&self.layout, &self.layout.failed(id))
-    }
-
     fn clean_up(&self, draft: &Id) {
         if let Err(error) = self.remove_draft(draft) {
             tracing::warn!(id = %draft, %error, "cannot discard a draft");
         }
-    }
-
-    /// Opens the log of a failed step, and what was said of the failure; `None` if there is none.
-    ///
-    /// # Errors
-    ///
-    /// The files cannot be read.
-    pub fn failure(&self, id: &Id) -> Result<Option<(Meta, File)>, StoreError> {
-        let dir = self.layout.failed(id);
-        let Some(in_use) = InUse::share(&dir)? else { return Ok(None) };
-        let bytes = in_use.read(META).at("read", &dir)?;
-        let meta = Meta::parse(&bytes).map_err(|source| StoreError::Meta { id: *id, source })?;
-        Ok(Some((meta, in_use.open(LOG).at("open", &log_in(&dir))?)))
     }
 
     /// Returns what the start of an id stands for: a result first, then a running step, then a failed one.
@@ -502,57 +430,6 @@ impl Store {
         }
     }
 
-    /// Waits until all that is committed now is on the disk, and marks it so. This can take as long as the
-    /// disk is slow: call it where nobody waits.
-    ///
-    /// # Errors
-    ///
-    /// The disk fails.
-    pub fn mark_durable(&self) -> Result<(), StoreError> {
-        self.has_unmarked.store(false, Ordering::Relaxed);
-        let marked = self.try_mark_durable();
-        if marked.is_err() {
-            self.has_unmarked.store(true, Ordering::Relaxed);
-        }
-        marked
-    }
-
-    fn try_mark_durable(&self) -> Result<(), StoreError> {
-        let mark = {
-            let results = self.layout.results();
-            let _no_commits = lock(&results, FlockOperation::LockExclusive)?;
-            Durable::from(Stamp::now(&self.boot_id))
-        };
-        self.flush()?;
-        let _lock = self.lock_state()?;
-        match Durable::read(&self.layout) {
-            Ok(Some(old)) if old.is_of_boot(&self.boot_id) && !mark.is_later_than(&old) => Ok(()),
-            _ => mark.write(&self.layout),
-        }
-    }
-
-    /// Waits until all that is committed is on the disk.
-    pub(crate) fn flush(&self) -> Result<(), StoreError> {
-        self.backend.flush()
-    }
-
-    /// Call before taking the stamp of what is committed, and hold until it is visible. A mark set between
-    /// the two would cover something whose last files were written after the flush.
-    pub(crate) fn begin_commit(&self) -> Result<File, StoreError> {
-        lock(&self.layout.results(), FlockOperation::LockShared)
-    }
-
-    /// Returns whether this process committed anything since it asked last, and takes it as marked: the caller sees to that,
-    /// by another process.
-    pub fn hand_over_marking(&self) -> bool {
-        self.has_unmarked.swap(false, Ordering::Relaxed)
-    }
-
-    /// Returns whether this process committed anything that [`Store::mark_durable`] has not marked.
-    pub fn has_unmarked_results(&self) -> bool {
-        self.has_unmarked.load(Ordering::Relaxed)
-    }
-
     /// Returns the space of the store's filesystem.
     ///
     /// # Errors
@@ -570,83 +447,6 @@ impl Store {
     pub(crate) fn boot_id(&self) -> &str {
         &self.boot_id
     }
-
-    /// Asks the index, which is opened at the first use.
-    pub(crate) fn with_index<T>(&self, act: impl FnOnce(&Index) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        let mut index = self.lock_index();
-        if index.is_none() {
-            *index = Some(Index::open(self.layout.state(INDEX))?);
-        }
-        let done = act(index.as_ref().expect("just opened"));
-        if let Err(StoreError::Index { path, source }) = &done
-            && index::is_damage(source)
-        {
-            tracing::warn!(path = %path.display(), error = %source, "dropping the damaged index");
-            *index = None;
-            Index::delete(path);
-        }
-        done
-    }
-
-    /// Uses this index from now on; with `None`, that on the disk.
-    pub(crate) fn set_index(&self, index: Option<Index>) {
-        *self.lock_index() = index;
-    }
-
-    /// Puts an empty index in the place of one on the disk that is damaged. Reads all of it. The caller holds the lock of the
-    /// state.
-    pub(crate) fn drop_damaged_index(&self) -> Result<(), StoreError> {
-        if self.with_index(|index| Ok(index.is_whole()))? {
-            return Ok(());
-        }
-        let mut index = self.lock_index();
-        *index = None;
-        tracing::warn!(path = %self.layout.state(INDEX).display(), "dropping the damaged index");
-        Index::delete(&self.layout.state(INDEX));
-        Ok(())
-    }
-
-    fn lock_index(&self) -> MutexGuard<'_, Option<Index>> {
-        // A panic elsewhere leaves the database as SQLite keeps it: whole.
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Returns the remembered content digests of files, in order; `None` for what is not known.
-    ///
-    /// # Errors
-    ///
-    /// The index cannot be read.
-    pub fn known_digests(&self, files: &[FileVersion]) -> Result<Vec<Option<Digest>>, StoreError> {
-        self.with_index(|index| index.digests(files))
-    }
-
-    /// Remembers content digests. Give only files whose times are older than the filesystem's clock tick:
-    /// a younger file can change without changing its times.
-    ///
-    /// # Errors
-    ///
-    /// The index cannot be written.
-    pub fn remember_digests(&self, files: &[(FileVersion, Digest)]) -> Result<(), StoreError> {
-        self.with_index(|index| index.remember(files))
-    }
-
-    /// Returns what was remembered under `question`, by any process.
-    ///
-    /// # Errors
-    ///
-    /// The index cannot be read.
-    pub fn recall(&self, question: &str) -> Result<Option<String>, StoreError> {
-        self.with_index(|index| index.fact(question))
-    }
-
-    /// Remembers the answer to a question that is slow to find out again. It is not safe from loss.
-    ///
-    /// # Errors
-    ///
-    /// The index cannot be written.
-    pub fn remember(&self, question: &str, answer: &str) -> Result<(), StoreError> {
-        self.with_index(|index| index.set_fact(question, answer))
-    }
 }
 
 /// Returns the ids that name entries of `dir`.
@@ -657,12 +457,6 @@ pub(crate) fn ids_in(dir: &Path) -> Result<Vec<Id>, StoreError> {
         ids.extend(name.to_str().and_then(|name| name.parse::<Id>().ok()));
     }
     Ok(ids)
-}
-
-/// Copies a log that has lost its name.
-fn copy_log(mut log: &File, to: &Path) -> io::Result<()> {
-    log.rewind()?;
-    io::copy(&mut log, &mut File::create(to)?).map(|_| ())
 }
 
 /// The time of day in nanoseconds since 1970.

@@ -40,6 +40,7 @@ pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> 
     let Shown { events, notices, shows_logs } = Shown::new(&arguments.show, verbose);
     let (failures, failed) = failure::channel(arguments.shell_on_failure);
     request.failures = failures;
+    let tell = notices.clone();
     let images = Images::new(ImagesSettings {
         platform: arguments.platform.clone().unwrap_or_default(),
         registry: registries(&arguments.registry, notices)?,
@@ -48,7 +49,9 @@ pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> 
     let policy = Policy::read(arguments.config.config.as_deref())?;
     let store = Arc::new(open_store(&arguments.store)?.with_digests(arguments.verify));
     let sandbox = Arc::new(NativeSandbox::new("/proc/self/exe")?);
-    let isolation = arguments.sandbox.policy().isolation(arguments.config.config.as_deref())?;
+    let policy_of_steps = arguments.sandbox.policy().with_files(arguments.config.config.as_deref())?;
+    let mut isolation = policy_of_steps.isolation();
+    policy_of_steps.limits.check(&mut isolation, &sandbox, |text| tell.tell(text))?;
     let settings = Settings { jobs: arguments.jobs.map_or_else(default_jobs, usize::from), isolation };
     let engine = Engine::new(Arc::clone(&store), sandbox, Arc::new(images.clone()), settings);
     let cancel = cancel_on_signals().map_err(Failure::Runtime)?;

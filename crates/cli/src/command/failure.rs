@@ -5,7 +5,6 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use kiln_engine::FailedStep;
-use kiln_sandbox::ExitStatus;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio_util::sync::CancellationToken;
 
@@ -59,12 +58,8 @@ fn introduce(failed: &FailedStep) {
     for line in tail(failed) {
         let _ = writeln!(text, "{line}");
     }
-    let how = match failed.status {
-        ExitStatus::Code(code) => format!("exited with status {code}"),
-        ExitStatus::Signal(signal) => format!("was killed by signal {signal}"),
-    };
     let bold = console::Style::new().for_stderr().bold();
-    let _ = writeln!(text, "\n{}", bold.apply_to(format!("A command {how}:")));
+    let _ = writeln!(text, "\n{}", bold.apply_to(format!("A command {}:", failed.how)));
     for line in failed.command.split(|byte| *byte == b'\n') {
         let _ = writeln!(text, "  {}", harmless(line));
     }

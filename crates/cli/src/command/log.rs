@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 
+use kiln_engine::StepUsage;
 use kiln_store::{Id, LogFollower, State, Store, StoreError};
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -14,6 +15,9 @@ use crate::settings::open_store;
 
 pub(super) fn run(arguments: &args::Log) -> Result<(), Failure> {
     let store = open_store(&arguments.store)?;
+    if arguments.stats {
+        return stats(&store, &arguments.id);
+    }
     let none = || StoreError::NoSuchResult(arguments.id.clone());
     let mut is_first = true;
     loop {
@@ -28,6 +32,30 @@ pub(super) fn run(arguments: &args::Log) -> Result<(), Failure> {
         };
         return copy(log.ok_or_else(none)?);
     }
+}
+
+/// Prints what a step used, a line for each that is known.
+fn stats(store: &Store, id: &str) -> Result<(), Failure> {
+    let found = store.find(id)?;
+    let usage = match found.state {
+        State::Result => store.lookup(&found.id)?.and_then(|snapshot| StepUsage::of(snapshot.meta())),
+        State::Failed => store.failure(&found.id)?.and_then(|(meta, _)| StepUsage::of(&meta)),
+        State::Running => None,
+    };
+    let StepUsage { wall_ms, sandbox } = usage.ok_or_else(|| Failure::NoStats(id.to_owned()))?;
+    let seconds = |ms: u64| format!("{}.{:03} s", ms / 1000, ms % 1000);
+    let size = |bytes: u64| bytesize::ByteSize(bytes).to_string();
+    let lines = [
+        ("time", Some(seconds(wall_ms))),
+        ("processor, own code", sandbox.cpu_user_ms.map(seconds)),
+        ("processor, kernel", sandbox.cpu_system_ms.map(seconds)),
+        ("most memory", sandbox.peak_memory_bytes.map(size)),
+        ("read from disks", sandbox.io_read_bytes.map(size)),
+        ("written to disks", sandbox.io_written_bytes.map(size)),
+        ("most processes", sandbox.peak_processes.map(|count| count.to_string())),
+    ];
+    let told = lines.into_iter().filter_map(|(name, value)| Some(format!("{name:<20} {}\n", value?)));
+    print(told.collect::<String>())
 }
 
 fn copy(mut log: File) -> Result<(), Failure> {

@@ -1,6 +1,7 @@
 //! One file a subcommand. Each takes its arguments and returns why it failed.
 
 mod build;
+mod doctor;
 mod export;
 mod failure;
 mod log;
@@ -29,7 +30,7 @@ pub(crate) fn run(arguments: Kiln) -> Result<ExitCode, Failure> {
     let done = match arguments.command {
         Command::Run(run) => return run::run(&run, arguments.verbose),
         Command::Shell(shell) => return shell::run(&shell),
-        Command::Build(build) => build::run(build, arguments.verbose),
+        Command::Build(build) => build::run(*build, arguments.verbose),
         Command::Export(export) => export::run(&export, arguments.verbose),
         Command::Log(log) => log::run(&log),
         Command::Ls(ls) => ls::run(&ls),
@@ -41,7 +42,10 @@ pub(crate) fn run(arguments: Kiln) -> Result<ExitCode, Failure> {
         Command::Fmt(fmt) => spec::fmt(&fmt),
         Command::Check(check) => spec::check(&check),
         Command::Dockerfile(dockerfile) => spec::dockerfile(&dockerfile),
+        Command::Doctor(doctor) => doctor::doctor(&doctor),
+        Command::Healthcheck(doctor) => doctor::healthcheck(&doctor),
         Command::Maintain(maintain) => maintain::run(&maintain),
+        Command::SelfTest => doctor::inside(),
     };
     done.map(|()| ExitCode::SUCCESS)
 }

@@ -30,6 +30,7 @@ fn try_run(arguments: &args::Run, verbose: bool) -> Result<ExitStatus, Failure> 
     let user = arguments.user.as_deref().map(user).transpose()?;
     let secrets = secrets(&arguments.secrets)?;
     let Shown { events, notices, .. } = Shown::new(&arguments.show, verbose);
+    let told = notices.clone();
     let images = Images::new(ImagesSettings {
         platform: arguments.platform.clone().unwrap_or_default(),
         registry: registries(&arguments.registry, notices)?,
@@ -39,7 +40,10 @@ fn try_run(arguments: &args::Run, verbose: bool) -> Result<ExitStatus, Failure> 
     let policy = Policy::read(config)?;
     let store = Arc::new(open_store(&arguments.store)?);
     let sandbox = Arc::new(NativeSandbox::new("/proc/self/exe")?);
-    let settings = Settings { jobs: 1, isolation: arguments.sandbox.policy().isolation(config)? };
+    let policy_of_steps = arguments.sandbox.policy().with_files(config)?;
+    let mut isolation = policy_of_steps.isolation();
+    policy_of_steps.limits.check(&mut isolation, &sandbox, |text| told.tell(text))?;
+    let settings = Settings { jobs: 1, isolation };
     let engine = Engine::new(Arc::clone(&store), sandbox, Arc::new(images), settings);
     let cancel = cancel_on_signals().map_err(Failure::Runtime)?;
     runtime()?.block_on(async {

@@ -23,7 +23,9 @@ fn open(arguments: &args::Shell) -> Result<ExitStatus, Failure> {
     let secrets = secrets(&arguments.secrets)?;
     let store = Arc::new(open_store(&arguments.store)?);
     let sandbox = Arc::new(NativeSandbox::new("/proc/self/exe")?);
-    let isolation = arguments.sandbox.policy().isolation(arguments.config.config.as_deref())?;
+    let policy = arguments.sandbox.policy().with_files(arguments.config.config.as_deref())?;
+    let mut isolation = policy.isolation();
+    policy.limits.check(&mut isolation, &sandbox, |text| tell(format_args!("note: {text}")))?;
     let settings = Settings { jobs: 1, isolation };
     let engine = Engine::new(Arc::clone(&store), sandbox, Arc::new(Images::default()), settings);
     let snapshot = result(&store, &arguments.id)?;

@@ -77,6 +77,11 @@ fn object(event: &Event) -> Option<Value> {
             json!({ "event": "progress", "step": step.number, "done_bytes": done, "total_bytes": total })
         }
         Event::Cached(step, id) => with(step, "cached", json!({ "id": id.to_string() })),
+        Event::Used(step, usage, limit) => {
+            let mut more = serde_json::to_value(usage).expect("it has string keys only");
+            more["limit"] = limit.map(|limit| limit.to_string()).into();
+            with(step, "used", more)
+        }
         Event::Saved(step, id, took) => {
             with(step, "saved", json!({ "id": id.to_string(), "seconds": took.as_secs_f64() }))
         }

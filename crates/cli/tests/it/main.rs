@@ -4,11 +4,13 @@
 
 mod cache;
 mod copy;
+mod doctor;
 mod env;
 mod exit_codes;
 mod export;
 mod hostile;
 mod kinds;
+mod limits;
 mod masking;
 mod operations;
 mod output;

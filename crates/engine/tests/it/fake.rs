@@ -1,13 +1,14 @@
 //! A sandbox in memory, an image that is empty, and events in a list.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use kiln_engine::{Engine, Event, Events, Isolation, Request, Settings};
 use kiln_image::Images;
-use kiln_sandbox::{ExitStatus, Io, Process, Root, Sandbox, SandboxError};
+use kiln_sandbox::{Ended, ExitStatus, Io, Process, Root, Sandbox, SandboxError, Usage};
 use kiln_store::{Location, Store};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -24,11 +25,18 @@ pub(crate) struct Command {
     /// The last word of its argv.
     pub(crate) text: String,
     end: oneshot::Sender<(String, ExitStatus)>,
+    output: OwnedFd,
     /// Fires when the engine has the command killed.
     pub(crate) killed: CancellationToken,
 }
 
 impl Command {
+    /// Has it write to its output. Nobody may be left to read it.
+    pub(crate) fn write(&self, text: &str) {
+        let mut output = std::fs::File::from(self.output.try_clone().expect("a descriptor"));
+        let _ = std::io::Write::write_all(&mut output, text.as_bytes());
+    }
+
     /// Ends it.
     pub(crate) fn end(self, output: &str, status: i32) {
         self.end.send((output.to_owned(), ExitStatus::Code(status))).expect("the command runs");
@@ -43,7 +51,7 @@ impl Sandbox for FakeSandbox {
         process: &Process,
         io: Io,
         cancel: &CancellationToken,
-    ) -> Result<ExitStatus, SandboxError> {
+    ) -> Result<Ended, SandboxError> {
         let Io::Output(output) = io else { panic!("a step writes to its log") };
         // Stricter than the real one: what it would refuse, and what only it could hide.
         assert!(matches!(root, Root::Mount(_)), "the root is handed over mounted");
@@ -52,17 +60,18 @@ impl Sandbox for FakeSandbox {
         assert_eq!(process.held.len(), 1, "the lease outlives the engine");
         let (end, ended) = oneshot::channel();
         let killed = CancellationToken::new();
+        let handed = output.try_clone().expect("a descriptor");
         let text = process.argv.last().expect("not empty").to_str().expect("written by the test").to_owned();
-        self.started.send(Command { text, end, killed: killed.clone() }).expect("the test receives");
+        self.started.send(Command { text, end, output: handed, killed: killed.clone() }).expect("the test receives");
         tokio::select! {
             () = cancel.cancelled() => {
                 killed.cancel();
-                Err(SandboxError::Cancelled)
+                Err(SandboxError::Cancelled(Usage::default()))
             }
             ended = ended => {
                 let (text, status) = ended.expect("a test ends its commands");
                 std::io::Write::write_all(&mut std::fs::File::from(output), text.as_bytes()).expect("it fits into a pipe");
-                Ok(status)
+                Ok(status.into())
             }
         }
     }
@@ -98,9 +107,9 @@ fn store(dir: &Path) -> Store {
     store.expect("root can have a store")
 }
 
-fn engine(dir: &Path, jobs: usize, started: mpsc::UnboundedSender<Command>) -> Arc<Engine> {
+fn engine(dir: &Path, jobs: usize, isolation: Isolation, started: mpsc::UnboundedSender<Command>) -> Arc<Engine> {
     let sandbox = Arc::new(FakeSandbox { started });
-    let settings = Settings { jobs, isolation: Isolation::default() };
+    let settings = Settings { jobs, isolation };
     Arc::new(Engine::new(Arc::new(store(dir)), sandbox, Arc::new(Images::default()), settings))
 }
 
@@ -113,9 +122,13 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(jobs: usize) -> Self {
+        Self::isolated(jobs, Isolation::default())
+    }
+
+    pub(crate) fn isolated(jobs: usize, isolation: Isolation) -> Self {
         let dir = tempfile::tempdir().expect("the system has a temporary directory");
         let (started, commands) = mpsc::unbounded_channel();
-        let engine = engine(dir.path(), jobs, started);
+        let engine = engine(dir.path(), jobs, isolation, started);
         Self { engine, commands, dir }
     }
 
@@ -131,7 +144,7 @@ impl World {
 
     /// Returns another engine on the same store, which runs no commands.
     pub(crate) fn another(&self) -> Arc<Engine> {
-        engine(self.dir.path(), 8, mpsc::unbounded_channel().0)
+        engine(self.dir.path(), 8, Isolation::default(), mpsc::unbounded_channel().0)
     }
 
     /// Returns a request for operations on an empty image.

@@ -2,4 +2,5 @@
 
 mod fake;
 mod import;
+mod limits;
 mod sharing;

@@ -41,7 +41,8 @@ impl Notices {
         Self(Some(Arc::new(hear)))
     }
 
-    pub(super) fn tell(&self, text: impl fmt::Display) {
+    /// Tells a line.
+    pub fn tell(&self, text: impl fmt::Display) {
         if let Some(hear) = &self.0 {
             hear(&text.to_string());
         }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
-use crate::{ExitStatus, Io, Process, Root, Sandbox, SandboxError};
+use crate::{Ended, Io, Limits, Process, Root, Sandbox, SandboxError};
 
 /// The native sandbox, which this operating system does not have.
 #[derive(Debug)]
@@ -20,11 +20,20 @@ impl NativeSandbox {
     pub fn new(_helper: impl Into<PathBuf>) -> Result<Self, SandboxError> {
         Err(SandboxError::Host { what: "it needs Linux", source: None })
     }
+
+    /// Fails.
+    ///
+    /// # Errors
+    ///
+    /// Never: there is no such value.
+    pub fn check(&self, _limits: &Limits) -> Result<(), SandboxError> {
+        match self.0 {}
+    }
 }
 
 #[async_trait]
 impl Sandbox for NativeSandbox {
-    async fn run(&self, _: Root, _: &Process, _: Io, _: &CancellationToken) -> Result<ExitStatus, SandboxError> {
+    async fn run(&self, _: Root, _: &Process, _: Io, _: &CancellationToken) -> Result<Ended, SandboxError> {
         match self.0 {}
     }
 }

@@ -8,6 +8,7 @@ mod filesystems;
 mod harness;
 mod hostile;
 mod isolation;
+mod limits;
 mod privileges;
 mod secrets;
 mod system_calls;

@@ -62,7 +62,8 @@ async fn on_terminal<T: Send + 'static>(
         let master = File::from(master.await.unwrap());
         tokio::task::spawn_blocking(move || user(User { master, seen: String::new() })).await.unwrap()
     };
-    tokio::join!(run, user)
+    let (ended, seen) = tokio::join!(run, user);
+    (ended.map(|ended| ended.status), seen)
 }
 
 /// As [`on_terminal`]; the command must end by itself.
@@ -178,7 +179,7 @@ async fn cancelling_ends_a_terminal_too() {
         user.end()
     })
     .await;
-    assert!(matches!(status, Err(SandboxError::Cancelled)), "{status:?}");
+    assert!(matches!(status, Err(SandboxError::Cancelled(_))), "{status:?}");
     assert_eq!(seen, "ready\n");
 }
 
@@ -209,8 +210,8 @@ async fn stdin_can_be_given_and_the_two_outputs_kept_apart() {
         let io = Io::Streams { stdin: stdin.into(), stdout: stdout.into(), stderr: stderr.into() };
         let mut process = shell("cat /dev/stdin; echo error >&2; ls /proc/self/fd | wc -l");
         process.user = user;
-        let status = jail.sandbox.run(Root::Dir(jail.root()), &process, io, &CancellationToken::new()).await.unwrap();
-        assert_eq!(status, ExitStatus::Code(0));
+        let ended = jail.sandbox.run(Root::Dir(jail.root()), &process, io, &CancellationToken::new()).await.unwrap();
+        assert_eq!(ended.status, ExitStatus::Code(0));
         // `ls` has the directory open, too.
         assert_eq!(crate::harness::read_all(from_it), "given\n4\n");
         assert_eq!(crate::harness::read_all(errors), "error\n");

@@ -124,6 +124,20 @@ fn overlayfs_to_btrfs_and_back() {
 }
 
 #[test]
+fn overlayfs_to_reflinks_and_back() {
+    need!(Need::Root, Need::Tool("mkfs.xfs", "xfsprogs"));
+    there_and_back(Kind::Xfs, &LoopFs::new("xfs", 400).expect("a filesystem"));
+}
+
+#[test]
+fn overlayfs_to_copies_and_back() {
+    need!(Need::Root);
+    for mode in [CopyMode::Copy, CopyMode::Hardlink] {
+        there_and_back(Kind::Copy(mode), &LoopFs::new("tmpfs", 400).expect("a filesystem"));
+    }
+}
+
+#[test]
 fn pins_are_copied() {
     need!(Need::Root);
     let (from, to) = (TempStore::new(), TempStore::new());

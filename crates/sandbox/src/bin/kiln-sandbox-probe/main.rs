@@ -2,6 +2,7 @@
 //!
 //! * `probe call ABI NUMBER [ARGUMENT…]`: makes a system call by the ABI `native`, `i386` or `x32`, and prints `ok` or
 //!   `errno N`. Numbers may be hexadecimal (`0x…`).
+//! * `probe crowd N`: starts N processes that do nothing, prints how many there are, and waits for ever.
 //! * `probe run ROOT HELPER SCRIPT`: runs a shell script in the sandbox, its output on our stdout, and prints the
 //!   outcome on stderr.
 
@@ -18,6 +19,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match words[..] {
         ["call", abi, ref numbers @ ..] => call(abi, numbers),
+        ["crowd", count] => crowd(count),
         ["run", root, helper, script] => run(root, helper, script),
         _ => ExitCode::from(2),
     }
@@ -53,6 +55,15 @@ fn number(text: &str) -> Option<u64> {
     }
 }
 
+fn crowd(count: &str) -> ExitCode {
+    let Some(count) = number(count) else { return ExitCode::from(2) };
+    let started = (0..count).take_while(|_| sys::fork_and_wait()).count();
+    println!("{started}");
+    loop {
+        std::thread::park();
+    }
+}
+
 #[tokio::main]
 async fn run(root: &str, helper: &str, script: &str) -> ExitCode {
     let process = Process {
@@ -75,7 +86,7 @@ async fn run(root: &str, helper: &str, script: &str) -> ExitCode {
             .await
     };
     match ended.await {
-        Ok(status) => eprintln!("{status:?}"),
+        Ok(ended) => eprintln!("{:?}", ended.status),
         Err(error) => eprintln!("error: {error}"),
     }
     ExitCode::SUCCESS

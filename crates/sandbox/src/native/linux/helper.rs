@@ -13,6 +13,7 @@ use rustix::process::{
 };
 use rustix::thread::UnshareFlags;
 
+use super::cgroup;
 use super::init;
 use super::sys::{self, SingleThread};
 use super::wire::{self, At, Failure, Report};
@@ -49,27 +50,24 @@ fn help(link: &OwnedFd) -> Result<(), Failure> {
 
     let (plan, descriptors) = wire::receive(link.as_fd()).at(Step::ReceivePlan)?;
     let descriptors = Descriptors::new(descriptors, &plan).at(Step::ReceivePlan)?;
+    let cgroups = cgroup::open_joins(&plan.cgroups)?;
     make_namespaces(&plan).at(Step::MakeNamespaces)?;
     let myself = pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).at(Step::Fork)?;
     match sys::fork(&thread).at(Step::Fork)? {
-        None => init::run(&plan, descriptors, link, myself, &thread),
+        None => init::run(&plan, descriptors, &cgroups, link, myself, &thread),
         Some(init) => {
             // Init has its copies. Held ones stay open here too: we are the last to go.
             let _held = descriptors.held;
-            drop((descriptors.io, descriptors.mounts, plan));
+            drop((descriptors.io, descriptors.mounts, cgroups, plan));
             let init = pidfd_open(init, PidfdFlags::empty()).at(Step::Wait)?;
             watch(init.as_fd(), link.as_fd()).at(Step::Wait)
         }
     }
 }
 
-/// Pid and cgroup namespaces and all: one call. The pid namespace takes effect for the next child.
+/// All but the cgroup namespace, which init makes. The pid namespace takes effect for the next child.
 fn make_namespaces(plan: &Plan) -> io::Result<()> {
-    let mut namespaces = UnshareFlags::NEWPID
-        | UnshareFlags::NEWNS
-        | UnshareFlags::NEWUTS
-        | UnshareFlags::NEWIPC
-        | UnshareFlags::NEWCGROUP;
+    let mut namespaces = UnshareFlags::NEWPID | UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC;
     if plan.own_network {
         namespaces |= UnshareFlags::NEWNET;
     }

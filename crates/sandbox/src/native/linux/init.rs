@@ -9,7 +9,9 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::process::{Signal, WaitOptions, fchdir, pivot_root, set_parent_process_death_signal};
+use rustix::thread::UnshareFlags;
 
+use super::cgroup;
 use super::command::{Prepared, Stdio};
 use super::helper::Descriptors;
 use super::mounts::{self, Staging};
@@ -28,11 +30,15 @@ const ROOT_OWNED: Missing = Missing::MakeDirectories { owner: (0, 0) };
 pub(super) fn run(
     plan: &Plan,
     mut descriptors: Descriptors,
+    cgroups: &[OwnedFd],
     link: &OwnedFd,
     helper: OwnedFd,
     thread: &SingleThread,
 ) -> ! {
-    let ended = set_up(plan, &mut descriptors, &helper)
+    let ended = tie_to_helper(&helper)
+        .at(Step::ProtectInit)
+        .and_then(|()| join_cgroups(cgroups))
+        .and_then(|()| set_up(plan, &mut descriptors))
         .and_then(|inside| start_and_reap(plan, descriptors, link, inside, thread));
     wire::report(link, &ended.unwrap_or_else(Report::Failed));
     // The kernel kills every other process of the namespace, and waits for it.
@@ -47,8 +53,7 @@ struct Inside {
 }
 
 /// Makes everything that the command will see.
-fn set_up(plan: &Plan, descriptors: &mut Descriptors, helper: &OwnedFd) -> Result<Inside, Failure> {
-    tie_to_helper(helper).at(Step::ProtectInit)?;
+fn set_up(plan: &Plan, descriptors: &mut Descriptors) -> Result<Inside, Failure> {
     leave_low_oom_score().at(Step::SetLimits)?;
     leave_session_keyring().at(Step::LeaveKeyring)?;
     rustix::system::sethostname(&plan.hostname).at(Step::SetHostname)?;
@@ -132,6 +137,12 @@ fn tie_to_helper(helper: &OwnedFd) -> io::Result<()> {
         0 => Ok(()),
         _ => sys::exit_now(0),
     }
+}
+
+/// From here on we are counted and limited. Then the namespace, whose root is the group that we are in.
+fn join_cgroups(files: &[OwnedFd]) -> Result<(), Failure> {
+    cgroup::join(files).at(Step::JoinCgroup)?;
+    sys::unshare(UnshareFlags::NEWCGROUP).at(Step::MakeNamespaces)
 }
 
 /// A service manager may protect the caller from being killed when memory is short; a step must not be.

@@ -1,8 +1,10 @@
 //! Linux: namespaces, mounts, capabilities, seccomp. The parent module draws the processes.
 //!
 //! `sandbox` is the caller's side and `wire` what goes over the socket. `helper`, `init` and `command` are the three
-//! processes, each a list of steps; `mounts`, `walk` and `terminal` help init; `sys` holds every unsafe line.
+//! processes, each a list of steps; `mounts`, `walk` and `terminal` help init; `cgroup` limits and counts; `sys` holds every
+//! unsafe line.
 
+mod cgroup;
 mod command;
 mod helper;
 mod init;

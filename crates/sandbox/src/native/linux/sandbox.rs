@@ -15,9 +15,10 @@ use tokio::process::Child;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use super::cgroup::Cgroups;
 use super::{helper, mounts, wire};
 use crate::plan::{self, Attributes};
-use crate::{ExitStatus, Io, Process, Root, Sandbox, SandboxError, filter};
+use crate::{Ended, ExitStatus, Io, Limit, Limits, Process, Root, Sandbox, SandboxError, Usage, filter};
 
 /// Most bytes of reports; one takes a few dozen and a path.
 const MAX_REPORTS: usize = 64 << 10;
@@ -30,6 +31,7 @@ pub struct NativeSandbox {
     helper: OwnedFd,
     /// seccomp programs, without and with fast sync.
     filters: [Vec<u8>; 2],
+    cgroups: Cgroups,
 }
 
 impl NativeSandbox {
@@ -64,7 +66,16 @@ impl NativeSandbox {
             source: Some(source),
         })?;
         let filters = [false, true].map(|fast_sync| filter::to_bytes(&filter::program(fast_sync)));
-        Ok(Self { helper, filters })
+        Ok(Self { helper, filters, cgroups: Cgroups::of_this_host() })
+    }
+
+    /// Looks whether this host can keep `limits`, by making the control groups of a run and removing them.
+    ///
+    /// # Errors
+    ///
+    /// [`SandboxError::Limit`] with the first that it cannot.
+    pub fn check(&self, limits: &Limits) -> Result<(), SandboxError> {
+        self.cgroups.group(limits).map(drop)
     }
 
     /// Starts the helper. Its environment is empty, its signals are not the terminal's.
@@ -84,12 +95,15 @@ impl Sandbox for NativeSandbox {
         process: &Process,
         io: Io,
         cancel: &CancellationToken,
-    ) -> Result<ExitStatus, SandboxError> {
+    ) -> Result<Ended, SandboxError> {
         if cancel.is_cancelled() {
-            return Err(SandboxError::Cancelled);
+            return Err(SandboxError::Cancelled(Usage::default()));
         }
+        let group = self.cgroups.group(&process.limits)?;
         let (message, sent, mut link, mut child) = {
-            let (plan, descriptors) = plan::plan(&root, process, &io, &self.filters[usize::from(process.fast_sync)])?;
+            let (mut plan, descriptors) =
+                plan::plan(&root, process, &io, &self.filters[usize::from(process.fast_sync)])?;
+            plan.cgroups = group.joins();
             let message = wire::encode(&plan)?;
             let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                 .map_err(|error| SandboxError::TalkToHelper(error.into()))?;
@@ -115,14 +129,23 @@ impl Sandbox for NativeSandbox {
             reports = conversation => Some(reports),
             () = cancel.cancelled() => None,
         };
+        if reports.is_none() {
+            group.lift_quota();
+        }
         // Whatever happened: the helper kills the rest when the socket closes, and ends when all is gone.
         drop(link);
         let status = child.wait().await.map_err(SandboxError::TalkToHelper)?;
-        match reports {
-            None => Err(SandboxError::Cancelled),
-            Some(reports) => wire::outcome(&reports.map_err(SandboxError::TalkToHelper)?)
-                .unwrap_or(Err(SandboxError::HelperDied { status })),
-        }
+        let (usage, hit) = (group.usage(), group.hit());
+        group.remove().await;
+        let Some(reports) = reports else { return Err(SandboxError::Cancelled(usage)) };
+        let ended = match (wire::outcome(&reports.map_err(SandboxError::TalkToHelper)?), hit) {
+            (Some(Ok(status)), _) => status,
+            // Init itself was killed, or had no memory to set up the run.
+            (None | Some(Err(_)), Some(Limit::Memory(_))) => ExitStatus::Signal(libc::SIGKILL),
+            (Some(Err(error)), _) => return Err(error),
+            (None, _) => return Err(SandboxError::HelperDied { status }),
+        };
+        Ok(Ended { status: ended, usage, hit })
     }
 }
 

@@ -1,0 +1,345 @@
+//! Control groups: what a run may use of the host, and what it used.
+//!
+//! ```text
+//! MOUNT/            of each hierarchy with a controller that is of use
+//!   kiln/
+//!     PID-NUMBER/   a run's, with a lock on the directory while its caller lives
+//! ```
+//!
+//! They stand below the root and not below the caller's own group, because in v2 a group with processes in it cannot give
+//! controllers to groups below it. So whatever limits the caller's own group has do not hold for runs.
+//!
+//! Init joins first of all, before the cgroup namespace is made: that begins at the group in which its maker is. The helper stays
+//! outside, so that what kills or starves the run lets the watcher live.
+//!
+//! `host` (which hierarchies there are), `settings` (what is written) and `usage` (what is read) are pure.
+
+mod host;
+mod settings;
+mod usage;
+
+use std::ffi::CString;
+use std::fs::{self, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, open, stat};
+
+use self::host::{Controller, Hierarchy, Version};
+use super::wire::{At, Failure};
+use crate::error::Step;
+use crate::{Limit, Limits, SandboxError, Usage};
+
+/// The directory of all runs.
+const OURS: &str = "kiln";
+
+/// The control groups that this host has.
+#[derive(Debug)]
+pub(super) struct Cgroups {
+    hierarchies: Vec<Hierarchy>,
+}
+
+impl Cgroups {
+    /// Looks what there is, and removes what callers that were killed have left.
+    pub(super) fn of_this_host() -> Self {
+        let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let hierarchies = host::hierarchies(&mountinfo, |path| fs::read_to_string(path).ok());
+        for hierarchy in &hierarchies {
+            sweep(&hierarchy.mount.join(OURS));
+        }
+        Self { hierarchies }
+    }
+
+    /// Makes the groups of one run. What is only counted, and not limited, is left out where that fails.
+    ///
+    /// # Errors
+    ///
+    /// [`SandboxError::Limit`]: a limit cannot be kept.
+    pub(super) fn group(&self, limits: &Limits) -> Result<Group, SandboxError> {
+        let asked = settings::asked(limits);
+        for (controller, limit) in &asked {
+            if !self.hierarchies.iter().any(|hierarchy| hierarchy.controllers.contains(controller)) {
+                let what = format!("this host has no control groups for `{}`", controller.name(Version::Two));
+                return Err(SandboxError::Limit { limit, what, source: None });
+            }
+        }
+        let mut group = Group { parts: Vec::new(), limits: limits.clone() };
+        for hierarchy in &self.hierarchies {
+            let asked: Vec<_> =
+                asked.iter().filter(|(controller, _)| hierarchy.controllers.contains(controller)).copied().collect();
+            match Part::make(hierarchy, limits, &asked) {
+                Ok(part) => group.parts.extend(part),
+                Err(failed) => match asked.first() {
+                    Some((_, first)) => return Err(failed.into_error(first)),
+                    None => tracing::debug!(what = failed.what, error = ?failed.source, "a run is not counted"),
+                },
+            }
+        }
+        Ok(group)
+    }
+}
+
+/// Removes groups whose maker is dead. What is in use stays: its directory is locked, or has processes.
+fn sweep(ours: &Path) {
+    let Ok(entries) = fs::read_dir(ours) else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        let path = entry.path();
+        let is_free = open_dir(&path).is_ok_and(|dir| flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok());
+        if is_free && let Err(error) = fs::remove_dir(&path) {
+            tracing::debug!(path = %path.display(), %error, "a control group is left");
+        }
+    }
+}
+
+fn open_dir(path: &Path) -> io::Result<OwnedFd> {
+    Ok(open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// The control groups of one run.
+#[derive(Debug)]
+pub(super) struct Group {
+    parts: Vec<Part>,
+    limits: Limits,
+}
+
+impl Group {
+    /// Returns the files by which a process joins.
+    pub(super) fn joins(&self) -> Vec<CString> {
+        let files = self.parts.iter().map(|part| {
+            // A process with one thread: v1 moves it alone without waiting for every fork on the machine to pause.
+            let name = if part.version == Version::One { "tasks" } else { "cgroup.procs" };
+            CString::new(part.path.join(name).as_os_str().as_bytes()).expect("the kernel's paths have no NUL")
+        });
+        files.collect()
+    }
+
+    /// Lets what is being killed die at full speed: dying takes processor time too.
+    pub(super) fn lift_quota(&self) {
+        let limited = self.limits.cpu_millis.is_some();
+        for part in self.parts.iter().filter(|part| limited && part.controllers.contains(&Controller::Cpu)) {
+            let (file, value) = settings::without_quota(part.version);
+            if let Err(error) = write(&part.path.join(file), value) {
+                tracing::debug!(%error, "cannot lift a quota");
+            }
+        }
+    }
+
+    /// Returns the limit that the run came up against. Memory first: whose processes are killed may then be refused more.
+    pub(super) fn hit(&self) -> Option<Limit> {
+        let hit = |wanted| {
+            let mut parts = self.parts.iter().filter(|part| part.controllers.contains(&wanted));
+            parts.find_map(|part| usage::hit(&self.limits, wanted, part.version, part.reader()))
+        };
+        hit(Controller::Memory).or_else(|| hit(Controller::Processes))
+    }
+
+    /// Returns what the run used.
+    pub(super) fn usage(&self) -> Usage {
+        let mut usage = Usage::default();
+        for part in &self.parts {
+            for controller in &part.controllers {
+                usage::add(&mut usage, *controller, part.version, part.reader());
+            }
+        }
+        usage
+    }
+
+    /// Removes the groups, when every process is dead.
+    pub(super) async fn remove(mut self) {
+        while let Some(part) = self.parts.pop() {
+            // Who has been reaped may still be on its way out of its group.
+            for _ in 0..50 {
+                match fs::remove_dir(&part.path) {
+                    Err(error) if error.kind() == ErrorKind::ResourceBusy => {
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                    _ => break,
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Group {
+    /// What cannot be removed now is swept later.
+    fn drop(&mut self) {
+        for part in &self.parts {
+            let _ = fs::remove_dir(&part.path);
+        }
+    }
+}
+
+/// The group of a run in one hierarchy.
+#[derive(Debug)]
+struct Part {
+    version: Version,
+    controllers: Vec<Controller>,
+    path: PathBuf,
+    /// The directory, locked: its maker lives.
+    _lock: OwnedFd,
+}
+
+/// Why a group could not be made.
+struct Failed {
+    limit: Option<&'static str>,
+    what: String,
+    source: Option<io::Error>,
+}
+
+impl Failed {
+    fn new(what: String, source: io::Error) -> Self {
+        Self { limit: None, what, source: Some(source) }
+    }
+
+    fn into_error(self, otherwise: &'static str) -> SandboxError {
+        SandboxError::Limit { limit: self.limit.unwrap_or(otherwise), what: self.what, source: self.source }
+    }
+}
+
+impl Part {
+    /// Makes it, if it is of use in this hierarchy.
+    fn make(
+        hierarchy: &Hierarchy,
+        limits: &Limits,
+        asked: &[(Controller, &'static str)],
+    ) -> Result<Option<Self>, Failed> {
+        let Hierarchy { version, mount, controllers } = hierarchy;
+        let limit_of = |wanted| asked.iter().find(|(controller, _)| *controller == wanted).map(|(_, limit)| *limit);
+        // It counts nothing, and sharing processors group by group changes who gets how much.
+        let mut controllers = controllers.clone();
+        controllers.retain(|controller| *controller != Controller::Cpu || limit_of(*controller).is_some());
+        if controllers.is_empty() {
+            return Ok(None);
+        }
+        let ours = mount.join(OURS);
+        match fs::create_dir(&ours) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                return Err(Failed::new(format!("cannot make {}", ours.display()), error));
+            }
+            _ => {}
+        }
+        if *version == Version::Two {
+            for dir in [mount, &ours] {
+                enable(dir, &mut controllers, limit_of)?;
+            }
+            controllers.push(Controller::CpuAccounting);
+        }
+        let (path, lock) = make_locked(&ours)?;
+        let part = Self { version: *version, controllers, path, _lock: lock };
+        match part.set(limits) {
+            Ok(()) => Ok(Some(part)),
+            Err(failed) => {
+                let _ = fs::remove_dir(&part.path);
+                Err(failed)
+            }
+        }
+    }
+
+    fn set(&self, limits: &Limits) -> Result<(), Failed> {
+        for controller in &self.controllers {
+            let settings = settings::settings(limits, *controller, self.version).map_err(|(limit, why)| Failed {
+                limit: Some(limit),
+                what: why.to_owned(),
+                source: None,
+            })?;
+            for setting in settings {
+                let mut is_set = false;
+                for (file, value) in &setting.files {
+                    match write(&self.path.join(file), value) {
+                        Ok(()) => is_set = true,
+                        Err(error) if error.kind() == ErrorKind::NotFound => {}
+                        Err(source) => {
+                            let what = format!("cannot write {value} to {}", self.path.join(file).display());
+                            return Err(Failed { limit: Some(setting.limit), what, source: Some(source) });
+                        }
+                    }
+                }
+                if !is_set {
+                    let files: Vec<_> = setting.files.iter().map(|(file, _)| *file).collect();
+                    let what = format!("this kernel's control groups have no {}", files.join(" and no "));
+                    return Err(Failed { limit: Some(setting.limit), what, source: None });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn reader(&self) -> impl Fn(&str) -> Option<String> {
+        |file| fs::read_to_string(self.path.join(file)).ok()
+    }
+}
+
+/// Hands `controllers` to the groups below `dir`. Those that only count are taken from the list if that fails.
+fn enable(
+    dir: &Path,
+    controllers: &mut Vec<Controller>,
+    limit_of: impl Fn(Controller) -> Option<&'static str>,
+) -> Result<(), Failed> {
+    let file = dir.join("cgroup.subtree_control");
+    let enabled = fs::read_to_string(&file).unwrap_or_default();
+    let mut kept = Vec::new();
+    for controller in controllers.drain(..) {
+        let name = controller.name(Version::Two);
+        let is_enabled = enabled.split_whitespace().any(|enabled| enabled == name);
+        match if is_enabled { Ok(()) } else { write(&file, &format!("+{name}")) } {
+            Ok(()) => kept.push(controller),
+            Err(source) => {
+                let what = format!("cannot enable the controller `{name}` in {}", file.display());
+                match limit_of(controller) {
+                    Some(limit) => return Err(Failed { limit: Some(limit), what, source: Some(source) }),
+                    None => tracing::debug!(what, error = %source, "a run is not counted"),
+                }
+            }
+        }
+    }
+    *controllers = kept;
+    Ok(())
+}
+
+/// Makes a directory of a new name, with a lock on it.
+fn make_locked(ours: &Path) -> Result<(PathBuf, OwnedFd), Failed> {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    loop {
+        // Processes in other pid namespaces can have the same id.
+        let name = format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let path = ours.join(name);
+        let failed = |error: io::Error| Failed::new(format!("cannot make {}", path.display()), error);
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
+            made => made.map_err(failed)?,
+        }
+        // Between these two calls somebody's sweep may take it for left behind.
+        let Ok(dir) = open_dir(&path) else { continue };
+        let is_locked = flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok();
+        let inode = |stat: rustix::io::Result<rustix::fs::Stat>| stat.map(|stat| stat.st_ino).ok();
+        if is_locked && inode(fstat(&dir)) == inode(stat(&path)) {
+            return Ok((path, dir));
+        }
+    }
+}
+
+/// Writes to a file of the kernel's, which must be there.
+fn write(file: &Path, text: &str) -> io::Result<()> {
+    OpenOptions::new().write(true).open(file)?.write_all(text.as_bytes())
+}
+
+/// Opens what [`Group::joins`] named: by the helper, who is still in the host's namespaces.
+pub(super) fn open_joins(files: &[CString]) -> Result<Vec<OwnedFd>, Failure> {
+    let opened = files.iter().map(|file| {
+        let fd = open(file.as_c_str(), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+        fd.at_path(Step::JoinCgroup, file)
+    });
+    opened.collect()
+}
+
+/// Moves this process into the groups.
+pub(super) fn join(files: &[OwnedFd]) -> io::Result<()> {
+    for file in files {
+        rustix::io::write(file, b"0")?;
+    }
+    Ok(())
+}
