@@ -12,6 +12,7 @@ use kiln_store::CopyMode;
 
 use crate::config::{Policy, SandboxPolicy};
 use crate::limits::Limits;
+use crate::network;
 use crate::output::{self, OutputTo};
 use crate::settings::{KILN_CONFIG, KILN_REGISTRIES, KILN_STORE, REGISTRY_AUTH_FILE};
 
@@ -27,7 +28,7 @@ pub(crate) struct Kiln {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 the build failed by its own fault, or a check found something; \
-    2 wrong usage or a bad spec; 3 this host or kiln failed; 130 cancelled.";
+    2 wrong usage or a bad spec; 3 this host or kiln failed; 130 cancelled. `run` and `shell` end as their command does.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -136,6 +137,8 @@ pub(crate) struct SandboxArgs {
     #[arg(long)]
     pub(crate) no_mask: bool,
     #[command(flatten)]
+    pub(crate) network: network::Choice,
+    #[command(flatten)]
     pub(crate) limits: Limits,
 }
 
@@ -145,6 +148,7 @@ impl SandboxArgs {
         SandboxPolicy {
             fast_sync: self.no_fast_sync.then_some(false),
             mask_secrets: self.no_mask.then_some(false),
+            network: self.network.clone(),
             limits: self.limits.clone(),
         }
     }
@@ -278,7 +282,7 @@ pub(crate) struct Run {
     /// Where it runs [default: as the result's steps]
     #[arg(short, long, value_name = "DIR")]
     pub(crate) workdir: Option<String>,
-    /// Which network it has
+    /// Which network it has; the host's is what `--network-host` or the settings make of it
     #[arg(long, value_enum, default_value_t, value_name = "NETWORK")]
     pub(crate) network: Network,
     /// Mounts a copy of a cache

@@ -15,6 +15,7 @@ use kiln_store::{Limits, Store};
 use crate::args::{self, Free};
 use crate::exit::Failure;
 use crate::limits;
+use crate::network;
 use crate::settings::directory;
 
 /// What config.toml holds.
@@ -34,6 +35,8 @@ pub(crate) struct SandboxPolicy {
     pub(crate) fast_sync: Option<bool>,
     pub(crate) mask_secrets: Option<bool>,
     #[serde(flatten)]
+    pub(crate) network: network::Choice,
+    #[serde(flatten)]
     pub(crate) limits: limits::Limits,
 }
 
@@ -45,6 +48,7 @@ impl SandboxPolicy {
         Ok(policies.fold(Self::default(), |before, after| Self {
             fast_sync: after.fast_sync.or(before.fast_sync),
             mask_secrets: after.mask_secrets.or(before.mask_secrets),
+            network: after.network.or(before.network),
             limits: after.limits.or(before.limits),
         }))
     }
@@ -54,6 +58,7 @@ impl SandboxPolicy {
         let mut isolation = Isolation::default();
         isolation.fast_sync = self.fast_sync.unwrap_or(isolation.fast_sync);
         isolation.mask_secrets = self.mask_secrets.unwrap_or(isolation.mask_secrets);
+        self.network.set(&mut isolation);
         self.limits.set(&mut isolation);
         isolation
     }

@@ -6,6 +6,7 @@ mod command;
 mod config;
 mod exit;
 mod limits;
+mod network;
 mod output;
 mod render;
 mod settings;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bstr::BString;
 use kiln_image::Fetcher;
-use kiln_sandbox::{Limits, Sandbox, SecretBytes};
+use kiln_sandbox::{Limits, Network, Sandbox, SecretBytes};
 use kiln_spec::Spec;
 use kiln_store::{Snapshot, Store};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -42,6 +42,8 @@ pub struct Isolation {
     pub fast_sync: bool,
     /// Whether the values of a step's secrets are hidden in its log.
     pub mask_secrets: bool,
+    /// What network a step sees that asks for the host's.
+    pub network_host: Network,
     /// What the processes of a step may use together.
     pub limits: Limits,
     /// How long a step may run. Waiting for its turn, or for another process that makes it, does not count.
@@ -53,8 +55,14 @@ pub struct Isolation {
 impl Default for Isolation {
     /// No limits but for the log, whose default is longer than what anybody reads and shorter than a disk.
     fn default() -> Self {
-        let log_limit_bytes = Some(1 << 30);
-        Self { fast_sync: true, mask_secrets: true, limits: Limits::default(), timeout: None, log_limit_bytes }
+        Self {
+            fast_sync: true,
+            mask_secrets: true,
+            network_host: Network::Host,
+            limits: Limits::default(),
+            timeout: None,
+            log_limit_bytes: Some(1 << 30),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bstr::{BString, ByteSlice};
 use kiln_sandbox::{
-    Ended, ExitStatus, Mount, Network, Process, Root, Sandbox, SandboxError, SecretBytes, Source, UserNamespace,
+    Ended, ExitStatus, Mount, Network, Process, Proxy, Root, Sandbox, SandboxError, SecretBytes, Source, UserNamespace,
 };
 use kiln_spec::User;
 use kiln_store::{CacheDraft, Draft, Store};
@@ -202,7 +202,14 @@ impl Command {
             .secrets
             .iter()
             .map(|(target, value)| Mount { target: target.clone(), source: Source::Secret(value.clone()) });
-        let network = if self.run.networks.is_empty() { Network::None } else { Network::Host };
+        let network = if self.run.networks.is_empty() { Network::None } else { self.isolation.network_host.clone() };
+        if let Network::Proxy(_) = network {
+            for (name, value) in Proxy::variables() {
+                if !has(&env, name) {
+                    env.push((name.into(), value.into()));
+                }
+            }
+        }
         Ok(Process {
             argv: self.context.shell.iter().chain([&self.run.command]).map(os).collect(),
             env,

@@ -24,7 +24,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             cwd: "/".into(),
             user: User { uid: 0, gid: 0 },
             hostname: "builder".to_owned(),
-            network,
+            network: network.clone(),
             mounts: Vec::new(),
             limits: Limits::default(),
             user_namespace: UserNamespace::Host,

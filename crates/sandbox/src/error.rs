@@ -53,6 +53,14 @@ pub enum SandboxError {
         /// How it ended.
         status: std::process::ExitStatus,
     },
+    /// One step of setting up the sandbox failed, for a reason that is no error of the kernel's.
+    #[error("cannot {step}: {why}")]
+    Explained {
+        /// What was being done.
+        step: Step,
+        /// What stands in the way, and the way out.
+        why: String,
+    },
     /// One step of setting up the sandbox failed; the command was not started.
     #[error("cannot {step}{}", path.as_ref().map(|path| format!(" {}", path.display())).unwrap_or_default())]
     Setup {
@@ -106,6 +114,10 @@ pub enum Step {
     SetHostname,
     /// Bring up the loopback interface.
     StartLoopback,
+    /// Start what connects the sandbox's own network.
+    StartNetwork,
+    /// Load the packet filter of the sandbox's own network.
+    FilterNetwork,
     /// Leave the host's session keyring.
     LeaveKeyring,
     /// Resource limits, session, signals, out-of-memory score.
@@ -141,6 +153,8 @@ impl fmt::Display for Step {
             Step::SwitchRoot => "switch to the new root",
             Step::SetHostname => "set the host name",
             Step::StartLoopback => "start the loopback interface",
+            Step::StartNetwork => "start the sandbox's network",
+            Step::FilterNetwork => "filter the sandbox's network, which takes a kernel with nf_tables and nft_reject",
             Step::LeaveKeyring => "leave the session keyring",
             Step::SetLimits => "set limits",
             Step::ConnectStdio => "connect the output",

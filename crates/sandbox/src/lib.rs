@@ -9,19 +9,23 @@
 //! * [`run_helper_if_asked`]: what the binary's `main` calls first, so that it can be that helper.
 //! * [`Process`], [`Root`], [`Mount`], [`Limits`] …: plain data, what to run. [`Io`]: where it reads and writes.
 //!
-//! Inside: `process`, `io` and `limits` (the data), `error`, `plan` (pure: what the helper shall do), `filter` (pure: the
-//! seccomp program), `native` (the effects; its `mod.rs` draws the processes).
+//! Inside: `process`, `io`, `network` and `limits` (the data), `error`, `plan` (pure: what the helper shall do), `filter`
+//! (pure: the seccomp program), `reach` (pure: what a private network reaches), `native` (the effects; its `mod.rs` draws
+//! the processes).
 
 mod error;
 mod filter;
 mod io;
 mod limits;
 mod native;
+mod network;
 mod plan;
 mod process;
+mod reach;
 
 pub use error::{SandboxError, Step};
 pub use io::{Io, Terminal, TerminalSize};
 pub use limits::{Ended, Limit, Limits, Usage};
 pub use native::{NativeSandbox, run_helper_if_asked};
-pub use process::{ExitStatus, Mount, Network, Process, Root, Sandbox, SecretBytes, Source, User, UserNamespace};
+pub use network::{Cidr, Network, PROXY_PORT, ParseNetworkError, Proxy};
+pub use process::{ExitStatus, Mount, Process, Root, Sandbox, SecretBytes, Source, User, UserNamespace};

@@ -62,6 +62,7 @@ pub(crate) struct Plan {
     pub(crate) stdio: Stdio,
     pub(crate) root: RootPlan,
     pub(crate) own_network: bool,
+    pub(crate) network: Network,
     pub(crate) hostname: Vec<u8>,
     /// In this order: `/dev` before what is in it.
     pub(crate) filesystems: Vec<Filesystem>,
@@ -161,6 +162,8 @@ pub(crate) enum Content {
     Bytes(Vec<u8>),
     /// A copy of the host's file; nothing is mounted if the host has none.
     Host(CString),
+    /// The `/etc/resolv.conf` of a private network, made from the host's.
+    Resolver,
 }
 
 impl std::fmt::Debug for Content {
@@ -169,6 +172,7 @@ impl std::fmt::Debug for Content {
             // It may be a secret.
             Content::Bytes(bytes) => write!(f, "Bytes({} bytes)", bytes.len()),
             Content::Host(path) => write!(f, "Host({path:?})"),
+            Content::Resolver => f.write_str("Resolver"),
         }
     }
 }
@@ -207,7 +211,7 @@ pub(crate) fn plan<'a>(
         Root::Mount(fd) => RootPlan::Mount(add(fd.as_fd())),
     };
     let owner = (process.user.uid, process.user.gid);
-    let mut binds = network_files(process.network, &process.hostname)?;
+    let mut binds = network_files(&process.network, &process.hostname)?;
     for mount in &process.mounts {
         let attributes = Attributes::NODEV.and(Attributes::NOSUID);
         let source = match &mount.source {
@@ -226,7 +230,8 @@ pub(crate) fn plan<'a>(
     let plan = Plan {
         stdio: Stdio::of(io),
         root,
-        own_network: process.network == Network::None,
+        own_network: process.network != Network::Host,
+        network: process.network.clone(),
         hostname: process.hostname.clone().into_bytes(),
         filesystems: filesystems(),
         devices: DEVICES.iter().map(|name| literal(name)).collect(),
@@ -312,7 +317,7 @@ const READ_ONLY: &[&str] = &[
 ];
 
 /// The files that the network needs. They are bound over the image's own, which stay as they are underneath.
-fn network_files(network: Network, hostname: &str) -> Result<Vec<Bind>, SandboxError> {
+fn network_files(network: &Network, hostname: &str) -> Result<Vec<Bind>, SandboxError> {
     let plain = !hostname.is_empty()
         && hostname.len() <= 64
         && hostname.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'));
@@ -326,8 +331,11 @@ fn network_files(network: Network, hostname: &str) -> Result<Vec<Bind>, SandboxE
         source: BindSource::File { content, mode: 0o644, owner: (0, 0) },
     };
     let mut files = vec![file("/etc/hosts", Content::Bytes(hosts.into_bytes()))];
-    if network == Network::Host {
-        files.push(file("/etc/resolv.conf", Content::Host(literal("/etc/resolv.conf"))));
+    match network {
+        Network::Host => files.push(file("/etc/resolv.conf", Content::Host(literal("/etc/resolv.conf")))),
+        Network::Private { .. } => files.push(file("/etc/resolv.conf", Content::Resolver)),
+        // Names are the proxy's to look up.
+        Network::None | Network::Proxy(_) => {}
     }
     Ok(files)
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Ended, Io, Limits, SandboxError};
+use crate::{Ended, Io, Limits, Network, SandboxError};
 
 /// Runs processes, each in its own isolation.
 ///
@@ -84,16 +84,6 @@ pub struct User {
     pub uid: u32,
     /// Group id.
     pub gid: u32,
-}
-
-/// What network a process sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Network {
-    /// A network of its own with only the loopback interface.
-    None,
-    /// The host's network, with the host's `/etc/resolv.conf`. This includes the host's loopback and abstract
-    /// Unix sockets.
-    Host,
 }
 
 /// Which user namespace a process is in.

@@ -12,6 +12,7 @@ mod hostile;
 mod kinds;
 mod limits;
 mod masking;
+mod network;
 mod operations;
 mod output;
 mod processes;

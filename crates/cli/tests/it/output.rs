@@ -106,8 +106,10 @@ fn json_is_an_object_a_line() {
     noted 1 "/: (comment x)"
     started 2 "/: (run (shell \"echo '\\226\\156\\147'\"))"
     output 2 "✓\n"
+    used 2 "/: (run (shell \"echo '\\226\\156\\147'\"))"
     saved 2 "/: (run (shell \"echo '\\226\\156\\147'\"))"
     started 3 "/: (run (shell \"exit 3\"))"
+    used 3 "/: (run (shell \"exit 3\"))"
     failed 3 "/: (run (shell \"exit 3\"))" 3
     "#);
 }

@@ -3,9 +3,15 @@
 //! * `probe call ABI NUMBER [ARGUMENT…]`: makes a system call by the ABI `native`, `i386` or `x32`, and prints `ok` or
 //!   `errno N`. Numbers may be hexadecimal (`0x…`).
 //! * `probe crowd N`: starts N processes that do nothing, prints how many there are, and waits for ever.
+//! * `probe connect ADDRESS PORT [INTERFACE]`: connects, by a socket bound to the interface if that is given, and prints `got`
+//!   and what comes, or `errno N`.
+//! * `probe send ADDRESS PORT TEXT [INTERFACE]`: sends a datagram, and prints `ok` or `errno N`.
+//! * `probe ask ADDRESS PORT TEXT`: sends a datagram, and prints `got` and the answer.
+//! * `probe flush`: asks the kernel to drop the packet filter, and prints `ok` or `errno N`.
 //! * `probe run ROOT HELPER SCRIPT`: runs a shell script in the sandbox, its output on our stdout, and prints the
-//!   outcome on stderr.
+//!   outcome on stderr; `run-private` with a private network.
 
+mod network;
 mod sys;
 
 use std::os::fd::AsFd;
@@ -20,7 +26,14 @@ fn main() -> ExitCode {
     match words[..] {
         ["call", abi, ref numbers @ ..] => call(abi, numbers),
         ["crowd", count] => crowd(count),
-        ["run", root, helper, script] => run(root, helper, script),
+        ["connect", address, port] => network::connect(address, port, None),
+        ["connect", address, port, interface] => network::connect(address, port, Some(interface)),
+        ["send", address, port, text] => network::send(address, port, text, None),
+        ["send", address, port, text, interface] => network::send(address, port, text, Some(interface)),
+        ["ask", address, port, text] => network::ask(address, port, text),
+        ["flush"] => network::flush(),
+        ["run", root, helper, script] => run(root, helper, script, Network::None),
+        ["run-private", root, helper, script] => run(root, helper, script, Network::Private { allow: Vec::new() }),
         _ => ExitCode::from(2),
     }
 }
@@ -65,14 +78,14 @@ fn crowd(count: &str) -> ExitCode {
 }
 
 #[tokio::main]
-async fn run(root: &str, helper: &str, script: &str) -> ExitCode {
+async fn run(root: &str, helper: &str, script: &str, network: Network) -> ExitCode {
     let process = Process {
         argv: ["/bin/sh", "-c", script].map(Into::into).to_vec(),
         env: vec![("PATH".into(), "/bin".into())],
         cwd: "/".into(),
         user: User { uid: 0, gid: 0 },
         hostname: "builder".to_owned(),
-        network: Network::None,
+        network,
         mounts: Vec::new(),
         limits: Limits::default(),
         user_namespace: UserNamespace::Host,

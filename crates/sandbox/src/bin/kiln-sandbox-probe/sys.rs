@@ -48,3 +48,14 @@ pub(crate) fn fork_and_wait() -> bool {
         pid => pid > 0,
     }
 }
+
+/// Binds `socket` to the interface with this name, past which it then sends nothing.
+pub(crate) fn bind_to_device(socket: std::os::fd::BorrowedFd<'_>, interface: &str) -> std::io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let length = interface.len() as libc::socklen_t;
+    // SAFETY: setsockopt(2) reads `length` bytes at the pointer, which are those of `interface`.
+    let result = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_BINDTODEVICE, interface.as_ptr().cast(), length)
+    };
+    if result == -1 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+}

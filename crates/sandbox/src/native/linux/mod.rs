@@ -1,14 +1,18 @@
 //! Linux: namespaces, mounts, capabilities, seccomp. The parent module draws the processes.
 //!
 //! `sandbox` is the caller's side and `wire` what goes over the socket. `helper`, `init` and `command` are the three
-//! processes, each a list of steps; `mounts`, `walk` and `terminal` help init; `cgroup` limits and counts; `sys` holds every
-//! unsafe line.
+//! processes, each a list of steps; `mounts`, `walk` and `terminal` help init; `network` and what it uses connect a network of
+//! the sandbox's own; `cgroup` limits and counts; `sys` holds every unsafe line.
 
 mod cgroup;
 mod command;
+mod firewall;
 mod helper;
 mod init;
 mod mounts;
+mod netlink;
+mod network;
+mod relay;
 mod sandbox;
 mod sys;
 mod terminal;

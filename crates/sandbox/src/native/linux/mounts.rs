@@ -115,6 +115,14 @@ impl Staging {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 Err(error) => return Err(error),
             },
+            Content::Resolver => {
+                let host = match read_from_host(c"/etc/resolv.conf") {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+                    read => read?,
+                };
+                copied = crate::reach::resolver(&String::from_utf8_lossy(&host)).into_bytes();
+                &copied
+            }
         };
         self.files += 1;
         let name = self.files.to_string();

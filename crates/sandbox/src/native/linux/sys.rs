@@ -3,11 +3,15 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_ulong};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
-use rustix::process::Pid;
-use rustix::thread::UnshareFlags;
+use rustix::process::{DumpableBehavior, Pid, set_dumpable_behavior};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, Gid, Uid, UnshareFlags, set_capabilities, set_keep_capabilities, set_thread_res_gid,
+    set_thread_res_uid,
+};
 
 use crate::plan::Attributes;
 
@@ -146,6 +150,56 @@ pub(super) fn load_filter(program: &[u8]) -> io::Result<()> {
 pub(super) fn drop_from_bounding_set(capability: u32) -> io::Result<()> {
     // SAFETY: takes integers and touches no memory.
     check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, c_ulong::from(capability), 0, 0, 0) })
+}
+
+/// Becomes user and group `id`, with no capabilities but `kept`, which a program that is executed keeps too.
+pub(super) fn become_user(id: u32, kept: &[u32]) -> io::Result<()> {
+    let bits = kept.iter().fold(0, |bits, capability| bits | 1_u64 << capability);
+    let set = CapabilitySet::from_bits_retain(bits);
+    clear_groups()?;
+    set_keep_capabilities(true)?;
+    let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
+    set_thread_res_gid(gid, gid, gid)?;
+    set_thread_res_uid(uid, uid, uid)?;
+    set_capabilities(None, CapabilitySets { effective: set, permitted: set, inheritable: set })?;
+    for capability in kept {
+        // SAFETY: takes integers and touches no memory.
+        check(unsafe {
+            libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, c_ulong::from(*capability), 0, 0)
+        })?;
+    }
+    // The change of user may have made us readable for others of that user.
+    Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
+}
+
+/// Returns the addresses of this network namespace's interfaces.
+pub(super) fn own_addresses() -> io::Result<Vec<IpAddr>> {
+    let mut first = ptr::null_mut();
+    // SAFETY: getifaddrs(3) stores at the pointer, a live local, a list that is ours until freeifaddrs(3).
+    check(unsafe { libc::getifaddrs(&raw mut first) })?;
+    let mut addresses = Vec::new();
+    let mut next = first.cast_const();
+    // SAFETY: `next` is null or points to an item of the list, which is freed below only.
+    while let Some(item) = unsafe { next.as_ref() } {
+        // SAFETY: `ifa_addr` is null or points to an address of the family that it names, in the same list. `sockaddr_in` and
+        // `sockaddr_in6` are what the two families have.
+        unsafe {
+            match item.ifa_addr.as_ref().map(|address| c_int::from(address.sa_family)) {
+                Some(libc::AF_INET) => {
+                    let address = (*item.ifa_addr.cast::<libc::sockaddr_in>()).sin_addr.s_addr;
+                    addresses.push(IpAddr::from(address.to_ne_bytes()));
+                }
+                Some(libc::AF_INET6) => {
+                    addresses.push(IpAddr::from((*item.ifa_addr.cast::<libc::sockaddr_in6>()).sin6_addr.s6_addr));
+                }
+                _ => {}
+            }
+        }
+        next = item.ifa_next;
+    }
+    // SAFETY: `first` came from getifaddrs(3), is freed once, and nothing refers to the list any more.
+    unsafe { libc::freeifaddrs(first) };
+    Ok(addresses)
 }
 
 /// Clears the supplementary groups.

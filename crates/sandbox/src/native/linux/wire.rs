@@ -36,10 +36,21 @@ pub(super) struct Failure {
     step: Step,
     path: Option<CString>,
     errno: i32,
+    why: Option<String>,
+}
+
+impl Failure {
+    /// A failure with a reason that no errno names.
+    pub(super) fn explained(step: Step, why: String) -> Self {
+        Self { step, path: None, errno: 0, why: Some(why) }
+    }
 }
 
 impl From<Failure> for SandboxError {
     fn from(failure: Failure) -> Self {
+        if let Some(why) = failure.why {
+            return SandboxError::Explained { step: failure.step, why };
+        }
         SandboxError::Setup {
             step: failure.step,
             path: failure.path.map(|path| PathBuf::from(std::ffi::OsString::from_vec(path.into_bytes()))),
@@ -56,11 +67,11 @@ pub(super) trait At<T> {
 
 impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
     fn at(self, step: Step) -> Result<T, Failure> {
-        self.map_err(|error| Failure { step, path: None, errno: errno(&error.into()) })
+        self.map_err(|error| Failure { step, path: None, errno: errno(&error.into()), why: None })
     }
 
     fn at_path(self, step: Step, path: &CStr) -> Result<T, Failure> {
-        self.map_err(|error| Failure { step, path: Some(path.to_owned()), errno: errno(&error.into()) })
+        self.map_err(|error| Failure { step, path: Some(path.to_owned()), errno: errno(&error.into()), why: None })
     }
 }
 
