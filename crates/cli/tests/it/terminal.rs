@@ -189,3 +189,23 @@ fn without_a_terminal_a_failed_step_opens_no_shell() {
     let failed = env.build_with(&["--shell-on-failure"], r#"(run (shell "exit 7"))"#).fails_with(1);
     assert!(failed.stderr.contains("note: --shell-on-failure does nothing"), "{}", failed.stderr);
 }
+
+#[test]
+fn of_steps_that_fail_side_by_side_one_gets_a_shell() {
+    needs_builds!();
+    need!(Need::Tool("setsid", "util-linux"));
+    let env = TestEnv::new();
+    env.spec(
+        r#"((build side ((from rootfs:base.tar) (run (shell "exit 7"))))
+            (from rootfs:base.tar) (run (shell "exit 8")) (copy (from (build side)) (src x) (dst /x)))"#,
+    );
+    let arguments = ["build", "-f", "spec", "--progress", "plain", "--shell-on-failure", "src"];
+    let mut user = User::starts(&env, &arguments);
+    user.waits_for("`exit` lets the build fail.\r\n");
+    let shown = if user.seen.contains("exited with status 7:") { 7 } else { 8 };
+    user.types("exit\r");
+    let (status, seen) = user.ends();
+    assert_eq!((status.code(), seen.matches("This is a shell").count()), (Some(1), 1), "{seen}");
+    assert!(seen.contains(&format!("exited with status {shown}\r\n")), "{seen}");
+    env.assert_clean();
+}
