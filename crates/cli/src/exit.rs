@@ -156,11 +156,10 @@ impl Failure {
                 BuildError::StepFailed { id, .. } => {
                     Some(format!("the log is kept; see it with `kiln log {}`", id.short()))
                 }
+                BuildError::Sandbox { source: SandboxError::Limit { .. }, .. } => Some(UNKEPT_LIMIT.to_owned()),
                 _ => None,
             },
-            Self::Sandbox(SandboxError::Limit { .. }) => {
-                Some("take the limit back, or see what it needs in docs/sandboxes.md".to_owned())
-            }
+            Self::Sandbox(SandboxError::Limit { .. }) => Some(UNKEPT_LIMIT.to_owned()),
             Self::NoStats(_) => {
                 Some("only steps that ran a command have them, made by this version or a later one".to_owned())
             }
@@ -183,6 +182,9 @@ pub(crate) const ONLY_LOG: &str = "the step failed, and only its log was kept";
 
 /// The exit code where one of 1 to 3 would be taken for the command's, as other programs that start commands have it.
 const INSTEAD: u8 = 125;
+
+const UNKEPT_LIMIT: &str =
+    "take the limit back, or see what it needs in docs/sandboxes.md; `kiln doctor` tells what this host can keep";
 
 /// Returns the documented exit code of a fault.
 fn code(fault: Fault) -> u8 {

@@ -80,8 +80,10 @@ pub(crate) struct Plan {
     /// Owner of directories that are made on the way to a mount or to `cwd`.
     pub(crate) owner: (u32, u32),
     pub(crate) command: Command,
-    /// Files of the host by which init joins its control groups.
+    /// Files of the host by which init joins its control groups, v1.
     pub(crate) cgroups: Vec<CString>,
+    /// The directory of its control group, v2.
+    pub(crate) cgroup: Option<CString>,
 }
 
 impl Plan {
@@ -243,6 +245,7 @@ pub(crate) fn plan<'a>(
         owner,
         command: command(process, filter)?,
         cgroups: Vec::new(),
+        cgroup: None,
     };
     Ok((plan, descriptors))
 }

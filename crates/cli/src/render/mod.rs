@@ -7,6 +7,7 @@ mod tty;
 
 use std::fmt::Display;
 use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
 
 use kiln_engine::{BuildError, Event, Events};
 use kiln_store::Store;
@@ -38,7 +39,14 @@ pub(crate) fn failed_log(store: &Store, error: &BuildError) {
             let head = writeln!(stderr, "{}", one_line(&step.text));
             head.and_then(|()| match console::user_attended_stderr() {
                 true => copy_harmless(&mut log, &mut stderr),
-                false => io::copy(&mut log, &mut stderr).map(|_| ()),
+                false => io::copy(&mut log, &mut stderr).and_then(|length| {
+                    // A log that was cut ends within a line.
+                    let mut last = *b"\n";
+                    if let Some(at) = length.checked_sub(1) {
+                        log.read_at(&mut last, at)?;
+                    }
+                    if last == *b"\n" { Ok(()) } else { stderr.write_all(b"\n") }
+                }),
             })
         }
         Ok(None) => Ok(()),

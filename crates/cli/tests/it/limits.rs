@@ -13,7 +13,7 @@ fn a_limit_that_was_hit_is_named_and_the_fault_is_the_builds() {
     for (flags, command) in [
         (&["--memory", "32M"][..], "dd if=/dev/zero of=/dev/null bs=256M count=1 2>/dev/null; kill -9 $$"),
         (&["--timeout", "10ms"], "trap '' TERM; while :; do :; done"),
-        (&["--log-limit", "1M"], "exec yes"),
+        (&["--log-limit", "1M"], "exec cat /dev/zero"),
         (
             &["--pids", "16"],
             "(for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18; do sleep 1000 & done) 2>/dev/null; exit 7",

@@ -147,7 +147,7 @@ async fn what_cannot_be_set_up_is_reported_and_nothing_runs() {
 }
 
 /// Starts the probe as a caller of the sandbox; its stdout is the command's output.
-fn caller(jail: &Jail, script: &str) -> Child {
+pub(crate) fn caller(jail: &Jail, script: &str) -> Child {
     let mut command = Command::new(PROBE);
     command.args(["run", jail.root().to_str().unwrap(), HELPER, script]);
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()

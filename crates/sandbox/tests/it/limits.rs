@@ -52,11 +52,15 @@ async fn limited(limits: Limits, script: &str) -> (Ended, String) {
     ended(&Jail::new(), &process).await
 }
 
-/// Returns the groups of runs of this process that there are.
 fn groups() -> Vec<PathBuf> {
+    groups_of(std::process::id())
+}
+
+/// Returns the groups of runs that a process has.
+fn groups_of(pid: u32) -> Vec<PathBuf> {
     let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let mounts = mountinfo.lines().filter(|line| line.contains(" - cgroup")).filter_map(|line| line.split(' ').nth(4));
-    let ours = format!("{}-", std::process::id());
+    let ours = format!("{pid}-");
     let entries = mounts.flat_map(|mount| fs::read_dir(PathBuf::from(mount).join("kiln"))).flatten().flatten();
     entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&ours)).map(|entry| entry.path()).collect()
 }
@@ -232,6 +236,23 @@ async fn groups_of_the_dead_are_swept_and_those_of_the_living_are_not() {
     assert_eq!((alive, left), (living, 0));
 }
 
+#[test]
+fn what_a_killed_caller_leaves_is_swept() {
+    needs_sandbox!();
+    let _ = limits!(|limits| limits.processes = Some(32));
+    let jail = Jail::new();
+    let mut caller = crate::ends::caller(&jail, "echo ready; while :; do sleep 1; done");
+    assert_eq!(read_line(caller.stdout.as_mut().unwrap()), "ready");
+    let pid = caller.id();
+    assert!(!groups_of(pid).is_empty());
+    caller.kill().unwrap();
+    caller.wait().unwrap();
+    // Its helper takes a moment to kill the rest.
+    while !groups_of(pid).is_empty() {
+        NativeSandbox::new(HELPER).unwrap();
+    }
+}
+
 #[tokio::test]
 async fn the_step_sees_no_group_but_its_own() {
     needs_sandbox!();
@@ -295,7 +316,7 @@ fn limits_in_a_virtual_machine() {
         "mount -t cgroup2 cgroup2 /sys/fs/cgroup || exit 1
          mkdir -p {dir} && mount -t tmpfs tmpfs {dir} && cp /job/helper {HELPER} && mount --rbind / /mnt || exit 1
          export CI=1 LD_LIBRARY_PATH=/job
-         chroot /mnt /job/it limits:: --skip virtual_machine --skip ten_thousand --test-threads 1 --nocapture",
+         chroot /mnt /job/it limits:: --skip virtual_machine --skip ten_thousand --skip killed_caller --test-threads 1 --nocapture",
         dir = Path::new(HELPER).parent().unwrap().display(),
     );
     let program = std::env::current_exe().unwrap();

@@ -13,7 +13,7 @@ use rustix::process::{
 };
 use rustix::thread::UnshareFlags;
 
-use super::cgroup;
+use super::cgroup::Joins;
 use super::init;
 use super::network::Companion;
 use super::sys::{self, SingleThread};
@@ -51,13 +51,13 @@ fn help(link: &OwnedFd) -> Result<(), Failure> {
 
     let (plan, descriptors) = wire::receive(link.as_fd()).at(Step::ReceivePlan)?;
     let descriptors = Descriptors::new(descriptors, &plan).at(Step::ReceivePlan)?;
-    let cgroups = cgroup::open_joins(&plan.cgroups)?;
+    let mut cgroups = Joins::open(&plan.cgroups, plan.cgroup.as_deref())?;
     // Before the namespaces, since it is to be outside of them.
     let companion = Companion::start(&plan, &thread)?;
     make_namespaces(&plan).at(Step::MakeNamespaces)?;
     companion.as_ref().map_or(Ok(()), Companion::connect)?;
     let myself = pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).at(Step::Fork)?;
-    match sys::fork(&thread).at(Step::Fork)? {
+    match cgroups.fork(&thread).at(Step::Fork)? {
         None => init::run(&plan, descriptors, &cgroups, link, myself, &thread),
         Some(init) => {
             // Init has its copies. Held ones stay open here too: we are the last to go.

@@ -11,7 +11,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::process::{Signal, WaitOptions, fchdir, pivot_root, set_parent_process_death_signal};
 use rustix::thread::UnshareFlags;
 
-use super::cgroup;
+use super::cgroup::Joins;
 use super::command::{Prepared, Stdio};
 use super::helper::Descriptors;
 use super::mounts::{self, Staging};
@@ -30,7 +30,7 @@ const ROOT_OWNED: Missing = Missing::MakeDirectories { owner: (0, 0) };
 pub(super) fn run(
     plan: &Plan,
     mut descriptors: Descriptors,
-    cgroups: &[OwnedFd],
+    cgroups: &Joins,
     link: &OwnedFd,
     helper: OwnedFd,
     thread: &SingleThread,
@@ -140,8 +140,8 @@ fn tie_to_helper(helper: &OwnedFd) -> io::Result<()> {
 }
 
 /// From here on we are counted and limited. Then the namespace, whose root is the group that we are in.
-fn join_cgroups(files: &[OwnedFd]) -> Result<(), Failure> {
-    cgroup::join(files).at(Step::JoinCgroup)?;
+fn join_cgroups(cgroups: &Joins) -> Result<(), Failure> {
+    cgroups.join().at(Step::JoinCgroup)?;
     sys::unshare(UnshareFlags::NEWCGROUP).at(Step::MakeNamespaces)
 }
 

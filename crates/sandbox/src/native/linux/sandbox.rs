@@ -103,7 +103,7 @@ impl Sandbox for NativeSandbox {
         let (message, sent, mut link, mut child) = {
             let (mut plan, descriptors) =
                 plan::plan(&root, process, &io, &self.filters[usize::from(process.fast_sync)])?;
-            plan.cgroups = group.joins();
+            (plan.cgroups, plan.cgroup) = group.joins();
             let message = wire::encode(&plan)?;
             let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                 .map_err(|error| SandboxError::TalkToHelper(error.into()))?;
@@ -129,11 +129,11 @@ impl Sandbox for NativeSandbox {
             reports = conversation => Some(reports),
             () = cancel.cancelled() => None,
         };
-        if reports.is_none() {
-            group.lift_quota();
-        }
         // Whatever happened: the helper kills the rest when the socket closes, and ends when all is gone.
         drop(link);
+        if reports.is_none() {
+            group.kill().await;
+        }
         let status = child.wait().await.map_err(SandboxError::TalkToHelper)?;
         let (usage, hit) = (group.usage(), group.hit());
         group.remove().await;

@@ -12,9 +12,10 @@
 //! Init joins first of all, before the cgroup namespace is made: that begins at the group in which its maker is. The helper stays
 //! outside, so that what kills or starves the run lets the watcher live.
 //!
-//! `host` (which hierarchies there are), `settings` (what is written) and `usage` (what is read) are pure.
+//! `join` is the helper's part. `host` (which hierarchies there are), `settings` (what is written) and `usage` (what is read) are pure.
 
 mod host;
+mod join;
 mod settings;
 mod usage;
 
@@ -29,9 +30,9 @@ use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, open, stat};
 
+pub(super) use self::join::Joins;
+
 use self::host::{Controller, Hierarchy, Version};
-use super::wire::{At, Failure};
-use crate::error::Step;
 use crate::{Limit, Limits, SandboxError, Usage};
 
 /// The directory of all runs.
@@ -107,25 +108,37 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// Returns the files by which a process joins.
-    pub(super) fn joins(&self) -> Vec<CString> {
-        let files = self.parts.iter().map(|part| {
-            // A process with one thread: v1 moves it alone without waiting for every fork on the machine to pause.
-            let name = if part.version == Version::One { "tasks" } else { "cgroup.procs" };
-            CString::new(part.path.join(name).as_os_str().as_bytes()).expect("the kernel's paths have no NUL")
-        });
-        files.collect()
+    /// Returns how init gets in, for [`Joins::open`]: files of v1, the directory of v2.
+    pub(super) fn joins(&self) -> (Vec<CString>, Option<CString>) {
+        let c_string = |path: &Path| CString::new(path.as_os_str().as_bytes()).expect("the kernel's paths have no NUL");
+        let of = |version| self.parts.iter().filter(move |part| part.version == version);
+        let files = of(Version::One).map(|part| c_string(&part.path.join("tasks"))).collect();
+        (files, of(Version::Two).map(|part| c_string(&part.path)).next())
     }
 
-    /// Lets what is being killed die at full speed: dying takes processor time too.
-    pub(super) fn lift_quota(&self) {
-        let limited = self.limits.cpu_millis.is_some();
-        for part in self.parts.iter().filter(|part| limited && part.controllers.contains(&Controller::Cpu)) {
-            let (file, value) = settings::without_quota(part.version);
-            if let Err(error) = write(&part.path.join(file), value) {
-                tracing::debug!(%error, "cannot lift a quota");
+    /// Kills every process faster than the end of its pid namespace does, in v2; and lifts the quota of processor time, which
+    /// dying takes too.
+    pub(super) async fn kill(&self) {
+        let mut writes = Vec::new();
+        for part in &self.parts {
+            if self.limits.cpu_millis.is_some() && part.controllers.contains(&Controller::Cpu) {
+                let (file, value) = settings::without_quota(part.version);
+                writes.push((part.path.join(file), value));
+            }
+            if part.version == Version::Two {
+                // Linux 5.14.
+                writes.push((part.path.join("cgroup.kill"), "1"));
             }
         }
+        // The kernel takes its time for thousands.
+        let written = tokio::task::spawn_blocking(move || {
+            for (file, value) in writes {
+                if let Err(error) = write(&file, value) {
+                    tracing::debug!(file = %file.display(), %error, "cannot hurry a run's end");
+                }
+            }
+        });
+        let _ = written.await;
     }
 
     /// Returns the limit that the run came up against. Memory first: whose processes are killed may then be refused more.
@@ -325,21 +338,4 @@ fn make_locked(ours: &Path) -> Result<(PathBuf, OwnedFd), Failed> {
 /// Writes to a file of the kernel's, which must be there.
 fn write(file: &Path, text: &str) -> io::Result<()> {
     OpenOptions::new().write(true).open(file)?.write_all(text.as_bytes())
-}
-
-/// Opens what [`Group::joins`] named: by the helper, who is still in the host's namespaces.
-pub(super) fn open_joins(files: &[CString]) -> Result<Vec<OwnedFd>, Failure> {
-    let opened = files.iter().map(|file| {
-        let fd = open(file.as_c_str(), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
-        fd.at_path(Step::JoinCgroup, file)
-    });
-    opened.collect()
-}
-
-/// Moves this process into the groups.
-pub(super) fn join(files: &[OwnedFd]) -> io::Result<()> {
-    for file in files {
-        rustix::io::write(file, b"0")?;
-    }
-    Ok(())
 }
