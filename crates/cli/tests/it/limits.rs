@@ -2,7 +2,7 @@
 
 use kiln_testkit::{Need, need};
 
-use crate::env::TestEnv;
+use crate::env::{Ran, TestEnv};
 use crate::needs_builds;
 
 #[test]
@@ -95,34 +95,36 @@ fn of_what_ran_no_command_nothing_is_kept() {
     assert!(none.stderr.contains("nothing is kept of what"), "{}", none.stderr);
 }
 
-/// Without control groups, which a mount namespace hides.
+/// Builds in a mount namespace of its own, after `command` for each mount `$m` of control groups.
+fn build_after(env: &TestEnv, command: &str, flags: &str) -> Ran {
+    let kiln = env!("CARGO_BIN_EXE_kiln");
+    let mounts = "$(awk '$0 ~ / - cgroup/ { print $5 }' /proc/self/mountinfo | tac)";
+    let mut unshare = std::process::Command::new("unshare");
+    let script = format!("for m in {mounts}; do {command}; done; exec {kiln} build -f spec {flags} src");
+    unshare.args(["-m", "sh", "-ec", &script]);
+    env.set_up(&mut unshare);
+    env.ran(&mut unshare)
+}
+
 #[test]
 fn a_limit_that_cannot_be_kept_is_an_error_and_what_nobody_asked_for_a_remark() {
     needs_builds!();
     need!(Need::Tool("unshare", "util-linux"));
-    let env = TestEnv::new();
-    env.spec("(run (shell \"echo ran\"))");
-    let run = |flags: &str| {
-        let kiln = env!("CARGO_BIN_EXE_kiln");
-        let hide = "for m in $(awk '$0 ~ / - cgroup/ { print $5 }' /proc/self/mountinfo | tac); do umount $m; done";
-        let mut command = std::process::Command::new("unshare");
-        command.args(["-m", "sh", "-ec", &format!("{hide}; exec {kiln} build -f spec {flags} src")]);
-        env.set_up(&mut command);
-        env.ran(&mut command)
-    };
-    let failed = run("--memory 1G").fails_with(3);
-    assert!(
-        failed.stderr.contains("error: cannot limit memory: this host has no control groups for `memory`"),
-        "{}",
-        failed.stderr
-    );
-    assert!(!failed.stderr.contains("ran\n"), "{}", failed.stderr);
-    let built = run("").ok();
-    assert!(
-        built.stderr.contains("note: steps may start any number of processes: cannot limit processes"),
-        "{}",
-        built.stderr
-    );
-    let silent = run("--pids none --no-cache").ok();
-    assert!(!silent.stderr.contains("note:"), "{}", silent.stderr);
+    for (command, said) in [
+        ("umount $m", "this host has no control groups for `"),
+        // As in a container.
+        ("mount -o remount,bind,ro $m", "Read-only file system"),
+    ] {
+        let env = TestEnv::new();
+        env.spec("(run (shell \"echo ran\"))");
+        let failed = build_after(&env, command, "--memory 1G").fails_with(3);
+        assert!(failed.stderr.contains("error: cannot limit memory: "), "{}", failed.stderr);
+        assert!(failed.stderr.contains(said), "{}", failed.stderr);
+        assert!(!failed.stderr.contains("ran\n"), "{}", failed.stderr);
+        let built = build_after(&env, command, "").ok();
+        let note = "note: steps may start any number of processes: cannot limit processes: ";
+        assert!(built.stderr.contains(note), "{}", built.stderr);
+        let silent = build_after(&env, command, "--pids none --no-cache").ok();
+        assert!(!silent.stderr.contains("note:"), "{}", silent.stderr);
+    }
 }

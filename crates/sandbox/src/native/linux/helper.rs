@@ -51,9 +51,9 @@ fn help(link: &OwnedFd) -> Result<(), Failure> {
 
     let (plan, descriptors) = wire::receive(link.as_fd()).at(Step::ReceivePlan)?;
     let descriptors = Descriptors::new(descriptors, &plan).at(Step::ReceivePlan)?;
-    let mut cgroups = Joins::open(&plan.cgroups, plan.cgroup.as_deref())?;
-    // Before the namespaces, since it is to be outside of them.
+    // Both before the namespaces, since they are to be outside of them; and the companion inherits no way into the groups.
     let companion = Companion::start(&plan, &thread)?;
+    let mut cgroups = Joins::open(&plan.cgroups, plan.cgroup.as_deref())?;
     make_namespaces(&plan).at(Step::MakeNamespaces)?;
     companion.as_ref().map_or(Ok(()), Companion::connect)?;
     let myself = pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).at(Step::Fork)?;
