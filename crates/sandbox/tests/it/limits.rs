@@ -5,7 +5,7 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use kiln_sandbox::{Ended, ExitStatus, Limit, Limits, NativeSandbox, Process, Root, Sandbox as _, SandboxError};
+use kiln_sandbox::{Ended, ExitStatus, Limit, Limits, NativeSandbox, Process, Root, SandboxError};
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::{HELPER, Jail, read_all, read_line, shell};

@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use kiln_sandbox::{Process, Root, Sandbox as _, User, UserNamespace};
+use kiln_sandbox::{Process, Root, User, UserNamespace};
 use rustix::fs::{FlockOperation, flock};
 use tokio_util::sync::CancellationToken;
 
