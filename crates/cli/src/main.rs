@@ -10,8 +10,10 @@ mod network;
 mod output;
 mod render;
 mod rootless;
+mod sandbox;
 mod seccomp;
 mod settings;
+mod terminal;
 
 use std::process::ExitCode;
 

@@ -55,7 +55,9 @@ mod tests {
 
     #[test]
     fn too_few_ids_and_what_is_no_line_are_no_map() {
-        for file in ["", "amy:100000:65534", "amy:100000", "amy:x:65536", "amy:4294967295:65536", "amy:-1:70000", "# amy"] {
+        for file in
+            ["", "amy:100000:65534", "amy:100000", "amy:x:65536", "amy:4294967295:65536", "amy:-1:70000", "# amy"]
+        {
             assert_eq!(map(file, AMY, 1000), None, "{file}");
         }
     }

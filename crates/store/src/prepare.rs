@@ -32,10 +32,13 @@ pub(crate) fn look(layout: &Layout) -> Result<Age, StoreError> {
     match fs::read(&format) {
         Ok(found) => {
             let found = String::from_utf8_lossy(&found);
-            let (first, owners) = found.trim().split_once('\n').map_or((found.trim(), None), |(first, owners)| (first, Some(owners)));
+            let (first, owners) =
+                found.trim().split_once('\n').map_or((found.trim(), None), |(first, owners)| (first, Some(owners)));
             let kind = first.strip_prefix(FORMAT).and_then(|kind| Kind::named(kind.trim()));
             return match kind {
-                Some(_) if owners != user_namespace::owners() => foreign(other_owners(owners, user_namespace::owners())),
+                Some(_) if owners != user_namespace::owners() => {
+                    foreign(other_owners(owners, user_namespace::owners()))
+                }
                 Some(kind) => Ok(Age::Old(kind)),
                 None => foreign(format!("its format is `{}`", found.trim())),
             };
@@ -65,7 +68,9 @@ pub(crate) fn look(layout: &Layout) -> Result<Age, StoreError> {
 fn other_owners(found: Option<&str>, ours: Option<&str>) -> String {
     match (found, ours) {
         (None, _) => "root made it; run kiln as root, or name another directory".to_owned(),
-        (Some(_), None) => "a user without root's rights made it; run kiln as that user, or name another directory".to_owned(),
+        (Some(_), None) => {
+            "a user without root's rights made it; run kiln as that user, or name another directory".to_owned()
+        }
         (Some(found), Some(ours)) => format!(
             "its files belong to other users than this user's ids are now (`{found}`, now `{ours}`); \
              give back the ranges in /etc/subuid and /etc/subgid, or name another directory"

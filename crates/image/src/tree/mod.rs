@@ -124,7 +124,8 @@ impl Tree {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root: OwnedFd = rustix::fs::open(root, flags, Mode::empty())?;
         let user = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        let has_one_owner = user.0 == 0 && std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| has_one_id(&map));
+        let has_one_owner =
+            user.0 == 0 && std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| has_one_id(&map));
         let targets = Cursor::new(root.try_clone()?, limits.depth)?;
         let cursor = Cursor::new(root, limits.depth)?;
         // Where it has no entry in the layer, the root stays as it is.
@@ -197,7 +198,8 @@ impl Tree {
             }
         }
         if self.lost_owners > 0 {
-            progress.line(&format!("{} files were not root's and are now: this user has no other ids", self.lost_owners));
+            progress
+                .line(&format!("{} files were not root's and are now: this user has no other ids", self.lost_owners));
         }
         if self.skipped_devices > 0 {
             progress.line(&format!("left out {} device nodes: making them needs root", self.skipped_devices));

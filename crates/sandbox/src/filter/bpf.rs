@@ -394,8 +394,7 @@ mod tests {
     #[test]
     fn a_call_is_decided_in_a_few_steps() {
         // 4096 is the kernel's limit (BPF_MAXINSNS).
-        let program =
-            generate(&[X86_64, X86], Asked::all());
+        let program = generate(&[X86_64, X86], Asked::all());
         assert!(program.len() < 700, "{} instructions", program.len());
     }
 }

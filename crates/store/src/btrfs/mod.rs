@@ -51,7 +51,9 @@ impl BtrfsStore {
         let root = &self.layout.root;
         let unfit = |reason: String| StoreError::Unfit { kind: "btrfs", path: root.clone(), reason };
         if !rustix::process::geteuid().is_root() || !user_namespace::is_hosts() {
-            return Err(unfit("searching and removing subvolumes needs real root; run kiln as root, or use `overlayfs:`".into()));
+            return Err(unfit(
+                "searching and removing subvolumes needs real root; run kiln as root, or use `overlayfs:`".into(),
+            ));
         }
         if !is_new {
             return Ok(());

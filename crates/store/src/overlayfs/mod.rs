@@ -191,7 +191,9 @@ pub(crate) fn probe(layout: &Layout, kind: &'static str, is_new: bool) -> Result
         // Overlayfs mounts there all the same, and fails when it needs a mark.
         Ok(_) if marked.is_err() => {
             let attribute = user_namespace::overlay_marks();
-            Err(unfit(format!("its filesystem has no attributes `{attribute}*`; use ext4, xfs or btrfs, or tmpfs of Linux 6.6")))
+            Err(unfit(format!(
+                "its filesystem has no attributes `{attribute}*`; use ext4, xfs or btrfs, or tmpfs of Linux 6.6"
+            )))
         }
         Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {

@@ -99,7 +99,9 @@ fn users(facts: &Facts) -> Finding {
             format!("all files in steps belong to one user: {}", facts.lacks_ids.as_deref().unwrap_or_default()),
             Some("usermod --add-subuids 100000-165535 --add-subgids 100000-165535 \"$USER\""),
         ),
-        _ if !facts.is_root => finding(WHAT, State::Good, "root in a step is this user, and others are from its ids", None),
+        _ if !facts.is_root => {
+            finding(WHAT, State::Good, "root in a step is this user, and others are from its ids", None)
+        }
         _ => finding(WHAT, State::Good, "root in a step is nobody on this host", None),
     }
 }

@@ -21,7 +21,7 @@ use super::sys::{self, SingleThread};
 use super::user_namespace;
 use super::wire::{self, At, Failure, Report};
 use crate::error::Step;
-use crate::plan::{OUTPUT, Plan, RootPlan};
+use crate::plan::{Plan, RootPlan};
 
 /// The helper's `argv[0]`: what makes a start of the binary the helper's, and what `ps` shows.
 pub(super) const NAME: &str = "kiln: sandbox";
@@ -65,7 +65,11 @@ fn help(link: &OwnedFd) -> Result<(), Failure> {
         // The kernel decides anew for who changes.
         hide().at(Step::ProtectInit)?;
     }
-    let nodes = descriptors.namespace.as_ref().map(|namespace| Nodes::new(namespace.try_clone()?, descriptors.are_ids_mapped)).transpose();
+    let nodes = descriptors
+        .namespace
+        .as_ref()
+        .map(|namespace| Nodes::new(namespace.try_clone()?, descriptors.are_ids_mapped))
+        .transpose();
     let (mut nodes, listens) = nodes.at(Step::LoadFilter)?.unzip();
     let own_pids = std::fs::File::open("/proc/self/ns/pid").at(Step::MakeNamespaces)?;
     make_namespaces(&plan).at(Step::MakeNamespaces)?;
@@ -80,7 +84,7 @@ fn help(link: &OwnedFd) -> Result<(), Failure> {
             // Init has its copies. Held ones stay open here too: we are the last to go.
             let are_ids_mapped = descriptors.are_ids_mapped;
             let _held = descriptors.held;
-            drop((descriptors.output, descriptors.namespace, descriptors.mounts, listens, cgroups, plan));
+            drop((descriptors.io, descriptors.namespace, descriptors.mounts, listens, cgroups, plan));
             // What we start from now on is none of the sandbox's processes. Without the host's root there is no way back, and
             // nothing is started.
             if are_ids_mapped {
@@ -100,7 +104,11 @@ pub(super) fn hide() -> io::Result<()> {
 
 /// All but the cgroup namespace, which init makes. The pid namespace takes effect for the next child.
 fn make_namespaces(plan: &Plan) -> io::Result<()> {
-    let mut namespaces = UnshareFlags::NEWPID | UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC;
+    let mut namespaces = UnshareFlags::NEWPID | UnshareFlags::NEWNS;
+    // A runtime makes the others itself.
+    if plan.runtime.is_none() {
+        namespaces |= UnshareFlags::NEWUTS | UnshareFlags::NEWIPC;
+    }
     if plan.own_network {
         namespaces |= UnshareFlags::NEWNET;
     }
@@ -141,7 +149,8 @@ fn watch(
 
 /// The descriptors that came with the plan.
 pub(super) struct Descriptors {
-    pub(super) output: OwnedFd,
+    /// Those of the plan's `stdio`.
+    pub(super) io: Vec<OwnedFd>,
     /// The user namespace of the command.
     pub(super) namespace: Option<OwnedFd>,
     /// Whether ids in there are others than ours.
@@ -159,15 +168,16 @@ impl Descriptors {
         });
         let are_ids_mapped = plan.ids.is_some_and(|ids| ids.first != 0);
         let namespace = plan.ids.map(|ids| ids.namespace);
-        let mounts_end = named.chain(namespace).max().unwrap_or(OUTPUT) + 1;
+        let io_end = plan.stdio.descriptors();
+        let mounts_end = named.chain(namespace).max().map_or(io_end, |last| last + 1).max(io_end);
         if received.len() < mounts_end {
             return Err(io::Error::from_raw_os_error(libc::EBADF));
         }
         let mut mounts: Vec<_> = received.into_iter().map(Some).collect();
         let held = mounts.split_off(mounts_end).into_iter().flatten().collect();
-        let output = mounts[OUTPUT].take().expect("just filled");
+        let io = mounts[..io_end].iter_mut().filter_map(Option::take).collect();
         let namespace = namespace.and_then(|index| mounts[index].take());
-        Ok(Self { output, namespace, are_ids_mapped, mounts, held })
+        Ok(Self { io, namespace, are_ids_mapped, mounts, held })
     }
 
     /// Takes the mount with this index.

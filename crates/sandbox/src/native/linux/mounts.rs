@@ -91,8 +91,7 @@ pub(super) fn refuse_target(root: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io:
 }
 
 /// A small filesystem in memory for generated files and secrets, seen by init alone. It is a ramfs: other than tmpfs it is
-/// never written to swap. The kernel lets only the host's root mount one, so for others it is a tmpfs. Bound over their targets
-/// its files are all that anybody else sees of it.
+/// never written to swap. Bound over their targets its files are all that anybody else sees of it.
 pub(super) struct Staging {
     dir: OwnedFd,
     files: u32,
@@ -102,11 +101,8 @@ impl Staging {
     /// Mounts it over `place`, where it hides the host's directory from this mount namespace only.
     pub(super) fn new(place: &CStr) -> io::Result<Self> {
         let attributes = Attributes::NOSUID.and(Attributes::NODEV).and(Attributes::NOEXEC);
-        let make = |kind| make_with(kind, [(c"mode", c"0700")], attributes);
-        let dir = match make(c"ramfs") {
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => make(c"tmpfs")?,
-            made => made?,
-        };
+        // Runtimes look at the root as its own user; all else has modes of its own.
+        let dir = make_with(c"ramfs", [(c"mode", c"0711")], attributes)?;
         attach(dir.as_fd(), super::walk::open_on_host(place)?.as_fd())?;
         rustix::fs::mkdirat(&dir, c"root", Mode::from_raw_mode(0o700))?;
         rustix::fs::mkdirat(&dir, c"empty", Mode::from_raw_mode(0o755))?;

@@ -108,12 +108,10 @@ fn open_mapped(link: &mut UnixStream, child: &Child, maps: [&[Extent]; 2]) -> io
     // It lives until the link is closed, so the number is still its own.
     let process = format!("/proc/{}", child.id());
     for (file, map) in ["uid_map", "gid_map"].into_iter().zip(maps) {
-        let lines: String = map.iter().map(|(inside, outside, count)| format!("{inside} {outside} {count}\n")).collect();
+        let lines: String =
+            map.iter().map(|(inside, outside, count)| format!("{inside} {outside} {count}\n")).collect();
         // The kernel takes a map by one write.
-        File::options()
-            .write(true)
-            .open(format!("{process}/{file}"))?
-            .write_all(lines.as_bytes())?;
+        File::options().write(true).open(format!("{process}/{file}"))?.write_all(lines.as_bytes())?;
     }
     Ok(File::open(format!("{process}/ns/user"))?.into())
 }
