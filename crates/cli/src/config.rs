@@ -37,6 +37,7 @@ pub(crate) struct SandboxPolicy {
     pub(crate) userns: Option<Userns>,
     pub(crate) allow_userns: Option<bool>,
     pub(crate) seccomp: Option<PathBuf>,
+    pub(crate) mask_secrets: Option<bool>,
     #[serde(flatten)]
     pub(crate) network: network::Choice,
     #[serde(flatten)]
@@ -53,6 +54,7 @@ impl SandboxPolicy {
             userns: after.userns.or(before.userns),
             allow_userns: after.allow_userns.or(before.allow_userns),
             seccomp: after.seccomp.or(before.seccomp),
+            mask_secrets: after.mask_secrets.or(before.mask_secrets),
             network: after.network.or(before.network),
             limits: after.limits.or(before.limits),
         }))
@@ -70,6 +72,7 @@ impl SandboxPolicy {
         if let Some(named) = &self.seccomp {
             isolation.seccomp = seccomp::read(named)?;
         }
+        isolation.mask_secrets = self.mask_secrets.unwrap_or(isolation.mask_secrets);
         self.network.set(&mut isolation);
         self.limits.set(&mut isolation);
         Ok(isolation)

@@ -11,6 +11,7 @@ mod output;
 mod render;
 mod seccomp;
 mod settings;
+mod terminal;
 
 use std::process::ExitCode;
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use bstr::BString;
 use kiln_image::{HostSettings, Notices, Proxies, RegistrySettings};
 use kiln_store::{Location, Store};
 use serde::Deserialize;
@@ -53,6 +54,11 @@ pub(crate) fn location(text: &str, rsync_mode: Option<RsyncMode>) -> Result<Loca
         Some(mode) => location.with_copy_mode(mode.into())?,
         None => location,
     })
+}
+
+/// The kind of terminal that we are on.
+pub(crate) fn term() -> Option<BString> {
+    directory("TERM").map(|term| term.into_os_string().into_encoded_bytes().into())
 }
 
 /// How many steps run at once unless told otherwise: as many as there are processors.

@@ -12,7 +12,6 @@
 
 use std::error::Error;
 use std::io::{BufRead, Write};
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -91,7 +90,7 @@ impl Measure {
         let (_reader, writer) = std::io::pipe()?;
         let start = Instant::now();
         let root = Root::Dir(self.root.clone());
-        let ended = self.sandbox.run(root, &process, OwnedFd::from(writer), &CancellationToken::new()).await?;
+        let ended = self.sandbox.run(root, &process, writer.into(), &CancellationToken::new()).await?;
         let took = start.elapsed();
         if ended.status == ExitStatus::Code(0) { Ok(took) } else { Err(format!("{ended:?}").into()) }
     }
@@ -104,7 +103,7 @@ impl Measure {
             let process = self.process(&script, &WAYS[0]);
             let cancel = CancellationToken::new();
             let (reader, writer) = std::io::pipe()?;
-            let run = self.sandbox.run(Root::Dir(self.root.clone()), &process, OwnedFd::from(writer), &cancel);
+            let run = self.sandbox.run(Root::Dir(self.root.clone()), &process, writer.into(), &cancel);
             let reading =
                 tokio::task::spawn_blocking(move || std::io::BufReader::new(reader).lines().next().transpose());
             let canceller = async {

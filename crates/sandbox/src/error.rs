@@ -100,6 +100,8 @@ pub enum Step {
     Mask,
     /// Make a file or directory of `/proc` read-only.
     MakeReadOnly,
+    /// Make a terminal.
+    MakeTerminal,
     /// Mount a generated file such as `/etc/hosts`, or a secret.
     MountFile,
     /// Mount a tree or a host directory.
@@ -120,7 +122,7 @@ pub enum Step {
     LeaveKeyring,
     /// Resource limits, session, signals, out-of-memory score.
     SetLimits,
-    /// Connect stdin, stdout and stderr.
+    /// Connect stdin, stdout and stderr; hand over the terminal.
     ConnectStdio,
     /// Load the seccomp filter.
     LoadFilter,
@@ -146,6 +148,7 @@ impl fmt::Display for Step {
             Step::BindDevice => "bind the device",
             Step::Mask => "mask",
             Step::MakeReadOnly => "make read-only",
+            Step::MakeTerminal => "make a terminal",
             Step::MountFile => "mount the file",
             Step::MountTree => "mount the tree",
             Step::EnterDirectory => "enter the directory",

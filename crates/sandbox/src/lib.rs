@@ -7,15 +7,16 @@
 //! * [`Sandbox`]: the seam. [`NativeSandbox`] is Linux namespaces, mounts, capabilities and seccomp,
 //!   set up by a small helper process.
 //! * [`run_helper_if_asked`]: what the binary's `main` calls first, so that it can be that helper.
-//! * [`Process`], [`Root`], [`Mount`], [`Limits`] …: plain data, what to run.
+//! * [`Process`], [`Root`], [`Mount`], [`Limits`] …: plain data, what to run. [`Io`]: where it reads and writes.
 //!
-//! Inside: `process`, `network` and `limits` (the data), `ids` (whose users the sandbox's are), `error`, `plan` (pure: what the
-//! helper shall do), `filter` (pure: the seccomp program), `reach` (pure: what a private network reaches), `native` (the
-//! effects; its `mod.rs` draws the processes).
+//! Inside: `process`, `io`, `network` and `limits` (the data), `ids` (whose users the sandbox's are), `error`, `plan` (pure:
+//! what the helper shall do), `filter` (pure: the seccomp program), `reach` (pure: what a private network reaches), `native`
+//! (the effects; its `mod.rs` draws the processes).
 
 mod error;
 mod filter;
 mod ids;
+mod io;
 mod limits;
 mod native;
 mod network;
@@ -26,6 +27,7 @@ mod reach;
 pub use error::{SandboxError, Step};
 pub use filter::{Profile, ProfileError};
 pub use ids::MappedIds;
+pub use io::{Io, Terminal, TerminalSize};
 pub use limits::{Ended, Limit, Limits, Usage};
 pub use native::{NativeSandbox, run_helper_if_asked};
 pub use network::{Cidr, Network, PROXY_PORT, ParseNetworkError, Proxy};

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::IDS;
-use crate::{Network, Process, Root, SandboxError, Source};
+use crate::{Io, Network, Process, Root, SandboxError, Source};
 
 /// Longest plan in bytes, secrets included. The kernel takes 2 MiB of arguments and environment by default.
 pub(crate) const MAX_PLAN: usize = 16 << 20;
@@ -61,6 +61,7 @@ const INERT: Attributes = Attributes::NOSUID.and(Attributes::NODEV).and(Attribut
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Plan {
     pub(crate) ids: Option<Ids>,
+    pub(crate) stdio: Stdio,
     pub(crate) root: RootPlan,
     pub(crate) own_network: bool,
     pub(crate) network: Network,
@@ -105,6 +106,33 @@ pub(crate) struct Ids {
     pub(crate) namespace: usize,
     /// The host's id for 0.
     pub(crate) first: u32,
+}
+
+/// Mirrors [`Io`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Stdio {
+    Output,
+    Streams,
+    Terminal { rows: u16, columns: u16 },
+}
+
+impl Stdio {
+    fn of(io: &Io) -> Self {
+        match io {
+            Io::Output(_) => Self::Output,
+            Io::Streams { .. } => Self::Streams,
+            Io::Terminal(terminal) => Self::Terminal { rows: terminal.size.rows, columns: terminal.size.columns },
+        }
+    }
+
+    /// How many descriptors come with the plan for it, before all others.
+    pub(crate) fn descriptors(self) -> usize {
+        match self {
+            Self::Output => 1,
+            Self::Streams => 3,
+            Self::Terminal { .. } => 0,
+        }
+    }
 }
 
 /// Mirrors [`Root`].
@@ -179,18 +207,15 @@ pub(crate) struct Command {
     pub(crate) filter: Vec<u8>,
 }
 
-/// Index of the output among the descriptors.
-pub(crate) const OUTPUT: usize = 0;
-
 /// Makes the plan for running `process` in `root` under `filter`, and the descriptors that go with it: first
-/// `output`, then those that the plan names, then those that are only held.
+/// those of `io`, then those that the plan names, then those that are only held.
 pub(crate) fn plan<'a>(
     root: &'a Root,
     process: &'a Process,
-    output: BorrowedFd<'a>,
+    io: &'a Io,
     filter: &[u8],
 ) -> Result<(Plan, Vec<BorrowedFd<'a>>), SandboxError> {
-    let mut descriptors = vec![output];
+    let mut descriptors = io.descriptors();
     let mut add = |fd: BorrowedFd<'a>| {
         descriptors.push(fd);
         descriptors.len() - 1
@@ -232,6 +257,7 @@ pub(crate) fn plan<'a>(
     }
     let plan = Plan {
         ids,
+        stdio: Stdio::of(io),
         root,
         own_network: process.network != Network::Host,
         network: process.network.clone(),
@@ -436,8 +462,8 @@ mod tests {
 
     fn planned(process: &Process) -> Result<Plan, SandboxError> {
         let root = Root::Dir("/root-of-it".into());
-        let stdin = std::io::stdin();
-        plan(&root, process, stdin.as_fd(), &[]).map(|(plan, _)| plan)
+        let (_, writer) = std::io::pipe().unwrap();
+        plan(&root, process, &writer.into(), &[]).map(|(plan, _)| plan)
     }
 
     fn invalid(change: impl FnOnce(&mut Process)) -> String {

@@ -82,7 +82,7 @@ impl Jail {
     pub(crate) async fn run_in(&self, root: Root, process: &Process) -> Result<(ExitStatus, String), SandboxError> {
         let (reader, writer) = std::io::pipe().unwrap();
         let output = tokio::task::spawn_blocking(move || read_all(reader));
-        let ended = self.sandbox.run(root, process, OwnedFd::from(writer), &CancellationToken::new()).await;
+        let ended = self.sandbox.run(root, process, writer.into(), &CancellationToken::new()).await;
         // The pipe ends with the sandbox, or this would wait forever.
         let output = output.await.unwrap();
         Ok((ended?.status, output))

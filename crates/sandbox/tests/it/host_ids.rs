@@ -13,5 +13,6 @@ mod network;
 mod privileges;
 mod secrets;
 mod system_calls;
+mod terminal;
 mod virtual_machine;
 mod world;

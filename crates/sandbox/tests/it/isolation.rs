@@ -122,7 +122,7 @@ async fn nothing_mounted_shows_up_on_the_host() {
             fs::OpenOptions::new().write(true).open(go).unwrap().write_all(b"gone\n").unwrap();
             (ready, during, read_all(reader))
         });
-        jail.sandbox.run(root, &process, OwnedFd::from(writer), &CancellationToken::new()).await.unwrap();
+        jail.sandbox.run(root, &process, writer.into(), &CancellationToken::new()).await.unwrap();
         seen.push((watcher.await.unwrap(), host_mounts(jail.dir.path())));
     }
     rustix::mount::unmount(&shared, UnmountFlags::DETACH).unwrap();

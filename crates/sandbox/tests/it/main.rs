@@ -13,5 +13,6 @@ mod network;
 mod privileges;
 mod secrets;
 mod system_calls;
+mod terminal;
 mod user_namespace;
 mod world;

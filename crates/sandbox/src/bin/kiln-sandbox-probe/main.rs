@@ -20,7 +20,7 @@ mod sys;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
-use kiln_sandbox::{Limits, NativeSandbox, Network, Process, Root, Sandbox as _, Seccomp, User, UserNamespace};
+use kiln_sandbox::{Io, Limits, NativeSandbox, Network, Process, Root, Sandbox as _, Seccomp, User, UserNamespace};
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
@@ -118,7 +118,7 @@ async fn run(root: &str, helper: &str, has_own_ids: bool, script: &str, network:
         if has_own_ids {
             process.user_namespace = sandbox.user_namespace()?;
         }
-        sandbox.run(Root::Dir(root.into()), &process, output, &CancellationToken::new()).await
+        sandbox.run(Root::Dir(root.into()), &process, Io::Output(output), &CancellationToken::new()).await
     };
     match ended.await {
         Ok(ended) => eprintln!("{:?}", ended.status),

@@ -12,10 +12,11 @@ use rustix::process::{Signal, WaitOptions, fchdir, pivot_root, set_parent_proces
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags, set_capabilities};
 
 use super::cgroup::Joins;
-use super::command::Prepared;
+use super::command::{Prepared, Stdio};
 use super::helper::Descriptors;
 use super::mounts::{self, Staging};
 use super::sys::{self, SingleThread};
+use super::terminal::{self, Terminal};
 use super::user_namespace;
 use super::walk::{Missing, walk, walk_without_links};
 use super::wire::{self, At, Failure, Report};
@@ -40,14 +41,21 @@ pub(super) fn run(
         .at(Step::ProtectInit)
         .and_then(|()| join_cgroups(cgroups))
         .and_then(|()| set_up(plan, &mut descriptors))
-        .and_then(|(root, cwd)| start_and_reap(plan, (descriptors, listens), link, (root, cwd), &helper, thread));
+        .and_then(|inside| start_and_reap(plan, (descriptors, listens), link, inside, &helper, thread));
     wire::report(link, &ended.unwrap_or_else(Report::Failed));
     // The kernel kills every other process of the namespace, and waits for it.
     sys::exit_now(0)
 }
 
-/// Makes everything that the command will see. Returns the root and the working directory.
-fn set_up(plan: &Plan, descriptors: &mut Descriptors) -> Result<(OwnedFd, OwnedFd), Failure> {
+/// What was made for the command.
+struct Inside {
+    root: OwnedFd,
+    cwd: OwnedFd,
+    terminal: Option<Terminal>,
+}
+
+/// Makes everything that the command will see.
+fn set_up(plan: &Plan, descriptors: &mut Descriptors) -> Result<Inside, Failure> {
     leave_low_oom_score().at(Step::SetLimits)?;
     leave_session_keyring().at(Step::LeaveKeyring)?;
     rustix::system::sethostname(&plan.hostname).at(Step::SetHostname)?;
@@ -72,6 +80,7 @@ fn set_up(plan: &Plan, descriptors: &mut Descriptors) -> Result<(OwnedFd, OwnedF
     for name in &plan.devices {
         bind_device(root_fd, name).at_path(Step::BindDevice, name)?;
     }
+    let terminal = terminal::make(root_fd, plan.stdio, plan.owner.0).at(Step::MakeTerminal)?;
     for path in &plan.masked {
         mask(root_fd, path, &staging).at_path(Step::Mask, path)?;
     }
@@ -85,7 +94,7 @@ fn set_up(plan: &Plan, descriptors: &mut Descriptors) -> Result<(OwnedFd, OwnedF
         .at_path(Step::EnterDirectory, &plan.cwd)?;
     drop(staging);
     switch_root(root_fd).at(Step::SwitchRoot)?;
-    Ok((root, cwd))
+    Ok(Inside { root, cwd, terminal })
 }
 
 /// Starts the command and reaps whatever ends until the command does.
@@ -93,13 +102,22 @@ fn start_and_reap(
     plan: &Plan,
     (descriptors, listens): (Descriptors, Option<OwnedFd>),
     link: &OwnedFd,
-    (root, cwd): (OwnedFd, OwnedFd),
+    inside: Inside,
     helper: &OwnedFd,
     thread: &SingleThread,
 ) -> Result<Report, Failure> {
-    let Descriptors { output, namespace, mounts, held: _held } = descriptors;
-    let inside = namespace.as_ref().zip(listens.as_ref());
-    let command = Prepared::new(plan, output, inside, cwd).at(Step::ConnectStdio)?;
+    let Descriptors { io, namespace, mounts, held: _held } = descriptors;
+    let Inside { root, cwd, terminal } = inside;
+    let stdio = match terminal {
+        Some(Terminal { master, slave }) => {
+            // Its only copy from now on is the caller's: once that is closed, the command is hung up.
+            wire::hand_over(link, &master).at(Step::ConnectStdio)?;
+            Stdio::terminal(slave)
+        }
+        None => Stdio::of(io),
+    };
+    let ids = namespace.as_ref().zip(listens.as_ref());
+    let command = Prepared::new(plan, stdio.at(Step::ConnectStdio)?, ids, cwd);
     let Some(pid) = sys::fork(thread).at(Step::Fork)? else { command.run(link) };
     // Of what came with the plan only the held descriptors stay open here.
     drop(command);

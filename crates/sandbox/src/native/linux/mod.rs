@@ -1,8 +1,8 @@
 //! Linux: namespaces, mounts, capabilities, seccomp. The parent module draws the processes.
 //!
 //! `sandbox` is the caller's side and `wire` what goes over the socket. `helper`, `init` and `command` are the three
-//! processes, each a list of steps; `mounts` and `walk` help init; `network` and what it uses connect a network of the
-//! sandbox's own; `cgroup` limits and counts; `user_namespace` gives the users inside ids of their own, and `mknod` device
+//! processes, each a list of steps; `mounts`, `walk` and `terminal` help init; `network` and what it uses connect a network of
+//! the sandbox's own; `cgroup` limits and counts; `user_namespace` gives the users inside ids of their own, and `mknod` device
 //! nodes; `sys` holds every unsafe line.
 
 mod cgroup;
@@ -17,6 +17,7 @@ mod network;
 mod relay;
 mod sandbox;
 mod sys;
+mod terminal;
 mod user_namespace;
 mod walk;
 mod wire;

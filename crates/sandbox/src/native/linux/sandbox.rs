@@ -9,19 +9,20 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::process::Child;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::cgroup::Cgroups;
 use super::{helper, mounts, user_namespace, wire};
 use crate::ids::Pool;
 use crate::plan::{self, Attributes};
-use crate::{Ended, ExitStatus, Limit, Limits, Process, Root, Sandbox, SandboxError, Usage, UserNamespace, filter};
+use crate::{Ended, ExitStatus, Io, Limit, Limits, Process, Root, Sandbox, SandboxError, Usage, UserNamespace, filter};
 
 /// Most bytes of reports; one takes a few dozen and a path.
-const MAX_REPORTS: u64 = 64 << 10;
+const MAX_REPORTS: usize = 64 << 10;
 
 /// Runs processes by Linux namespaces, mounts, capabilities and seccomp. Needs root and Linux 5.12.
 #[derive(Debug)]
@@ -98,7 +99,7 @@ impl Sandbox for NativeSandbox {
         &self,
         root: Root,
         process: &Process,
-        output: OwnedFd,
+        io: Io,
         cancel: &CancellationToken,
     ) -> Result<Ended, SandboxError> {
         if cancel.is_cancelled() {
@@ -107,7 +108,7 @@ impl Sandbox for NativeSandbox {
         let ids = process.user_namespace.mapped();
         let group = self.cgroups.group(&process.limits)?;
         let (message, sent, mut link, mut child) = {
-            let (mut plan, descriptors) = plan::plan(&root, process, output.as_fd(), &self.filters.program(process)?)?;
+            let (mut plan, descriptors) = plan::plan(&root, process, &io, &self.filters.program(process)?)?;
             (plan.cgroups, plan.cgroup) = group.joins();
             let message = wire::encode(&plan)?;
             let (ours, theirs) = wire::pair().map_err(SandboxError::TalkToHelper)?;
@@ -122,13 +123,16 @@ impl Sandbox for NativeSandbox {
             (message, sent, UnixStream::from_std(ours).map_err(SandboxError::TalkToHelper)?, child)
         };
         // The helper has them now. Kept here, the root would stay mounted and the output would never end.
-        drop((root, output));
+        drop(root);
+        let terminal = match io {
+            Io::Terminal(terminal) => Some(terminal.master),
+            Io::Output(_) | Io::Streams { .. } => None,
+        };
 
         let conversation = async {
             // If the helper ended early, its report says why.
             let _ = link.write_all(&message[sent..]).await;
-            let mut reports = Vec::new();
-            (&mut link).take(MAX_REPORTS).read_to_end(&mut reports).await.map(|_| reports)
+            receive_reports(&link, terminal).await
         };
         let reports = tokio::select! {
             reports = conversation => Some(reports),
@@ -163,4 +167,23 @@ impl Sandbox for NativeSandbox {
         })?;
         Ok(UserNamespace::Mapped(Arc::new(ids)))
     }
+}
+
+/// Receives all reports. A terminal that comes with one is passed on at once.
+async fn receive_reports(link: &UnixStream, mut terminal: Option<oneshot::Sender<OwnedFd>>) -> io::Result<Vec<u8>> {
+    let mut reports = Vec::new();
+    while reports.len() < MAX_REPORTS {
+        link.readable().await?;
+        match link.try_io(Interest::READABLE, || wire::receive_reports(link.as_fd(), &mut reports)) {
+            Ok((0, _)) => break,
+            Ok((_, Some(master))) => {
+                // Whoever does not want it any more has it closed, and so the command hung up.
+                let _ = terminal.take().map(|terminal| terminal.send(master));
+            }
+            Ok((_, None)) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(reports)
 }
