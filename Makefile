@@ -6,7 +6,7 @@ DEMO_PACKAGES = $(BUILD_PACKAGES) mmdebstrap ca-certificates
 # busybox: base images of tests. mkfs: stores on real filesystems. binutils, qemu: a guest that has ZFS, compiled for it.
 # strace: dying between two system calls. skopeo, umoci: images made and unpacked by others.
 # buildah, docker.io, podman: programs that keep images. docker-registry: a registry, also with certificates, made by openssl.
-TEST_PACKAGES = $(BUILD_PACKAGES) binutils btrfs-progs iproute2 passt buildah busybox-static mmdebstrap ca-certificates docker-registry \
+TEST_PACKAGES = $(BUILD_PACKAGES) binutils btrfs-progs crun iproute2 passt buildah busybox-static mmdebstrap ca-certificates docker-registry \
 	docker.io e2fsprogs libelf1 mount openssl perl podman procps qemu-system-x86 runc skopeo strace umoci util-linux xfsprogs xz-utils zstd
 BENCH_PACKAGES = $(DEMO_PACKAGES) btrfs-progs bubblewrap buildah crun curl docker-registry docker.io golang-github-containers-common runc \
 	python3 rsync skopeo time umoci xfsprogs
@@ -41,7 +41,7 @@ bench:
 	scripts/need-packages $(BENCH_PACKAGES)
 	scripts/need-cargo
 	cargo build --release --locked
-	cargo build --release --locked -p kiln-sandbox --example measure
+	cargo build --release --locked -p kiln-sandbox --bins --example measure
 	bench/run
 
 # Builds of all kinds, from Debian's mirrors and the registries of languages: a quarter of an hour.

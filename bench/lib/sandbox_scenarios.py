@@ -22,9 +22,11 @@ class Probe:
     def __init__(self, bench, root):
         binary = pathlib.Path(bench.kiln.binary)
         measure = pathlib.Path(os.environ.get("MEASURE", binary.parent / "examples" / "measure"))
-        if not os.access(measure, os.X_OK):
-            raise Failure(f"{measure} is missing: run cargo build --release -p kiln-sandbox --example measure, or set MEASURE")
-        self.child = subprocess.Popen([str(measure), str(root), str(binary), "turns"], stdin=subprocess.PIPE,
+        helper = measure.parent.parent / "kiln-sandbox-helper"
+        for needed in (measure, helper):
+            if not os.access(needed, os.X_OK):
+                raise Failure(f"{needed} is missing: run cargo build --release -p kiln-sandbox --bins --example measure")
+        self.child = subprocess.Popen([str(measure), str(root), str(helper), "turns"], stdin=subprocess.PIPE,
                                       stdout=subprocess.PIPE, text=True)
         bench.cleanup.callback(self.stop)
 

@@ -15,6 +15,7 @@ use crate::config::{Policy, SandboxPolicy};
 use crate::limits::Limits;
 use crate::network;
 use crate::output::{self, OutputTo};
+use crate::sandbox;
 use crate::settings::{KILN_CONFIG, KILN_REGISTRIES, KILN_STORE, REGISTRY_AUTH_FILE};
 
 /// Sandboxed, cached builds.
@@ -131,6 +132,9 @@ pub(crate) struct ConfigArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Sandbox")]
 pub(crate) struct SandboxArgs {
+    /// What isolates steps [default: native]
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub(crate) sandbox: Option<sandbox::Kind>,
     /// Lets steps wait for the disk when they ask for it, with fsync and its like
     #[arg(long)]
     pub(crate) no_fast_sync: bool,
@@ -166,6 +170,7 @@ impl SandboxArgs {
     /// Returns what the flags say.
     pub(crate) fn policy(&self) -> SandboxPolicy {
         SandboxPolicy {
+            sandbox: self.sandbox,
             fast_sync: self.no_fast_sync.then_some(false),
             userns: self.userns,
             allow_userns: self.allow_userns.then_some(true),

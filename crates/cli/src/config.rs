@@ -16,6 +16,7 @@ use crate::args::{self, Free, Userns};
 use crate::exit::Failure;
 use crate::limits;
 use crate::network;
+use crate::sandbox;
 use crate::seccomp;
 use crate::settings::directory;
 
@@ -33,6 +34,7 @@ struct Config {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SandboxPolicy {
+    pub(crate) sandbox: Option<sandbox::Kind>,
     pub(crate) fast_sync: Option<bool>,
     pub(crate) userns: Option<Userns>,
     pub(crate) allow_userns: Option<bool>,
@@ -50,6 +52,7 @@ impl SandboxPolicy {
         let files = read::<Config>(file, "config.toml")?;
         let policies = files.into_iter().map(|(_, config)| config.sandbox).chain([self]);
         Ok(policies.fold(Self::default(), |before, after| Self {
+            sandbox: after.sandbox.or(before.sandbox),
             fast_sync: after.fast_sync.or(before.fast_sync),
             userns: after.userns.or(before.userns),
             allow_userns: after.allow_userns.or(before.allow_userns),

@@ -9,6 +9,7 @@ mod limits;
 mod network;
 mod output;
 mod render;
+mod sandbox;
 mod seccomp;
 mod settings;
 mod terminal;

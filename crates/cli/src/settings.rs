@@ -1,6 +1,7 @@
 //! Everything that is read from the environment, and the defaults, each beside its reason.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use bstr::BString;
@@ -25,6 +26,11 @@ pub(crate) const KILN_REGISTRIES: &str = "KILN_REGISTRIES";
 pub(crate) const KILN_CONFIG: &str = "KILN_CONFIG";
 /// Seconds since 1970: no time in an exported image is later. See reproducible-builds.org.
 const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
+
+/// Returns where programs are looked for.
+pub(crate) fn search_path() -> OsString {
+    std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into())
+}
 
 /// Where a spec is looked for in the source directory.
 pub(crate) const DEFAULT_SPEC: &str = "kiln.spec";

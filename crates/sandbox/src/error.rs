@@ -53,6 +53,33 @@ pub enum SandboxError {
         /// How it ended.
         status: std::process::ExitStatus,
     },
+    /// There is no such OCI runtime here, or not a usable one.
+    #[error("cannot use `{runtime}`: {what} ({way_out})")]
+    NoRuntime {
+        /// What it is called.
+        runtime: String,
+        /// What is wrong with it.
+        what: String,
+        /// What gets it.
+        way_out: &'static str,
+    },
+    /// The OCI runtime failed; the command was not started, or its end is not known.
+    #[error("`{runtime}` cannot run the command: {message}")]
+    Runtime {
+        /// What it is called.
+        runtime: String,
+        /// What it says.
+        message: String,
+    },
+    /// Runs of an OCI runtime cannot be noted.
+    #[error("cannot note a run in {}", path.display())]
+    RunDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// One step of setting up the sandbox failed, for a reason that is no error of the kernel's.
     #[error("cannot {step}: {why}")]
     Explained {
@@ -130,6 +157,10 @@ pub enum Step {
     EnterUserNamespace,
     /// Drop capabilities and change user.
     DropPrivileges,
+    /// Write the bundle of an OCI runtime.
+    WriteBundle,
+    /// Start an OCI runtime.
+    StartRuntime,
     /// Wait for the command.
     Wait,
 }
@@ -163,6 +194,8 @@ impl fmt::Display for Step {
             Step::LoadFilter => "load the system call filter",
             Step::EnterUserNamespace => "enter the user namespace",
             Step::DropPrivileges => "drop privileges",
+            Step::WriteBundle => "prepare the runtime's bundle at",
+            Step::StartRuntime => "start the runtime",
             Step::Wait => "wait for the command",
         })
     }

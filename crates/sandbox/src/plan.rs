@@ -93,6 +93,35 @@ pub(crate) struct Plan {
     pub(crate) cgroups: Vec<CString>,
     /// The directory of its control group, v2.
     pub(crate) cgroup: Option<CString>,
+    /// Who starts the command instead of us.
+    pub(crate) runtime: Option<RuntimePlan>,
+}
+
+/// Which control groups an OCI runtime sees.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) enum RuntimeGroups {
+    /// None: the command stays in those that init joined.
+    None,
+    /// The hierarchy of the controller of devices, mounted here, and no other. In v1 it is the only one without which a runtime
+    /// does not start.
+    Devices(CString),
+    /// The host's.
+    All,
+}
+
+/// An OCI runtime to start.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RuntimePlan {
+    /// What it is called.
+    pub(crate) name: String,
+    /// Its file on the host.
+    pub(crate) program: CString,
+    pub(crate) arguments: Vec<CString>,
+    /// The bundle's `config.json`.
+    pub(crate) config: Vec<u8>,
+    /// Where the runtime mounts a filesystem of its own over ours.
+    pub(crate) remounted: Vec<CString>,
+    pub(crate) groups: RuntimeGroups,
 }
 
 impl Plan {
@@ -279,6 +308,7 @@ pub(crate) fn plan<'a>(
         owner,
         command: command(process, filter)?,
         cgroups: Vec::new(),
+        runtime: None,
         cgroup: None,
     };
     Ok((plan, descriptors))

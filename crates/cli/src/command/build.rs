@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bstr::{BString, ByteSlice};
 use kiln_engine::{Built, Engine, Events, Request, Settings};
 use kiln_image::{Images, ImagesSettings, Notices};
-use kiln_sandbox::{NativeSandbox, SecretBytes};
+use kiln_sandbox::SecretBytes;
 
 use super::{cancel_on_signals, export, failure, maintain, print, runtime};
 use crate::args::{self, Progress};
@@ -48,10 +48,10 @@ pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> 
     });
     let policy = Policy::read(arguments.config.config.as_deref())?;
     let store = Arc::new(open_store(&arguments.store)?.with_digests(arguments.verify));
-    let sandbox = Arc::new(NativeSandbox::new("/proc/self/exe")?);
     let policy_of_steps = arguments.sandbox.policy().with_files(arguments.config.config.as_deref())?;
     let mut isolation = policy_of_steps.isolation()?;
-    policy_of_steps.limits.check(&mut isolation, &sandbox, |text| tell.tell(text))?;
+    let kind = policy_of_steps.sandbox.unwrap_or_default();
+    let sandbox = kind.open(&policy_of_steps.limits, &mut isolation, |text| tell.tell(text))?;
     let settings = Settings { jobs: arguments.jobs.map_or_else(default_jobs, usize::from), isolation };
     let engine = Engine::new(Arc::clone(&store), sandbox, Arc::new(images.clone()), settings);
     let cancel = cancel_on_signals().map_err(Failure::Runtime)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kiln_engine::{Engine, Settings, Surroundings};
 use kiln_image::Images;
-use kiln_sandbox::{ExitStatus, NativeSandbox};
+use kiln_sandbox::ExitStatus;
 
 use super::build::secrets;
 use super::run::{ended, result, visit};
@@ -22,10 +22,10 @@ pub(super) fn run(arguments: &args::Shell) -> Result<ExitCode, Failure> {
 fn open(arguments: &args::Shell) -> Result<ExitStatus, Failure> {
     let secrets = secrets(&arguments.secrets)?;
     let store = Arc::new(open_store(&arguments.store)?);
-    let sandbox = Arc::new(NativeSandbox::new("/proc/self/exe")?);
     let policy = arguments.sandbox.policy().with_files(arguments.config.config.as_deref())?;
     let mut isolation = policy.isolation()?;
-    policy.limits.check(&mut isolation, &sandbox, |text| tell(format_args!("note: {text}")))?;
+    let kind = policy.sandbox.unwrap_or_default();
+    let sandbox = kind.open(&policy.limits, &mut isolation, |text| tell(format_args!("note: {text}")))?;
     let settings = Settings { jobs: 1, isolation };
     let engine = Engine::new(Arc::clone(&store), sandbox, Arc::new(Images::default()), settings);
     let snapshot = result(&store, &arguments.id)?;

@@ -38,5 +38,18 @@ impl Sandbox for NativeSandbox {
     }
 }
 
+impl NativeSandbox {
+    pub(crate) async fn run_by(
+        &self,
+        _: Option<&crate::oci::Found>,
+        _: Root,
+        _: &Process,
+        _: OwnedFd,
+        _: &CancellationToken,
+    ) -> Result<Ended, SandboxError> {
+        match self.0 {}
+    }
+}
+
 /// Does nothing: this operating system needs no helper.
 pub fn run_helper_if_asked() {}

@@ -4,10 +4,10 @@ use std::fs;
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
 
-use kiln_sandbox::{ExitStatus, Process, Root, Sandbox as _, SandboxError};
+use kiln_sandbox::{ExitStatus, Process, Root, SandboxError};
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{HELPER, IDS, Jail, PROBE, read_all, read_line, shell};
+use crate::harness::{HELPER, Jail, PROBE, kind, read_all, read_line, shell};
 use crate::needs_sandbox;
 
 #[tokio::test]
@@ -149,7 +149,7 @@ async fn what_cannot_be_set_up_is_reported_and_nothing_runs() {
 /// Starts the probe as a caller of the sandbox; its stdout is the command's output.
 pub(crate) fn caller(jail: &Jail, script: &str) -> Child {
     let mut command = Command::new(PROBE);
-    command.args(["run", jail.root().to_str().unwrap(), HELPER, IDS, script]);
+    command.args(["run", jail.root().to_str().unwrap(), HELPER, &kind(), script]);
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 

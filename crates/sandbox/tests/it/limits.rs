@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use kiln_sandbox::{Ended, ExitStatus, Limit, Limits, NativeSandbox, Process, Root, Sandbox as _, SandboxError};
+use kiln_sandbox::{Ended, ExitStatus, Limit, Limits, NativeSandbox, Process, Root, SandboxError};
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::{HELPER, Jail, read_all, read_line, shell};

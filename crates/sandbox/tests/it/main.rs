@@ -10,6 +10,7 @@ mod hostile;
 mod isolation;
 mod limits;
 mod network;
+mod not_kept;
 mod privileges;
 mod secrets;
 mod system_calls;

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
-use kiln_sandbox::{ExitStatus, Io, Mount, Process, Root, Sandbox as _, SandboxError, Source, Terminal, TerminalSize};
+use kiln_sandbox::{ExitStatus, Io, Mount, Process, Root, SandboxError, Source, Terminal, TerminalSize};
 use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;

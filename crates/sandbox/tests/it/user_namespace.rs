@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use kiln_sandbox::{Io, Process, Root, Sandbox as _, User, UserNamespace};
+use kiln_sandbox::{Io, Process, Root, User, UserNamespace};
 use rustix::fs::{FlockOperation, flock};
 use tokio_util::sync::CancellationToken;
 

@@ -11,8 +11,9 @@
 //! * `probe ping ADDRESS`: sends an echo request by the socket that takes no capability, and prints `got` and the type of the
 //!   answer, which is 0, or `errno N`.
 //! * `probe flush`: asks the kernel to drop the packet filter, and prints `ok` or `errno N`.
-//! * `probe run ROOT HELPER IDS SCRIPT`: runs a shell script in the sandbox, its output on our stdout, and prints the
-//!   outcome on stderr; `run-private` with a private network. IDS: whether its users are its `own` or the `host`'s.
+//! * `probe run ROOT HELPER KIND SCRIPT`: runs a shell script in the sandbox, its output on our stdout, and prints the
+//!   outcome on stderr; `run-private` with a private network. KIND: `runc`, `crun`, or the native one, where users are its
+//!   `own` or the `host`'s.
 
 mod network;
 mod sys;
@@ -20,7 +21,9 @@ mod sys;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
-use kiln_sandbox::{Io, Limits, NativeSandbox, Network, Process, Root, Sandbox as _, Seccomp, User, UserNamespace};
+use kiln_sandbox::{
+    Io, Limits, NativeSandbox, Network, OciSandbox, Process, Root, Runtime, Sandbox, Seccomp, User, UserNamespace,
+};
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
@@ -37,9 +40,9 @@ fn main() -> ExitCode {
         ["ask", address, port, text] => network::ask(address, port, text),
         ["ping", address] => network::ping(address),
         ["flush"] => network::flush(),
-        ["run", root, helper, ids, script] => run(root, helper, ids == "own", script, Network::None),
-        ["run-private", root, helper, ids, script] => {
-            run(root, helper, ids == "own", script, Network::Private { allow: Vec::new() })
+        ["run", root, helper, kind, script] => run(root, helper, kind, script, Network::None),
+        ["run-private", root, helper, kind, script] => {
+            run(root, helper, kind, script, Network::Private { allow: Vec::new() })
         }
         _ => ExitCode::from(2),
     }
@@ -96,7 +99,7 @@ fn crowd(count: &str) -> ExitCode {
 }
 
 #[tokio::main]
-async fn run(root: &str, helper: &str, has_own_ids: bool, script: &str, network: Network) -> ExitCode {
+async fn run(root: &str, helper: &str, kind: &str, script: &str, network: Network) -> ExitCode {
     let mut process = Process {
         argv: ["/bin/sh", "-c", script].map(Into::into).to_vec(),
         env: vec![("PATH".into(), "/bin".into())],
@@ -114,8 +117,13 @@ async fn run(root: &str, helper: &str, has_own_ids: bool, script: &str, network:
     };
     let ended = async {
         let output = std::io::stdout().as_fd().try_clone_to_owned().map_err(kiln_sandbox::SandboxError::StartHelper)?;
-        let sandbox = NativeSandbox::new(helper)?;
-        if has_own_ids {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let sandbox: Box<dyn Sandbox> = match kind {
+            "runc" => Box::new(OciSandbox::new(helper, Runtime::Runc, &path)?),
+            "crun" => Box::new(OciSandbox::new(helper, Runtime::Crun, &path)?),
+            _ => Box::new(NativeSandbox::new(helper)?),
+        };
+        if kind == "own" {
             process.user_namespace = sandbox.user_namespace()?;
         }
         sandbox.run(Root::Dir(root.into()), &process, Io::Output(output), &CancellationToken::new()).await

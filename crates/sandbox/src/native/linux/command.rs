@@ -19,8 +19,8 @@ use crate::error::Step;
 use crate::plan::{Command, Plan};
 
 /// The shell's exit codes for a command that cannot be executed, or not be found.
-const CANNOT_EXECUTE: i32 = 126;
-const NOT_FOUND: i32 = 127;
+pub(super) const CANNOT_EXECUTE: i32 = 126;
+pub(super) const NOT_FOUND: i32 = 127;
 
 /// All that is needed after the fork, made before it.
 pub(super) struct Prepared<'a> {

@@ -96,7 +96,11 @@ pub(super) fn hide() -> io::Result<()> {
 
 /// All but the cgroup namespace, which init makes. The pid namespace takes effect for the next child.
 fn make_namespaces(plan: &Plan) -> io::Result<()> {
-    let mut namespaces = UnshareFlags::NEWPID | UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC;
+    let mut namespaces = UnshareFlags::NEWPID | UnshareFlags::NEWNS;
+    // A runtime makes the others itself.
+    if plan.runtime.is_none() {
+        namespaces |= UnshareFlags::NEWUTS | UnshareFlags::NEWIPC;
+    }
     if plan.own_network {
         namespaces |= UnshareFlags::NEWNET;
     }

@@ -15,6 +15,7 @@ use super::cgroup::Joins;
 use super::command::{Prepared, Stdio};
 use super::helper::Descriptors;
 use super::mounts::{self, Staging};
+use super::runtime;
 use super::sys::{self, SingleThread};
 use super::terminal::{self, Terminal};
 use super::user_namespace;
@@ -39,9 +40,14 @@ pub(super) fn run(
 ) -> ! {
     let ended = tie_to_helper(&helper)
         .at(Step::ProtectInit)
-        .and_then(|()| join_cgroups(cgroups))
+        .and_then(|()| join_cgroups(cgroups, plan))
         .and_then(|()| set_up(plan, &mut descriptors))
-        .and_then(|inside| start_and_reap(plan, (descriptors, listens), link, inside, &helper, thread));
+        .and_then(|inside| match &plan.runtime {
+            Some(runtime) => {
+                runtime::start_and_reap(runtime, plan, descriptors, inside.root.as_fd(), inside.cwd.as_fd(), thread)
+            }
+            None => start_and_reap(plan, (descriptors, listens), link, inside, &helper, thread),
+        });
     wire::report(link, &ended.unwrap_or_else(Report::Failed));
     // The kernel kills every other process of the namespace, and waits for it.
     sys::exit_now(0)
@@ -58,14 +64,20 @@ struct Inside {
 fn set_up(plan: &Plan, descriptors: &mut Descriptors) -> Result<Inside, Failure> {
     leave_low_oom_score().at(Step::SetLimits)?;
     leave_session_keyring().at(Step::LeaveKeyring)?;
-    rustix::system::sethostname(&plan.hostname).at(Step::SetHostname)?;
+    if plan.runtime.is_none() {
+        rustix::system::sethostname(&plan.hostname).at(Step::SetHostname)?;
+    }
     if plan.own_network {
         start_loopback().at(Step::StartLoopback)?;
         let_everybody_ping();
     }
 
     cut_propagation().at(Step::PrepareMounts)?;
-    let mut staging = Staging::new(STAGING_PLACE).at_path(Step::PrepareMounts, STAGING_PLACE)?;
+    let place = if plan.runtime.is_some() { runtime::STAGING_PLACE } else { STAGING_PLACE };
+    if let Some(runtime) = &plan.runtime {
+        runtime::prepare(runtime)?;
+    }
+    let mut staging = Staging::new(place).at_path(Step::PrepareMounts, place)?;
     let root = mount_root(&plan.root, descriptors, &staging)?;
     let root_fd = root.as_fd();
     for filesystem in &plan.filesystems {
@@ -93,7 +105,9 @@ fn set_up(plan: &Plan, descriptors: &mut Descriptors) -> Result<Inside, Failure>
     let cwd = walk(root_fd, &plan.cwd, Missing::MakeDirectories { owner: plan.owner })
         .at_path(Step::EnterDirectory, &plan.cwd)?;
     drop(staging);
-    switch_root(root_fd).at(Step::SwitchRoot)?;
+    if plan.runtime.is_none() {
+        switch_root(root_fd).at(Step::SwitchRoot)?;
+    }
     Ok(Inside { root, cwd, terminal })
 }
 
@@ -160,9 +174,10 @@ fn become_nobody(namespace: &OwnedFd) -> io::Result<()> {
 }
 
 /// From here on we are counted and limited. Then the namespace, whose root is the group that we are in.
-fn join_cgroups(cgroups: &Joins) -> Result<(), Failure> {
+fn join_cgroups(cgroups: &Joins, plan: &Plan) -> Result<(), Failure> {
     cgroups.join().at(Step::JoinCgroup)?;
-    sys::unshare(UnshareFlags::NEWCGROUP).at(Step::MakeNamespaces)
+    // A runtime makes groups below, and then the namespace.
+    if plan.runtime.is_some() { Ok(()) } else { sys::unshare(UnshareFlags::NEWCGROUP).at(Step::MakeNamespaces) }
 }
 
 /// A service manager may protect the caller from being killed when memory is short; a step must not be.

@@ -19,7 +19,9 @@ use super::cgroup::Cgroups;
 use super::{helper, mounts, user_namespace, wire};
 use crate::ids::Pool;
 use crate::plan::{self, Attributes};
-use crate::{Ended, ExitStatus, Io, Limit, Limits, Process, Root, Sandbox, SandboxError, Usage, UserNamespace, filter};
+use crate::{
+    Ended, ExitStatus, Io, Limit, Limits, Process, Root, Sandbox, SandboxError, Usage, UserNamespace, filter, oci,
+};
 
 /// Most bytes of reports; one takes a few dozen and a path.
 const MAX_REPORTS: usize = 64 << 10;
@@ -102,14 +104,40 @@ impl Sandbox for NativeSandbox {
         io: Io,
         cancel: &CancellationToken,
     ) -> Result<Ended, SandboxError> {
+        self.run_by(None, root, process, io, cancel).await
+    }
+
+    fn user_namespace(&self) -> Result<UserNamespace, SandboxError> {
+        let ids = self.user_namespaces.take(|| user_namespace::make(&self.helper)).map_err(|source| {
+            SandboxError::Host { what: "cannot make a user namespace with ids of its own", source: Some(source) }
+        })?;
+        Ok(UserNamespace::Mapped(Arc::new(ids)))
+    }
+}
+
+impl NativeSandbox {
+    /// Runs `process`, started by an OCI runtime or else by ourselves.
+    pub(crate) async fn run_by(
+        &self,
+        runtime: Option<&oci::Found>,
+        root: Root,
+        process: &Process,
+        io: Io,
+        cancel: &CancellationToken,
+    ) -> Result<Ended, SandboxError> {
         if cancel.is_cancelled() {
             return Err(SandboxError::Cancelled(Usage::default()));
         }
         let ids = process.user_namespace.mapped();
         let group = self.cgroups.group(&process.limits)?;
+        let of_runtime = runtime.map(|_| oci::RunGroups::new(group.unified())).transpose()?;
         let (message, sent, mut link, mut child) = {
-            let (mut plan, descriptors) = plan::plan(&root, process, &io, &self.filters.program(process)?)?;
+            let (mut plan, mut descriptors) = plan::plan(&root, process, &io, &self.filters.program(process)?)?;
             (plan.cgroups, plan.cgroup) = group.joins();
+            if let (Some(runtime), Some(groups)) = (runtime, &of_runtime) {
+                runtime.take_over(&mut plan, process, groups)?;
+                descriptors.push(groups.lock());
+            }
             let message = wire::encode(&plan)?;
             let (ours, theirs) = wire::pair().map_err(SandboxError::TalkToHelper)?;
             let ours = StdUnixStream::from(ours);
@@ -149,6 +177,9 @@ impl Sandbox for NativeSandbox {
             ids.set_running(false);
         }
         let (usage, hit) = (group.usage(), group.hit());
+        if let Some(groups) = of_runtime {
+            groups.remove().await;
+        }
         group.remove().await;
         let Some(reports) = reports else { return Err(SandboxError::Cancelled(usage)) };
         let ended = match (wire::outcome(&reports.map_err(SandboxError::TalkToHelper)?), hit) {
@@ -159,13 +190,6 @@ impl Sandbox for NativeSandbox {
             (None, _) => return Err(SandboxError::HelperDied { status }),
         };
         Ok(Ended { status: ended, usage, hit })
-    }
-
-    fn user_namespace(&self) -> Result<UserNamespace, SandboxError> {
-        let ids = self.user_namespaces.take(|| user_namespace::make(&self.helper)).map_err(|source| {
-            SandboxError::Host { what: "cannot make a user namespace with ids of its own", source: Some(source) }
-        })?;
-        Ok(UserNamespace::Mapped(Arc::new(ids)))
     }
 }
 

@@ -28,6 +28,8 @@ pub(super) enum Report {
     Exited(i32),
     Killed(i32),
     Failed(Failure),
+    /// The runtime of this name failed, and this is what it says.
+    Runtime(String, String),
 }
 
 /// One step that failed.
@@ -190,6 +192,7 @@ pub(super) fn outcome(reports: &[u8]) -> Option<Result<ExitStatus, SandboxError>
         Report::Exited(code) => Ok(ExitStatus::Code(code)),
         Report::Killed(signal) => Ok(ExitStatus::Signal(signal)),
         Report::Failed(failure) => Err(failure.into()),
+        Report::Runtime(runtime, message) => Err(SandboxError::Runtime { runtime, message }),
     })
 }
 
