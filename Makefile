@@ -6,7 +6,7 @@ DEMO_PACKAGES = $(BUILD_PACKAGES) mmdebstrap ca-certificates
 # busybox: base images of tests. mkfs: stores on real filesystems. binutils, qemu: a guest that has ZFS, compiled for it.
 # strace: dying between two system calls. skopeo, umoci: images made and unpacked by others.
 # buildah, docker.io, podman: programs that keep images. docker-registry: a registry, also with certificates, made by openssl.
-TEST_PACKAGES = $(BUILD_PACKAGES) binutils btrfs-progs iproute2 passt buildah busybox-static mmdebstrap ca-certificates docker-registry \
+TEST_PACKAGES = $(BUILD_PACKAGES) binutils btrfs-progs crun iproute2 passt buildah busybox-static mmdebstrap ca-certificates docker-registry \
 	docker.io e2fsprogs libelf1 mount openssl perl podman procps qemu-system-x86 runc skopeo strace umoci util-linux xfsprogs xz-utils zstd
 BENCH_PACKAGES = $(DEMO_PACKAGES) btrfs-progs buildah curl docker-registry docker.io runc python3 rsync skopeo time umoci xfsprogs
 

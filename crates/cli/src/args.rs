@@ -15,6 +15,7 @@ use crate::config::{Policy, SandboxPolicy};
 use crate::limits::Limits;
 use crate::network;
 use crate::output::{self, OutputTo};
+use crate::sandbox;
 use crate::settings::{KILN_CONFIG, KILN_REGISTRIES, KILN_STORE, REGISTRY_AUTH_FILE};
 
 /// Sandboxed, cached builds.
@@ -29,12 +30,16 @@ pub(crate) struct Kiln {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 the build failed by its own fault, or a check found something; \
-    2 wrong usage or a bad spec; 3 this host or kiln failed; 130 cancelled.";
+    2 wrong usage or a bad spec; 3 this host or kiln failed; 130 cancelled. `run` and `shell` end as their command does.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Builds a spec and prints the id of the result
     Build(Box<Build>),
+    /// Runs a command in a copy of a result or base image
+    Run(Box<Run>),
+    /// Opens a shell in a copy of a result, where the step that made it ran
+    Shell(Box<Shell>),
     /// Writes a result as an image, an archive or a directory, or pushes it to a registry
     Export(Export),
     /// Prints the log of a step, also while it runs
@@ -127,6 +132,9 @@ pub(crate) struct ConfigArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Sandbox")]
 pub(crate) struct SandboxArgs {
+    /// What isolates steps [default: native]
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub(crate) sandbox: Option<sandbox::Kind>,
     /// Lets steps wait for the disk when they ask for it, with fsync and its like
     #[arg(long)]
     pub(crate) no_fast_sync: bool,
@@ -139,6 +147,9 @@ pub(crate) struct SandboxArgs {
     /// Which system calls steps may make: `default`, `unconfined` (all), or a profile in Docker's format
     #[arg(long, value_name = "FILE")]
     pub(crate) seccomp: Option<PathBuf>,
+    /// Leaves the values of secrets in logs, where `***` would stand for them
+    #[arg(long)]
+    pub(crate) no_mask: bool,
     #[command(flatten)]
     pub(crate) network: network::Choice,
     #[command(flatten)]
@@ -159,10 +170,12 @@ impl SandboxArgs {
     /// Returns what the flags say.
     pub(crate) fn policy(&self) -> SandboxPolicy {
         SandboxPolicy {
+            sandbox: self.sandbox,
             fast_sync: self.no_fast_sync.then_some(false),
             userns: self.userns,
             allow_userns: self.allow_userns.then_some(true),
             seccomp: self.seccomp.clone(),
+            mask_secrets: self.no_mask.then_some(false),
             network: self.network.clone(),
             limits: self.limits.clone(),
         }
@@ -253,6 +266,9 @@ pub(crate) struct Build {
     /// Makes every step anew and replaces what was stored
     #[arg(long)]
     pub(crate) no_cache: bool,
+    /// When a step fails, opens a shell where it ran, before what it left is thrown away; needs a terminal
+    #[arg(long)]
+    pub(crate) shell_on_failure: bool,
     /// Keeps a digest of the tree of every result that is made, for `kiln store verify --deep`
     #[arg(long)]
     pub(crate) verify: bool,
@@ -273,6 +289,95 @@ pub(crate) struct Build {
     pub(crate) output: OutputArgs,
     #[command(flatten)]
     pub(crate) registry: RegistryArgs,
+}
+
+/// Nothing of it is kept: neither what the command writes, nor what it writes to caches.
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES_OF_COMMANDS)]
+pub(crate) struct Run {
+    /// An id, or how it starts: hex digits; or a base image, as after `from` in a spec
+    #[arg(value_name = "ID|BASE", value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) base: String,
+    /// The command and its arguments [default: a shell]
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+    /// Sets a variable
+    #[arg(short, long = "env", value_name = "NAME=VALUE", value_parser = output::parse_label)]
+    pub(crate) env: Vec<(String, String)>,
+    /// Who runs it: a name of the image, or numbers [default: as the result's steps]
+    #[arg(short, long, value_name = "NAME|UID:GID")]
+    pub(crate) user: Option<String>,
+    /// Where it runs [default: as the result's steps]
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// Which network it has; the host's is what `--network-host` or the settings make of it
+    #[arg(long, value_enum, default_value_t, value_name = "NETWORK")]
+    pub(crate) network: Network,
+    /// Mounts a copy of a cache
+    #[arg(long = "cache", value_name = "id=NAME,target=DIR", value_parser = cache)]
+    pub(crate) caches: Vec<(String, String)>,
+    /// Mounts a secret, from a file or an environment variable, at /run/secrets/ID
+    #[arg(long = "secret", value_name = "ID:FILE|ID=env:VAR")]
+    pub(crate) secrets: Vec<OsString>,
+    /// Asks again what a reference without a digest stands for
+    #[arg(long)]
+    pub(crate) pull: bool,
+    /// Of base images for several platforms, takes those for this one, as linux/arm64 [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub(crate) platform: Option<Platform>,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    #[command(flatten)]
+    pub(crate) sandbox: SandboxArgs,
+    #[command(flatten)]
+    pub(crate) show: ShowArgs,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArgs,
+}
+
+/// It has the environment, user, directory, network and copies of the caches of the step that made the result. Nothing of it is
+/// kept.
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES_OF_COMMANDS)]
+pub(crate) struct Shell {
+    /// The id, or how it starts
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) id: String,
+    /// Gives a secret of the step its value, from a file or an environment variable
+    #[arg(long = "secret", value_name = "ID:FILE|ID=env:VAR")]
+    pub(crate) secrets: Vec<OsString>,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    #[command(flatten)]
+    pub(crate) sandbox: SandboxArgs,
+}
+
+const EXIT_CODES_OF_COMMANDS: &str = "Exit codes: the command's; 126 if it cannot be executed, 127 if it is not there, \
+    128+N if signal N killed it; 125 if kiln failed instead, with an `error:` on stderr; 2 wrong usage; 130 cancelled.";
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Network {
+    /// Loopback only
+    #[default]
+    None,
+    /// The host's
+    Host,
+}
+
+fn cache(text: &str) -> Result<(String, String), String> {
+    let (mut id, mut target) = (None, None);
+    for field in text.split(',') {
+        match field.split_once('=') {
+            Some(("id", value)) if !value.is_empty() => id = Some(value.to_owned()),
+            Some(("target", value)) if !value.is_empty() => target = Some(value.to_owned()),
+            _ => return Err(format!("`{field}` is neither id=NAME nor target=DIR")),
+        }
+    }
+    id.zip(target).ok_or_else(|| "both id=NAME and target=DIR are needed".to_owned())
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]

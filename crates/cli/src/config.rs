@@ -16,6 +16,7 @@ use crate::args::{self, Free, Userns};
 use crate::exit::Failure;
 use crate::limits;
 use crate::network;
+use crate::sandbox;
 use crate::seccomp;
 use crate::settings::directory;
 
@@ -33,10 +34,12 @@ struct Config {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SandboxPolicy {
+    pub(crate) sandbox: Option<sandbox::Kind>,
     pub(crate) fast_sync: Option<bool>,
     pub(crate) userns: Option<Userns>,
     pub(crate) allow_userns: Option<bool>,
     pub(crate) seccomp: Option<PathBuf>,
+    pub(crate) mask_secrets: Option<bool>,
     #[serde(flatten)]
     pub(crate) network: network::Choice,
     #[serde(flatten)]
@@ -49,10 +52,12 @@ impl SandboxPolicy {
         let files = read::<Config>(file, "config.toml")?;
         let policies = files.into_iter().map(|(_, config)| config.sandbox).chain([self]);
         Ok(policies.fold(Self::default(), |before, after| Self {
+            sandbox: after.sandbox.or(before.sandbox),
             fast_sync: after.fast_sync.or(before.fast_sync),
             userns: after.userns.or(before.userns),
             allow_userns: after.allow_userns.or(before.allow_userns),
             seccomp: after.seccomp.or(before.seccomp),
+            mask_secrets: after.mask_secrets.or(before.mask_secrets),
             network: after.network.or(before.network),
             limits: after.limits.or(before.limits),
         }))
@@ -70,6 +75,7 @@ impl SandboxPolicy {
         if let Some(named) = &self.seccomp {
             isolation.seccomp = seccomp::read(named)?;
         }
+        isolation.mask_secrets = self.mask_secrets.unwrap_or(isolation.mask_secrets);
         self.network.set(&mut isolation);
         self.limits.set(&mut isolation);
         Ok(isolation)

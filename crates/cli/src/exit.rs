@@ -23,6 +23,15 @@ use crate::settings::DEFAULT_SPEC;
 pub(crate) enum Failure {
     #[error(transparent)]
     Build(Arc<BuildError>),
+    /// What ended `kiln run` or `kiln shell` other than their command.
+    #[error(transparent)]
+    Instead(Box<Failure>),
+    #[error("cannot use the terminal")]
+    Terminal(#[source] io::Error),
+    #[error("cannot look into {what}: {reason}")]
+    CannotVisit { what: String, reason: &'static str },
+    #[error("cannot use --user {text}: expected a name, or UID:GID")]
+    User { text: String },
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -102,6 +111,8 @@ impl Failure {
     fn fault(&self) -> Fault {
         match self {
             Self::Build(error) => error.fault(),
+            Self::Instead(failure) => failure.fault(),
+            Self::CannotVisit { .. } | Self::User { .. } => Fault::Usage,
             Self::Store(
                 StoreError::BadLocation { .. } | StoreError::NoSuchResult(_) | StoreError::Ambiguous { .. },
             ) => Fault::Usage,
@@ -120,13 +131,22 @@ impl Failure {
             // What the user named is not there.
             Self::Read { .. } => Fault::Usage,
             Self::SelfTest { .. } => Fault::Host,
-            Self::Store(_) | Self::Sandbox(_) | Self::Write { .. } | Self::Runtime(_) | Self::Stdout(_) => Fault::Host,
+            Self::Store(_)
+            | Self::Sandbox(_)
+            | Self::Write { .. }
+            | Self::Runtime(_)
+            | Self::Terminal(_)
+            | Self::Stdout(_) => Fault::Host,
         }
     }
 
     /// Returns what the user could do next.
     fn hint(&self) -> Option<String> {
         match self {
+            Self::Instead(failure) => failure.hint(),
+            Self::CannotVisit { reason: ONLY_LOG, what } => {
+                Some(format!("see the log with `kiln log {what}`, or build again with --shell-on-failure"))
+            }
             Self::Build(error) => match &**error {
                 BuildError::StepFailed { id, limit: Some(limit), .. } => Some(format!(
                     "the log is kept; see it with `kiln log {}`, or allow more with `{}`",
@@ -157,6 +177,12 @@ impl Failure {
     }
 }
 
+/// Why a failed step cannot be looked into.
+pub(crate) const ONLY_LOG: &str = "the step failed, and only its log was kept";
+
+/// The exit code where one of 1 to 3 would be taken for the command's, as other programs that start commands have it.
+const INSTEAD: u8 = 125;
+
 const UNKEPT_LIMIT: &str =
     "take the limit back, or see what it needs in docs/sandboxes.md; `kiln doctor` tells what this host can keep";
 
@@ -171,8 +197,11 @@ fn code(fault: Fault) -> u8 {
 }
 
 /// Prints why the program failed, if it did, and returns its exit code.
-pub(crate) fn report(result: Result<(), Failure>) -> ExitCode {
-    let Err(failure) = result else { return ExitCode::SUCCESS };
+pub(crate) fn report(result: Result<ExitCode, Failure>) -> ExitCode {
+    let failure = match result {
+        Ok(code) => return code,
+        Err(failure) => failure,
+    };
     // Whoever reads our output has seen enough.
     if matches!(&failure, Failure::Stdout(error) if error.kind() == io::ErrorKind::BrokenPipe) {
         return ExitCode::SUCCESS;
@@ -194,7 +223,10 @@ pub(crate) fn report(result: Result<(), Failure>) -> ExitCode {
     if let Some(hint) = failure.hint() {
         tell(format_args!("\n{} {hint}", console::Style::new().for_stderr().cyan().apply_to("hint:")));
     }
-    ExitCode::from(code(fault))
+    match failure {
+        Failure::Instead(_) => ExitCode::from(INSTEAD),
+        _ => ExitCode::from(code(fault)),
+    }
 }
 
 /// Returns a message whose words may be a stranger's, a registry's or an image's, so that a terminal shows them and does

@@ -9,8 +9,10 @@ mod limits;
 mod network;
 mod output;
 mod render;
+mod sandbox;
 mod seccomp;
 mod settings;
+mod terminal;
 
 use std::process::ExitCode;
 

@@ -1,8 +1,10 @@
 //! Everything that is read from the environment, and the defaults, each beside its reason.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
+use bstr::BString;
 use kiln_image::{HostSettings, Notices, Proxies, RegistrySettings};
 use kiln_store::{Location, Store};
 use serde::Deserialize;
@@ -24,6 +26,11 @@ pub(crate) const KILN_REGISTRIES: &str = "KILN_REGISTRIES";
 pub(crate) const KILN_CONFIG: &str = "KILN_CONFIG";
 /// Seconds since 1970: no time in an exported image is later. See reproducible-builds.org.
 const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
+
+/// Returns where programs are looked for.
+pub(crate) fn search_path() -> OsString {
+    std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into())
+}
 
 /// Where a spec is looked for in the source directory.
 pub(crate) const DEFAULT_SPEC: &str = "kiln.spec";
@@ -53,6 +60,11 @@ pub(crate) fn location(text: &str, rsync_mode: Option<RsyncMode>) -> Result<Loca
         Some(mode) => location.with_copy_mode(mode.into())?,
         None => location,
     })
+}
+
+/// The kind of terminal that we are on.
+pub(crate) fn term() -> Option<BString> {
+    directory("TERM").map(|term| term.into_os_string().into_encoded_bytes().into())
 }
 
 /// How many steps run at once unless told otherwise: as many as there are processors.

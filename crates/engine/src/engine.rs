@@ -10,7 +10,7 @@ use kiln_image::Fetcher;
 use kiln_sandbox::{Limits, Network, Sandbox, Seccomp, SecretBytes};
 use kiln_spec::Spec;
 use kiln_store::{Snapshot, Store};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +21,7 @@ use crate::export::RunsAs;
 use crate::flight::Flights;
 use crate::manifest::Tree;
 use crate::plan::Plan;
+use crate::visit::FailedStep;
 
 /// What an engine works with, for all its builds.
 #[derive(Clone, Debug)]
@@ -45,6 +46,8 @@ pub struct Isolation {
     pub allow_namespaces: bool,
     /// Which system calls a step may make.
     pub seccomp: Seccomp,
+    /// Whether the values of a step's secrets are hidden in its log.
+    pub mask_secrets: bool,
     /// What network a step sees that asks for the host's.
     pub network_host: Network,
     /// What the processes of a step may use together.
@@ -63,6 +66,7 @@ impl Default for Isolation {
             user_ids: UserIds::Own,
             allow_namespaces: false,
             seccomp: Seccomp::Default,
+            mask_secrets: true,
             network_host: Network::Host,
             limits: Limits::default(),
             timeout: None,
@@ -83,7 +87,7 @@ pub enum UserIds {
 /// Runs builds on one store. Cheap to share; builds that want the same step share it.
 #[derive(Debug)]
 pub struct Engine {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 /// What all builds of an engine share.
@@ -121,6 +125,8 @@ pub struct Request {
     pub pull: bool,
     /// Builds this stage instead of the last one.
     pub target: Option<BString>,
+    /// Hears of steps that fail, and may look into what they left, before the build goes on to fail.
+    pub failures: Option<mpsc::UnboundedSender<FailedStep>>,
 }
 
 /// What a build came to.

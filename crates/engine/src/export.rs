@@ -15,6 +15,7 @@ use crate::base;
 use crate::error::BuildError;
 use crate::limits::StepUsage;
 use crate::plan::{self, Context};
+use crate::visit::RunDetail;
 
 /// What a spec says of how its result is to be run. What it does not say is as in the base image.
 ///
@@ -55,15 +56,25 @@ impl RunsAs {
 pub(crate) struct StepDetail {
     #[serde(default)]
     pub(crate) runs_as: RunsAs,
+    /// None for a copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) run: Option<RunDetail>,
     /// See [`StepUsage::of`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) usage: Option<StepUsage>,
 }
 
 impl StepDetail {
-    pub(crate) fn of(context: &Context, usage: Option<StepUsage>) -> serde_json::Value {
-        let detail = Self { runs_as: RunsAs::new(context), usage };
-        serde_json::to_value(detail).expect("it has string keys only")
+    pub(crate) fn of(context: &Context) -> Self {
+        Self { runs_as: RunsAs::new(context), run: None, usage: None }
+    }
+
+    pub(crate) fn of_run(context: &Context, run: &kiln_spec::Run, usage: StepUsage) -> Self {
+        Self { run: Some(RunDetail::new(run)), usage: Some(usage), ..Self::of(context) }
+    }
+
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        serde_json::to_value(self).expect("it has string keys only")
     }
 }
 
@@ -131,7 +142,7 @@ pub fn image(
     })
 }
 
-fn detail(snapshot: &Snapshot) -> Result<StepDetail, BuildError> {
+pub(crate) fn detail(snapshot: &Snapshot) -> Result<StepDetail, BuildError> {
     match &snapshot.meta().detail {
         // Of a base image, and of results of earlier versions.
         serde_json::Value::Null => Ok(StepDetail::default()),
@@ -140,7 +151,7 @@ fn detail(snapshot: &Snapshot) -> Result<StepDetail, BuildError> {
     }
 }
 
-fn parent(store: &Store, snapshot: &Snapshot) -> Result<Option<Arc<Snapshot>>, BuildError> {
+pub(crate) fn parent(store: &Store, snapshot: &Snapshot) -> Result<Option<Arc<Snapshot>>, BuildError> {
     let Some(parent) = snapshot.meta().parent else { return Ok(None) };
     match store.lookup(&parent)? {
         Some(parent) => Ok(Some(Arc::new(parent))),

@@ -1,29 +1,33 @@
 //! Whose users those of a step are: of a user namespace with ids of its own, or the host's.
 
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use kiln_sandbox::UserNamespace;
-use kiln_store::{Draft, IdMap, Root};
+use kiln_store::{IdMap, Root};
 
-use crate::build::{Build, blocking};
-use crate::engine::UserIds;
+use crate::build::blocking;
+use crate::engine::{Shared, UserIds};
 use crate::error::{At, BuildError};
 
-impl Build {
-    /// Returns a user namespace for a step, and the draft mounted for it.
+impl Shared {
+    /// Returns a user namespace for a command, and what `mount` mounts for it.
     ///
     /// Where there is none to be had, or the store's filesystem cannot show files with other owners than they have, it is
-    /// the host's, for all steps from then on; the build is told.
-    pub(crate) async fn enter(&self, draft: &Draft) -> Result<(UserNamespace, OwnedFd), BuildError> {
-        let shared = &self.shared;
-        if shared.settings.isolation.user_ids == UserIds::Own && shared.no_own_ids.get().is_none() {
-            let sandbox = Arc::clone(&shared.sandbox);
+    /// the host's, for all commands from then on; `notice` hears why.
+    pub(crate) async fn enter(
+        &self,
+        mount: impl Fn(Option<IdMap<'_>>) -> io::Result<OwnedFd>,
+        notice: impl FnOnce(&str),
+    ) -> Result<(UserNamespace, OwnedFd), BuildError> {
+        if self.settings.isolation.user_ids == UserIds::Own && self.no_own_ids.get().is_none() {
+            let sandbox = Arc::clone(&self.sandbox);
             let entered = match blocking(move || Ok(sandbox.user_namespace())).await? {
-                Ok(namespace) => match mount(draft.root(), &namespace) {
+                Ok(namespace) => match mount(map_of(&namespace)) {
                     Ok(root) => return Ok((namespace, root)),
                     Err(error) => {
-                        format!("{} cannot be mounted with other owners ({error})", shared.store.path().display())
+                        format!("{} cannot be mounted with other owners ({error})", self.store.path().display())
                     }
                 },
                 Err(error) => match std::error::Error::source(&error) {
@@ -32,20 +36,21 @@ impl Build {
                 },
             };
             // The first reason is as good as those that come at the same time.
-            let _ = shared.no_own_ids.set(entered);
+            let _ = self.no_own_ids.set(entered);
         }
-        if let Some(reason) = shared.no_own_ids.get() {
-            self.notice(&format!(
-                "root in steps is root of this machine: {reason}; `--userns host` takes that for granted"
-            ));
+        if let Some(reason) = self.no_own_ids.get() {
+            notice(&format!("root in steps is root of this machine: {reason}; `--userns host` takes that for granted"));
         }
-        let root = draft.root().mount().at("mount", shared.store.path())?;
+        let root = mount(None).at("mount", self.store.path())?;
         Ok((UserNamespace::Host, root))
     }
 }
 
 /// Mounts a tree for those in a user namespace.
-pub(crate) fn mount(root: &Root, namespace: &UserNamespace) -> std::io::Result<OwnedFd> {
-    let map = namespace.mapped().map(|ids| IdMap { namespace: ids.as_fd(), first: ids.first() });
-    root.mount_mapped(map)
+pub(crate) fn mount(root: &Root, namespace: &UserNamespace) -> io::Result<OwnedFd> {
+    root.mount_mapped(map_of(namespace))
+}
+
+fn map_of(namespace: &UserNamespace) -> Option<IdMap<'_>> {
+    namespace.mapped().map(|ids| IdMap { namespace: ids.as_fd(), first: ids.first() })
 }

@@ -5,8 +5,9 @@
 //!
 //! The life of a build: `engine` starts it; `plan` flattens the spec into stages of steps (pure); `build` runs the stages,
 //! each step through `flight`, which finds it in the store, joins whoever is making it, or makes it. `steps` knows the three
-//! kinds of step, and `base`, `import`, `run` and `copy` how to make each. `key` says what a step's identity is made of.
-//! `export` says what image a result would be, and `limits` how much a step may use and did.
+//! kinds of step, and `base`, `import`, `run` and `copy` how to make each; `mask` hides secrets in logs. `key` says what a
+//! step's identity is made of. `export` says what image a result would be, and `limits` how much a step may use and did.
+//! `visit` runs what a user wants to see of one.
 #![forbid(unsafe_code)]
 
 mod base;
@@ -22,10 +23,12 @@ mod import;
 mod key;
 mod limits;
 mod manifest;
+mod mask;
 mod passwd;
 mod plan;
 mod run;
 mod steps;
+mod visit;
 
 pub use engine::{Built, Engine, Isolation, Request, Settings, UserIds};
 pub use error::{BuildError, Fault};
@@ -33,3 +36,4 @@ pub use events::{Event, Events, StepInfo};
 pub use export::{RunsAs, image};
 pub use limits::{Limit, StepUsage};
 pub use plan::PlanError;
+pub use visit::{FailedStep, Surroundings, Visitor};

@@ -26,6 +26,7 @@ use crate::events::StepInfo;
 use crate::flight::Publisher;
 use crate::ids;
 use crate::limits::{Limit, StepUsage};
+use crate::mask::Mask;
 use crate::passwd;
 use crate::plan::Context;
 
@@ -115,8 +116,10 @@ impl Command {
         let started = Instant::now();
         let run = sandbox.run(Root::Mount(root), process, writer.into(), &stop);
         tokio::pin!(run);
+        let secrets = self.secrets.iter().map(|(_, value)| value).filter(|_| self.isolation.mask_secrets);
+        let mask = Mask::new(secrets)?;
         let limit = self.isolation.log_limit_bytes.unwrap_or(u64::MAX);
-        let mut output = Output { log, publisher, length: 0, limit, buffer: vec![0; 64 << 10] };
+        let mut output = Output { log, publisher, mask, length: 0, limit, buffer: vec![0; 64 << 10] };
         let timeout = time_of(self.isolation.timeout);
         tokio::pin!(timeout);
         let mut killed = None;
@@ -166,6 +169,7 @@ impl Command {
                 Err(error) => return Err(error).at("read from", "a pipe"),
             }
         }
+        output.finish()?;
         // Too much is too much, also if the command ended before it could be killed for it.
         let killed = killed.or_else(|| output.is_full().then_some(Limit::Log(limit)));
         let usage = |sandbox| StepUsage { wall_ms: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX), sandbox };
@@ -183,7 +187,7 @@ impl Command {
         }
     }
 
-    fn process(
+    pub(crate) fn process(
         &self,
         root: &OwnedFd,
         user: kiln_sandbox::User,
@@ -229,12 +233,12 @@ impl Command {
         })
     }
 
-    fn user(&self, root: &OwnedFd) -> Result<kiln_sandbox::User, BuildError> {
+    pub(crate) fn user(&self, root: &OwnedFd) -> Result<kiln_sandbox::User, BuildError> {
         resolve_user(&self.context.user, root, &self.step)
     }
 
     /// Starts a copy of every cache and mounts it.
-    async fn caches(
+    pub(crate) async fn caches(
         &self,
         store: &Arc<Store>,
         user: kiln_sandbox::User,
@@ -285,6 +289,7 @@ async fn time_of(timeout: Option<Duration>) -> Limit {
 struct Output<'a> {
     log: &'a Arc<File>,
     publisher: &'a Publisher,
+    mask: Mask,
     length: u64,
     /// What comes after so many bytes is dropped.
     limit: u64,
@@ -297,16 +302,35 @@ impl Output<'_> {
         self.length >= self.limit
     }
 
-    /// Appends the first `length` bytes of the buffer to the log.
+    /// Appends the first `length` bytes of the buffer to the log, secrets masked.
     fn write(&mut self, length: usize) -> Result<(), BuildError> {
-        let length = length.min(usize::try_from(self.limit - self.length).unwrap_or(usize::MAX));
-        (&**self.log)
-            .write_all(&self.buffer[..length])
-            .map_err(|source| kiln_store::StoreError::disk("write", "the log of the step", source))?;
-        self.length += length as u64;
-        self.publisher.log(self.log, self.length);
-        Ok(())
+        let Self { log, publisher, limit, .. } = *self;
+        append(log, publisher, limit, &mut self.length, self.mask.push(&self.buffer[..length]))
     }
+
+    /// Appends what the mask held back.
+    fn finish(&mut self) -> Result<(), BuildError> {
+        let Self { log, publisher, limit, .. } = *self;
+        append(log, publisher, limit, &mut self.length, self.mask.finish())
+    }
+}
+
+/// Appends `bytes`, up to the limit of the log, of which so much is `written`.
+fn append(
+    log: &Arc<File>,
+    publisher: &Publisher,
+    limit: u64,
+    written: &mut u64,
+    bytes: &[u8],
+) -> Result<(), BuildError> {
+    let bytes = &bytes[..bytes.len().min(usize::try_from(limit - *written).unwrap_or(usize::MAX))];
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    (&**log).write_all(bytes).map_err(|source| kiln_store::StoreError::disk("write", "the log of the step", source))?;
+    *written += bytes.len() as u64;
+    publisher.log(log, *written);
+    Ok(())
 }
 
 /// Returns the numbers of a user; a name is looked up in the image.
@@ -326,7 +350,8 @@ pub(crate) fn resolve_user(
     }
 }
 
-fn os(bytes: &BString) -> OsString {
+/// Returns text of the spec as the system's.
+pub(crate) fn os(bytes: &BString) -> OsString {
     OsString::from_vec(bytes.to_vec())
 }
 

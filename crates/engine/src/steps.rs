@@ -86,11 +86,13 @@ impl Build {
         let isolation = self.shared.settings.isolation.clone();
         let build = Arc::clone(self);
         let command = Command { step: Arc::clone(&step), run: run.clone(), context, secrets, isolation };
+        let failures = self.request.failures.clone();
         self.step(step, id, true, move |shared, publisher, cancel, lease| async move {
             let started = Instant::now();
             let draft = shared.begin(lease, Some(parent)).await?;
             publisher.log(draft.log(), 0);
-            let ended = match build.enter(&draft).await {
+            let place = shared.enter(|map| draft.root().mount_mapped(map), |why| build.notice(why)).await;
+            let ended = match place {
                 Ok(place) => command.run(&shared.store, &*shared.sandbox, &draft, place, &publisher, &cancel).await,
                 Err(error) => Err(error),
             };
@@ -101,11 +103,14 @@ impl Build {
                     let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
                     let detail = serde_json::json!({ "failure": how, "took_ms": took_ms, "usage": usage });
                     let id = *draft.id();
+                    if let Some(failures) = failures {
+                        command.show_failure(&failures, &shared, &draft, &how, &cancel).await;
+                    }
                     shared.fail(draft, Description { summary, detail }).await?;
                     Err(BuildError::StepFailed { step: command.step, id, status, limit, usage: Box::new(usage) })
                 }
                 ended => {
-                    let detail = |end: RunEnd| StepDetail::of(&command.context, Some(end.usage));
+                    let detail = |end: RunEnd| StepDetail::of_run(&command.context, &command.run, end.usage).to_json();
                     let description = ended.map(|end| Description { summary, detail: detail(end) });
                     shared.finish(draft, description).await
                 }
@@ -158,7 +163,7 @@ impl Build {
             StepKey::Copy { parent: parent.id(), user: &context.user, dst: &copying.dst, manifest: &manifest }.id();
         let build = Arc::clone(self);
         let user = context.user.clone();
-        let detail = StepDetail::of(context, None);
+        let detail = StepDetail::of(context).to_json();
         let text = step.text.clone();
         self.step(step, id, true, move |shared, _, cancel, lease| async move {
             let draft = shared.begin(lease, Some(parent)).await?;

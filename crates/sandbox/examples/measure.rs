@@ -3,7 +3,6 @@
 //! ROOT is a directory with a root filesystem, HELPER the built `kiln-sandbox-helper`. Needs root.
 
 use std::error::Error;
-use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use kiln_sandbox::{
@@ -44,9 +43,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         for _ in 0..runs {
             let (_reader, writer) = std::io::pipe()?;
             let start = Instant::now();
-            let ended = sandbox
-                .run(Root::Dir((&root).into()), &process, OwnedFd::from(writer), &CancellationToken::new())
-                .await?;
+            let ended =
+                sandbox.run(Root::Dir((&root).into()), &process, writer.into(), &CancellationToken::new()).await?;
             took.push(start.elapsed());
             if ended.status != ExitStatus::Code(0) {
                 return Err(format!("{ended:?}").into());

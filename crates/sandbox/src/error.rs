@@ -53,6 +53,33 @@ pub enum SandboxError {
         /// How it ended.
         status: std::process::ExitStatus,
     },
+    /// There is no such OCI runtime here, or not a usable one.
+    #[error("cannot use `{runtime}`: {what} ({way_out})")]
+    NoRuntime {
+        /// What it is called.
+        runtime: String,
+        /// What is wrong with it.
+        what: String,
+        /// What gets it.
+        way_out: &'static str,
+    },
+    /// The OCI runtime failed; the command was not started, or its end is not known.
+    #[error("`{runtime}` cannot run the command: {message}")]
+    Runtime {
+        /// What it is called.
+        runtime: String,
+        /// What it says.
+        message: String,
+    },
+    /// Runs of an OCI runtime cannot be noted.
+    #[error("cannot note a run in {}", path.display())]
+    RunDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// One step of setting up the sandbox failed, for a reason that is no error of the kernel's.
     #[error("cannot {step}: {why}")]
     Explained {
@@ -100,6 +127,8 @@ pub enum Step {
     Mask,
     /// Make a file or directory of `/proc` read-only.
     MakeReadOnly,
+    /// Make a terminal.
+    MakeTerminal,
     /// Mount a generated file such as `/etc/hosts`, or a secret.
     MountFile,
     /// Mount a tree or a host directory.
@@ -120,7 +149,7 @@ pub enum Step {
     LeaveKeyring,
     /// Resource limits, session, signals, out-of-memory score.
     SetLimits,
-    /// Connect stdin, stdout and stderr.
+    /// Connect stdin, stdout and stderr; hand over the terminal.
     ConnectStdio,
     /// Load the seccomp filter.
     LoadFilter,
@@ -128,6 +157,10 @@ pub enum Step {
     EnterUserNamespace,
     /// Drop capabilities and change user.
     DropPrivileges,
+    /// Write the bundle of an OCI runtime.
+    WriteBundle,
+    /// Start an OCI runtime.
+    StartRuntime,
     /// Wait for the command.
     Wait,
 }
@@ -146,6 +179,7 @@ impl fmt::Display for Step {
             Step::BindDevice => "bind the device",
             Step::Mask => "mask",
             Step::MakeReadOnly => "make read-only",
+            Step::MakeTerminal => "make a terminal",
             Step::MountFile => "mount the file",
             Step::MountTree => "mount the tree",
             Step::EnterDirectory => "enter the directory",
@@ -160,6 +194,8 @@ impl fmt::Display for Step {
             Step::LoadFilter => "load the system call filter",
             Step::EnterUserNamespace => "enter the user namespace",
             Step::DropPrivileges => "drop privileges",
+            Step::WriteBundle => "prepare the runtime's bundle at",
+            Step::StartRuntime => "start the runtime",
             Step::Wait => "wait for the command",
         })
     }

@@ -5,20 +5,22 @@
 //! isolate as asked: every failure to set up is a [`SandboxError`], and the command was not started.
 //!
 //! * [`Sandbox`]: the seam. [`NativeSandbox`] is Linux namespaces, mounts, capabilities and seccomp,
-//!   set up by a small helper process.
+//!   set up by a small helper process. [`OciSandbox`] leaves the last part of that to runc, crun or youki.
 //! * [`run_helper_if_asked`]: what the binary's `main` calls first, so that it can be that helper.
-//! * [`Process`], [`Root`], [`Mount`], [`Limits`] …: plain data, what to run.
+//! * [`Process`], [`Root`], [`Mount`], [`Limits`] …: plain data, what to run. [`Io`]: where it reads and writes.
 //!
-//! Inside: `process`, `network` and `limits` (the data), `ids` (whose users the sandbox's are), `error`, `plan` (pure: what the
-//! helper shall do), `filter` (pure: the seccomp program), `reach` (pure: what a private network reaches), `native` (the
-//! effects; its `mod.rs` draws the processes).
+//! Inside: `process`, `io`, `network` and `limits` (the data), `ids` (whose users the sandbox's are), `error`, `plan` (pure:
+//! what the helper shall do), `filter` (pure: the seccomp program), `reach` (pure: what a private network reaches), `native`
+//! (the effects; its `mod.rs` draws the processes), `oci` (what a runtime is told).
 
 mod error;
 mod filter;
 mod ids;
+mod io;
 mod limits;
 mod native;
 mod network;
+mod oci;
 mod plan;
 mod process;
 mod reach;
@@ -26,7 +28,9 @@ mod reach;
 pub use error::{SandboxError, Step};
 pub use filter::{Profile, ProfileError};
 pub use ids::MappedIds;
+pub use io::{Io, Terminal, TerminalSize};
 pub use limits::{Ended, Limit, Limits, Usage};
 pub use native::{NativeSandbox, run_helper_if_asked};
 pub use network::{Cidr, Network, PROXY_PORT, ParseNetworkError, Proxy};
+pub use oci::{OciSandbox, Runtime};
 pub use process::{ExitStatus, Mount, Process, Root, Sandbox, Seccomp, SecretBytes, Source, User, UserNamespace};

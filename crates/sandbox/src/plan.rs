@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::IDS;
-use crate::{Network, Process, Root, SandboxError, Source};
+use crate::{Io, Network, Process, Root, SandboxError, Source};
 
 /// Longest plan in bytes, secrets included. The kernel takes 2 MiB of arguments and environment by default.
 pub(crate) const MAX_PLAN: usize = 16 << 20;
@@ -61,6 +61,7 @@ const INERT: Attributes = Attributes::NOSUID.and(Attributes::NODEV).and(Attribut
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Plan {
     pub(crate) ids: Option<Ids>,
+    pub(crate) stdio: Stdio,
     pub(crate) root: RootPlan,
     pub(crate) own_network: bool,
     pub(crate) network: Network,
@@ -85,6 +86,35 @@ pub(crate) struct Plan {
     pub(crate) cgroups: Vec<CString>,
     /// The directory of its control group, v2.
     pub(crate) cgroup: Option<CString>,
+    /// Who starts the command instead of us.
+    pub(crate) runtime: Option<RuntimePlan>,
+}
+
+/// Which control groups an OCI runtime sees.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) enum RuntimeGroups {
+    /// None: the command stays in those that init joined.
+    None,
+    /// The hierarchy of the controller of devices, mounted here, and no other. In v1 it is the only one without which a runtime
+    /// does not start.
+    Devices(CString),
+    /// The host's.
+    All,
+}
+
+/// An OCI runtime to start.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RuntimePlan {
+    /// What it is called.
+    pub(crate) name: String,
+    /// Its file on the host.
+    pub(crate) program: CString,
+    pub(crate) arguments: Vec<CString>,
+    /// The bundle's `config.json`.
+    pub(crate) config: Vec<u8>,
+    /// Where the runtime mounts a filesystem of its own over ours.
+    pub(crate) remounted: Vec<CString>,
+    pub(crate) groups: RuntimeGroups,
 }
 
 impl Plan {
@@ -105,6 +135,33 @@ pub(crate) struct Ids {
     pub(crate) namespace: usize,
     /// The host's id for 0.
     pub(crate) first: u32,
+}
+
+/// Mirrors [`Io`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Stdio {
+    Output,
+    Streams,
+    Terminal { rows: u16, columns: u16 },
+}
+
+impl Stdio {
+    fn of(io: &Io) -> Self {
+        match io {
+            Io::Output(_) => Self::Output,
+            Io::Streams { .. } => Self::Streams,
+            Io::Terminal(terminal) => Self::Terminal { rows: terminal.size.rows, columns: terminal.size.columns },
+        }
+    }
+
+    /// How many descriptors come with the plan for it, before all others.
+    pub(crate) fn descriptors(self) -> usize {
+        match self {
+            Self::Output => 1,
+            Self::Streams => 3,
+            Self::Terminal { .. } => 0,
+        }
+    }
 }
 
 /// Mirrors [`Root`].
@@ -179,18 +236,15 @@ pub(crate) struct Command {
     pub(crate) filter: Vec<u8>,
 }
 
-/// Index of the output among the descriptors.
-pub(crate) const OUTPUT: usize = 0;
-
 /// Makes the plan for running `process` in `root` under `filter`, and the descriptors that go with it: first
-/// `output`, then those that the plan names, then those that are only held.
+/// those of `io`, then those that the plan names, then those that are only held.
 pub(crate) fn plan<'a>(
     root: &'a Root,
     process: &'a Process,
-    output: BorrowedFd<'a>,
+    io: &'a Io,
     filter: &[u8],
 ) -> Result<(Plan, Vec<BorrowedFd<'a>>), SandboxError> {
-    let mut descriptors = vec![output];
+    let mut descriptors = io.descriptors();
     let mut add = |fd: BorrowedFd<'a>| {
         descriptors.push(fd);
         descriptors.len() - 1
@@ -232,6 +286,7 @@ pub(crate) fn plan<'a>(
     }
     let plan = Plan {
         ids,
+        stdio: Stdio::of(io),
         root,
         own_network: process.network != Network::Host,
         network: process.network.clone(),
@@ -246,6 +301,7 @@ pub(crate) fn plan<'a>(
         owner,
         command: command(process, filter)?,
         cgroups: Vec::new(),
+        runtime: None,
         cgroup: None,
     };
     Ok((plan, descriptors))
@@ -436,8 +492,8 @@ mod tests {
 
     fn planned(process: &Process) -> Result<Plan, SandboxError> {
         let root = Root::Dir("/root-of-it".into());
-        let stdin = std::io::stdin();
-        plan(&root, process, stdin.as_fd(), &[]).map(|(plan, _)| plan)
+        let (_, writer) = std::io::pipe().unwrap();
+        plan(&root, process, &writer.into(), &[]).map(|(plan, _)| plan)
     }
 
     fn invalid(change: impl FnOnce(&mut Process)) -> String {

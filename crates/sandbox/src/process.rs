@@ -9,7 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Ended, Limits, MappedIds, Network, Profile, SandboxError};
+use crate::{Ended, Io, Limits, MappedIds, Network, Profile, SandboxError};
 
 /// Runs processes, each in its own isolation.
 ///
@@ -20,11 +20,10 @@ pub trait Sandbox: Send + Sync + fmt::Debug {
     /// Runs `process` in `root` until its main process ends or `cancel` fires; then every process of
     /// it is gone and everything is unmounted.
     ///
-    /// stdout and stderr go to `output` (the write end of a pipe owned by the caller), stdin is empty.
-    /// Dropping the future kills the process too, but then nobody waits for the end.
+    /// `io` says where it reads and writes. Dropping the future kills the process too, but then nobody waits for the end.
     ///
     /// A command that cannot be found or executed is the command's own failure and follows the
-    /// shell's convention: a message on `output`, and [`ExitStatus::Code`] 127 or 126.
+    /// shell's convention: a message on its stderr, and [`ExitStatus::Code`] 127 or 126.
     ///
     /// # Errors
     ///
@@ -34,7 +33,7 @@ pub trait Sandbox: Send + Sync + fmt::Debug {
         &self,
         root: Root,
         process: &Process,
-        output: OwnedFd,
+        io: Io,
         cancel: &CancellationToken,
     ) -> Result<Ended, SandboxError>;
 

@@ -161,6 +161,23 @@ impl Root {
         }
     }
 
+    /// As [`Root::mount_mapped`], of a draft that was mounted before and is mounted no more. The machine must not have crashed in
+    /// between: no draft survives that.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Root::mount`].
+    pub fn mount_again(&self, map: Option<IdMap<'_>>) -> io::Result<OwnedFd> {
+        if let Self::Overlay { writable: Some((_, work)), .. } = self {
+            // The mark of a volatile overlay, as Documentation/filesystems/overlayfs.rst has it.
+            match std::fs::remove_dir_all(work.join("work/incompat/volatile")) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        self.mount_mapped(map)
+    }
+
     /// Returns a mount of the tree that is attached nowhere: it can be walked through this
     /// descriptor, or attached in another mount namespace with `move_mount(2)`. It is gone with
     /// the last descriptor and the last namespace that hold it, so nothing is left after a crash.

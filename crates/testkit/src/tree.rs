@@ -24,6 +24,15 @@ impl Tree {
         Self(root.mount().expect("the tree can be mounted"))
     }
 
+    /// Mounts a draft that was mounted before.
+    ///
+    /// # Panics
+    ///
+    /// The kernel refuses.
+    pub fn mount_again(root: &kiln_store::Root) -> Self {
+        Self(root.mount_again(None).expect("the tree can be mounted again"))
+    }
+
     /// Returns a path to its root. It holds in this process, while this value lives.
     pub fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))

@@ -11,13 +11,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bstr::{BString, ByteSlice};
 use kiln_engine::{Built, Engine, Events, Request, Settings};
 use kiln_image::{Images, ImagesSettings, Notices};
-use kiln_sandbox::{NativeSandbox, SecretBytes};
+use kiln_sandbox::SecretBytes;
 
-use super::{cancel_on_signals, export, maintain, print, runtime};
+use super::{cancel_on_signals, export, failure, maintain, print, runtime};
 use crate::args::{self, Progress};
 use crate::config::Policy;
 use crate::exit::Failure;
-use crate::render::{self, Json, Plain, Quiet, Tty};
+use crate::render::{self, Json, Pausable, Plain, Quiet, Tty};
 use crate::settings::{DEFAULT_SPEC, default_jobs, open_store, registries};
 
 /// Larger ones are no secrets but data.
@@ -26,7 +26,7 @@ const MAX_SECRET_BYTES: u64 = 256 << 10;
 pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> {
     let file = arguments.file.clone().unwrap_or_else(|| arguments.dir.join(DEFAULT_SPEC));
     let (_, spec) = super::spec::read(&file)?;
-    let request = Request {
+    let mut request = Request {
         spec,
         spec_dir: file.parent().filter(|_| file != Path::new("-")).map_or_else(PathBuf::new, Path::to_owned),
         source: arguments.dir.clone(),
@@ -34,9 +34,12 @@ pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> 
         no_cache: arguments.no_cache,
         pull: arguments.pull,
         target: arguments.target.clone().map(BString::from),
+        failures: None,
     };
     let is_exported = export::is_wanted(&arguments.output)?;
     let Shown { events, notices, shows_logs } = Shown::new(&arguments.show, verbose);
+    let (failures, failed) = failure::channel(arguments.shell_on_failure);
+    request.failures = failures;
     let tell = notices.clone();
     let images = Images::new(ImagesSettings {
         platform: arguments.platform.clone().unwrap_or_default(),
@@ -45,18 +48,23 @@ pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> 
     });
     let policy = Policy::read(arguments.config.config.as_deref())?;
     let store = Arc::new(open_store(&arguments.store)?.with_digests(arguments.verify));
-    let sandbox = Arc::new(NativeSandbox::new("/proc/self/exe")?);
     let policy_of_steps = arguments.sandbox.policy().with_files(arguments.config.config.as_deref())?;
     let mut isolation = policy_of_steps.isolation()?;
-    policy_of_steps.limits.check(&mut isolation, &sandbox, |text| tell.tell(text))?;
+    let kind = policy_of_steps.sandbox.unwrap_or_default();
+    let sandbox = kind.open(&policy_of_steps.limits, &mut isolation, |text| tell.tell(text))?;
     let settings = Settings { jobs: arguments.jobs.map_or_else(default_jobs, usize::from), isolation };
     let engine = Engine::new(Arc::clone(&store), sandbox, Arc::new(images.clone()), settings);
     let cancel = cancel_on_signals().map_err(Failure::Runtime)?;
     let build = async {
-        let built = engine.build(request, Arc::clone(&events), &cancel).await.map_err(Failure::from);
-        engine.idle().await;
+        let building = async {
+            let built = engine.build(request, Arc::clone(&events) as _, &cancel).await.map_err(Failure::from);
+            engine.idle().await;
+            built
+        };
+        let (built, ()) = tokio::join!(building, failure::shell(failed, &events, &cancel));
         let Built { snapshot, runs_as } = built?;
         if is_exported {
+            let events: Arc<dyn Events> = Arc::clone(&events) as _;
             export::export(&store, &snapshot, Some(runs_as), &arguments.output, &images, &events, &cancel).await?;
         }
         Ok(snapshot)
@@ -84,7 +92,7 @@ pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> 
 
 /// What shows a build.
 pub(super) struct Shown {
-    pub(super) events: Arc<dyn Events>,
+    pub(super) events: Arc<Pausable>,
     /// Hears why registries take longer. Shows nothing any more once `events` are gone.
     pub(super) notices: Notices,
     /// Whether the events show the logs of steps.
@@ -95,14 +103,20 @@ impl Shown {
     pub(super) fn new(show: &args::ShowArgs, verbose: bool) -> Self {
         let is_terminal = console::user_attended_stderr();
         match show.progress {
-            _ if show.quiet => Self { events: Arc::new(Quiet), notices: Notices::default(), shows_logs: false },
-            Progress::Json => Self::by(Json::default(), Json::notice, true),
-            Progress::Tty | Progress::Auto if is_terminal => Self::by(Tty::new(verbose), Tty::notice, false),
-            Progress::Tty | Progress::Auto | Progress::Plain => Self::by(Plain::default(), Plain::notice, true),
+            _ if show.quiet => Self {
+                events: Arc::new(Pausable::new(Arc::new(Quiet), |_| {})),
+                notices: Notices::default(),
+                shows_logs: false,
+            },
+            Progress::Json => Self::by(Json::default(), Json::notice, |_, _| {}, true),
+            Progress::Tty | Progress::Auto if is_terminal => Self::by(Tty::new(verbose), Tty::notice, Tty::hide, false),
+            Progress::Tty | Progress::Auto | Progress::Plain => {
+                Self::by(Plain::default(), Plain::notice, |_, _| {}, true)
+            }
         }
     }
 
-    fn by<E: Events + 'static>(events: E, notice: fn(&E, &str), shows_logs: bool) -> Self {
+    fn by<E: Events + 'static>(events: E, notice: fn(&E, &str), hide: fn(&E, bool), shows_logs: bool) -> Self {
         let events = Arc::new(events);
         let weak = Arc::downgrade(&events);
         let last = Mutex::new(String::new());
@@ -116,12 +130,14 @@ impl Shown {
                 notice(&events, &render::one_line(text));
             }
         });
+        let hidden = Arc::clone(&events);
+        let events = Arc::new(Pausable::new(events, move |hides| hide(&hidden, hides)));
         Self { events, notices, shows_logs }
     }
 }
 
 /// Reads the values of `--secret ID:FILE` and `--secret ID=env:VAR`.
-fn secrets(given: &[std::ffi::OsString]) -> Result<HashMap<BString, SecretBytes>, Failure> {
+pub(super) fn secrets(given: &[std::ffi::OsString]) -> Result<HashMap<BString, SecretBytes>, Failure> {
     let mut secrets = HashMap::new();
     for text in given {
         let bytes = text.as_bytes();

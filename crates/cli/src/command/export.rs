@@ -37,6 +37,7 @@ pub(super) fn run(arguments: &args::Export, verbose: bool) -> Result<(), Failure
         registry: registries(&arguments.registry, notices)?,
         ..ImagesSettings::default()
     });
+    let events: Arc<dyn Events> = events;
     let cancel = cancel_on_signals().map_err(Failure::Runtime)?;
     let exporting = export(&store, &snapshot, None, &arguments.output, &images, &events, &cancel);
     let manifest = runtime()?.block_on(exporting)?;

@@ -3,26 +3,33 @@
 mod build;
 mod doctor;
 mod export;
+mod failure;
 mod log;
 mod ls;
 mod maintain;
 mod pin;
 mod prune;
 mod rm;
+mod run;
+mod shell;
 mod spec;
 mod store;
 
 use std::io::{self, Write};
+use std::process::ExitCode;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{Command, Kiln};
 use crate::exit::Failure;
+use crate::terminal;
 
 /// Does what the arguments ask for.
-pub(crate) fn run(arguments: Kiln) -> Result<(), Failure> {
-    match arguments.command {
+pub(crate) fn run(arguments: Kiln) -> Result<ExitCode, Failure> {
+    let done = match arguments.command {
+        Command::Run(run) => return run::run(&run, arguments.verbose),
+        Command::Shell(shell) => return shell::run(&shell),
         Command::Build(build) => build::run(*build, arguments.verbose),
         Command::Export(export) => export::run(&export, arguments.verbose),
         Command::Log(log) => log::run(&log),
@@ -39,7 +46,8 @@ pub(crate) fn run(arguments: Kiln) -> Result<(), Failure> {
         Command::Healthcheck(doctor) => doctor::healthcheck(&doctor),
         Command::Maintain(maintain) => maintain::run(&maintain),
         Command::SelfTest => doctor::inside(),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 /// Returns the runtime of commands that build or write. Two threads carry the events and the logs; what blocks has threads
@@ -68,6 +76,7 @@ fn cancel_on_signals() -> std::io::Result<CancellationToken> {
                     _ = terminate.recv() => {}
                 }
                 if fired.is_cancelled() {
+                    terminal::restore();
                     std::process::exit(130);
                 }
                 fired.cancel();

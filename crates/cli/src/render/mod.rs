@@ -1,6 +1,7 @@
 //! How a build looks: one file a way to show its events. All of it goes to stderr.
 
 mod json;
+mod pause;
 mod plain;
 mod tty;
 
@@ -12,6 +13,7 @@ use kiln_engine::{BuildError, Event, Events};
 use kiln_store::Store;
 
 pub(crate) use json::Json;
+pub(crate) use pause::Pausable;
 pub(crate) use plain::Plain;
 pub(crate) use tty::Tty;
 

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use console::Style;
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use kiln_engine::{Event, Events, StepInfo};
 
 use super::{Lines, harmless, one_line};
@@ -75,6 +75,15 @@ impl Tty {
     /// Shows what is of no step, above the running ones.
     pub(crate) fn notice(&self, text: &str) {
         self.say(&format!("{} {text}", Style::new().yellow().apply_to("note:")));
+    }
+
+    /// Takes everything off the screen (`true`), or draws it again.
+    pub(crate) fn hide(&self, hides: bool) {
+        if hides {
+            // Nobody is left to tell if stderr is closed.
+            let _ = self.bars.clear();
+        }
+        self.bars.set_draw_target(if hides { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() });
     }
 
     fn say(&self, line: &str) {

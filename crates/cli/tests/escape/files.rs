@@ -35,11 +35,11 @@ fn no_path_leads_to_a_file_of_the_host() {
         let own = ways("control own", "/own");
         let by_init = format!(
             "try 'host by init' cat /proc/1/root{canary}
-             try 'host by the directory of init' cat /proc/1/cwd/$up{canary}
+             try 'host by init, its directory' cat /proc/1/cwd/$up{canary}
              try 'host by a hard link through init' ln /proc/1/root{canary} /tmp/hard
              for fd in 3 4 5 6 7 8 9 10 11 12; do
                try \"host by descriptor $fd\" cat /proc/self/fd/$fd/$up{canary}
-               try \"host by descriptor $fd of init\" cat /proc/1/fd/$fd/$up{canary}
+               try \"host by init, descriptor $fd\" cat /proc/1/fd/$fd/$up{canary}
              done"
         );
         arena.refuses(&format!("{LEAVE} echo untouched > /own\n{own}{theirs}{by_init}"));

@@ -126,7 +126,7 @@ fn the_kernels_settings_are_not_written() {
         let settings =
             "for file in sys/kernel/core_pattern sys/vm/drop_caches; do open_for_writing $file /proc/$file; done\n";
         let more = "for file in sysrq-trigger sys/kernel/modprobe sys/kernel/hostname sys/kernel/sysrq sys/kernel/ns_last_pid sys/fs/binfmt_misc/register \
-                      sys/net/ipv4/ip_forward irq/default_smp_affinity bus/pci/00 fs/ext4 scsi/scsi mtrr acpi/wakeup 1/mem; do
+                      sys/net/ipv4/ip_forward irq/default_smp_affinity bus/pci/00 fs/ext4 scsi/scsi mtrr acpi/wakeup; do
                       open_for_writing $file /proc/$file
                     done
                     for file in kernel/uevent_helper power/state kernel/mm/ksm/run fs/cgroup/release_agent module/apparmor/parameters/mode \

@@ -19,13 +19,13 @@ fn bombs_go_off_inside_and_the_build_says_which() {
             (
                 "--memory=64M",
                 "perl -e 'my $much = 1; $much = \"x\" x 8000000'",
-                "perl -e 'my @much; push @much, \"x\" x 1000000 while 1'; kill -9 $$",
+                "exec perl -e 'my @much; push @much, \"x\" x 1000000 while 1'",
                 "memory limit 64 MiB reached",
             ),
             (
                 "--memory=64M",
                 "perl -e 'for (1..8) { open(my $file, \">\", \"/dev/shm/$_\") or exit 7 }'",
-                "perl -e 'for (my $i = 0; open(my $file, \">\", \"/dev/shm/$i\"); $i++) {}'; kill -9 $$",
+                "exec perl -e 'for (my $i = 0; open(my $file, \">\", \"/dev/shm/$i\"); $i++) {} exit 7'",
                 "memory limit 64 MiB reached",
             ),
             ("--log-limit=1M", "head -c 1000 /dev/zero", "cat /dev/zero", "the log reached 1 MiB"),

@@ -271,11 +271,18 @@ impl Running {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
+    /// Reads nothing of what it prints.
+    pub(crate) fn close_stdout(&mut self) {
+        self.child.stdout = None;
+    }
+
     /// Waits for its end.
     pub(crate) fn end(mut self) -> Ran {
         self.stderr.read_to_end(&mut self.seen).unwrap();
         let mut stdout = Vec::new();
-        self.child.stdout.take().unwrap().read_to_end(&mut stdout).unwrap();
+        if let Some(mut reader) = self.child.stdout.take() {
+            reader.read_to_end(&mut stdout).unwrap();
+        }
         let status = self.child.wait().unwrap();
         Ran::new(status, &stdout, &std::mem::take(&mut self.seen), &self.dir)
     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use kiln_engine::{Engine, Event, Events, Isolation, Request, Settings};
 use kiln_image::Images;
-use kiln_sandbox::{Ended, ExitStatus, Process, Root, Sandbox, SandboxError, Usage};
+use kiln_sandbox::{Ended, ExitStatus, Io, Process, Root, Sandbox, SandboxError, Usage};
 use kiln_store::{Location, Store};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -49,9 +49,10 @@ impl Sandbox for FakeSandbox {
         &self,
         root: Root,
         process: &Process,
-        output: OwnedFd,
+        io: Io,
         cancel: &CancellationToken,
     ) -> Result<Ended, SandboxError> {
+        let Io::Output(output) = io else { panic!("a step writes to its log") };
         // Stricter than the real one: what it would refuse, and what only it could hide.
         assert!(matches!(root, Root::Mount(_)), "the root is handed over mounted");
         assert!(process.cwd.is_absolute() && !process.argv.is_empty());
@@ -156,6 +157,7 @@ impl World {
             no_cache: false,
             pull: false,
             target: None,
+            failures: None,
         }
     }
 

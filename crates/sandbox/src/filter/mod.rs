@@ -2,7 +2,7 @@
 //!
 //! `table` says what is allowed and why; `arch` gives each architecture's numbers; `bpf` turns
 //! rules into a program and is tested by running it. `profile` reads rules of the user's own instead, and `conditions` are
-//! what those ask about arguments.
+//! what those ask about arguments. `oci` says the rules in the words of OCI runtimes.
 //!
 //! What it answers (`seccomp(2)`):
 //! * listed calls are allowed, a few after a look at an argument;
@@ -17,6 +17,7 @@
 mod arch;
 mod bpf;
 mod conditions;
+mod oci;
 mod profile;
 mod table;
 
@@ -24,6 +25,7 @@ use std::borrow::Cow;
 use std::sync::OnceLock;
 
 pub(crate) use bpf::Instruction;
+pub(crate) use oci::seccomp as oci_seccomp;
 pub(crate) use profile::{Host, version};
 pub use profile::{Profile, ProfileError};
 

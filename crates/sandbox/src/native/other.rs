@@ -1,12 +1,11 @@
 //! No native sandbox here (yet).
 
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Ended, Limits, Process, Root, Sandbox, SandboxError};
+use crate::{Ended, Io, Limits, Process, Root, Sandbox, SandboxError};
 
 /// The native sandbox, which this operating system does not have.
 #[derive(Debug)]
@@ -34,7 +33,20 @@ impl NativeSandbox {
 
 #[async_trait]
 impl Sandbox for NativeSandbox {
-    async fn run(&self, _: Root, _: &Process, _: OwnedFd, _: &CancellationToken) -> Result<Ended, SandboxError> {
+    async fn run(&self, _: Root, _: &Process, _: Io, _: &CancellationToken) -> Result<Ended, SandboxError> {
+        match self.0 {}
+    }
+}
+
+impl NativeSandbox {
+    pub(crate) async fn run_by(
+        &self,
+        _: Option<&crate::oci::Found>,
+        _: Root,
+        _: &Process,
+        _: OwnedFd,
+        _: &CancellationToken,
+    ) -> Result<Ended, SandboxError> {
         match self.0 {}
     }
 }

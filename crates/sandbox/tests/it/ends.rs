@@ -2,13 +2,12 @@
 
 use std::fs;
 use std::io::Read;
-use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 
-use kiln_sandbox::{ExitStatus, Process, Root, Sandbox as _, SandboxError};
+use kiln_sandbox::{ExitStatus, Process, Root, SandboxError};
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{HELPER, IDS, Jail, PROBE, read_all, read_line, shell};
+use crate::harness::{HELPER, Jail, PROBE, kind, read_all, read_line, shell};
 use crate::needs_sandbox;
 
 #[tokio::test]
@@ -67,7 +66,7 @@ async fn cancelled(script: &str) -> String {
     let cancel = CancellationToken::new();
     let (mut reader, writer) = std::io::pipe().unwrap();
     let process = shell(script);
-    let run = jail.sandbox.run(Root::Dir(jail.root()), &process, OwnedFd::from(writer), &cancel);
+    let run = jail.sandbox.run(Root::Dir(jail.root()), &process, writer.into(), &cancel);
     let reading = tokio::task::spawn_blocking(move || (read_line(&mut reader), reader));
     let canceller = async {
         let (line, reader) = reading.await.unwrap();
@@ -114,7 +113,7 @@ async fn cancelled_before_it_begins_nothing_runs() {
     let cancel = CancellationToken::new();
     cancel.cancel();
     let (reader, writer) = std::io::pipe().unwrap();
-    let ended = jail.sandbox.run(Root::Dir(jail.root()), &shell("echo ran"), OwnedFd::from(writer), &cancel).await;
+    let ended = jail.sandbox.run(Root::Dir(jail.root()), &shell("echo ran"), writer.into(), &cancel).await;
     assert!(matches!(ended, Err(SandboxError::Cancelled(_))));
     assert_eq!(read_all(reader), "");
 }
@@ -126,7 +125,7 @@ async fn dropping_the_run_kills_it() {
     let (mut reader, writer) = std::io::pipe().unwrap();
     let process: Process = shell("echo ready; while :; do sleep 1; done");
     let cancel = CancellationToken::new();
-    let run = jail.sandbox.run(Root::Dir(jail.root()), &process, OwnedFd::from(writer), &cancel);
+    let run = jail.sandbox.run(Root::Dir(jail.root()), &process, writer.into(), &cancel);
     let reading = tokio::task::spawn_blocking(move || (read_line(&mut reader), reader));
     let reader = tokio::select! {
         ended = run => panic!("{ended:?}"),
@@ -141,8 +140,7 @@ async fn what_cannot_be_set_up_is_reported_and_nothing_runs() {
     let jail = Jail::new();
     let (reader, writer) = std::io::pipe().unwrap();
     let root = Root::Dir(jail.dir.path().join("nonesuch"));
-    let error =
-        jail.sandbox.run(root, &shell("echo ran"), OwnedFd::from(writer), &CancellationToken::new()).await.unwrap_err();
+    let error = jail.sandbox.run(root, &shell("echo ran"), writer.into(), &CancellationToken::new()).await.unwrap_err();
     let path = jail.dir.path().join("nonesuch");
     assert_eq!(error.to_string(), format!("cannot mount the root {}", path.display()));
     assert_eq!(read_all(reader), "");
@@ -151,7 +149,7 @@ async fn what_cannot_be_set_up_is_reported_and_nothing_runs() {
 /// Starts the probe as a caller of the sandbox; its stdout is the command's output.
 pub(crate) fn caller(jail: &Jail, script: &str) -> Child {
     let mut command = Command::new(PROBE);
-    command.args(["run", jail.root().to_str().unwrap(), HELPER, IDS, script]);
+    command.args(["run", jail.root().to_str().unwrap(), HELPER, &kind(), script]);
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 

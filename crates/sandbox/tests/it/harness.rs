@@ -9,14 +9,21 @@ use std::process::Command;
 use std::sync::LazyLock;
 
 use kiln_sandbox::{
-    ExitStatus, Limits, NativeSandbox, Network, Process, Root, Sandbox as _, SandboxError, Seccomp, User, UserNamespace,
+    ExitStatus, Limits, NativeSandbox, Network, OciSandbox, Process, Root, Runtime, Sandbox, SandboxError, Seccomp,
+    User, UserNamespace,
 };
 use tokio_util::sync::CancellationToken;
 
-/// Every promise is kept with users of the sandbox's own and, in the binary `host_ids`, with the host's.
-pub(crate) const MAPPED: bool = !matches!(env!("CARGO_CRATE_NAME").as_bytes(), b"host_ids");
-/// The same, for the probe.
-pub(crate) const IDS: &str = if MAPPED { "own" } else { "host" };
+/// Every promise is kept by the native sandbox and, in the binaries `runc` and `crun`, by these runtimes.
+pub(crate) const RUNTIME: Option<Runtime> = match env!("CARGO_CRATE_NAME").as_bytes() {
+    b"runc" => Some(Runtime::Runc),
+    b"crun" => Some(Runtime::Crun),
+    _ => None,
+};
+/// The command's process id inside. A runtime gives it no init.
+pub(crate) const COMMAND: u32 = if RUNTIME.is_some() { 1 } else { 2 };
+/// Users are the sandbox's own, and in the binary `host_ids` the host's, as they are with runtimes.
+pub(crate) const MAPPED: bool = RUNTIME.is_none() && !matches!(env!("CARGO_CRATE_NAME").as_bytes(), b"host_ids");
 pub(crate) const HELPER: &str = env!("CARGO_BIN_EXE_kiln-sandbox-helper");
 pub(crate) const PROBE: &str = env!("CARGO_BIN_EXE_kiln-sandbox-probe");
 pub(crate) const ROOT: User = User { uid: 0, gid: 0 };
@@ -27,12 +34,36 @@ pub(crate) const BUILDER: User = User { uid: 1000, gid: 1000 };
 macro_rules! needs_sandbox {
     () => {
         kiln_testkit::need!(kiln_testkit::Need::Root, kiln_testkit::Need::Tool("busybox", "busybox-static"));
+        if let Some(runtime) = $crate::harness::RUNTIME {
+            let name = runtime.to_string();
+            kiln_testkit::need!(kiln_testkit::Need::Tool(&name, &name));
+            // The path of a function in the test's is the test's own.
+            fn here() {}
+            if $crate::not_kept::is_not_kept(std::any::type_name_of_val(&here), runtime) {
+                return;
+            }
+        }
     };
+}
+
+/// Returns which sandbox the probe shall make.
+pub(crate) fn kind() -> String {
+    RUNTIME.map_or(if MAPPED { "own" } else { "host" }.to_owned(), |runtime| runtime.to_string())
+}
+
+/// Makes the sandbox that this binary tests.
+pub(crate) fn sandbox() -> Box<dyn Sandbox> {
+    match RUNTIME {
+        None => Box::new(NativeSandbox::new(HELPER).unwrap()),
+        Some(runtime) => {
+            Box::new(OciSandbox::new(HELPER, runtime, &std::env::var_os("PATH").unwrap_or_default()).unwrap())
+        }
+    }
 }
 
 pub(crate) struct Jail {
     pub(crate) dir: tempfile::TempDir,
-    pub(crate) sandbox: NativeSandbox,
+    pub(crate) sandbox: Box<dyn Sandbox>,
 }
 
 impl Jail {
@@ -43,7 +74,7 @@ impl Jail {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         fs::create_dir(dir.path().join("root")).unwrap();
         kiln_testkit::busybox_root(&dir.path().join("root")).unwrap();
-        Self { dir, sandbox: NativeSandbox::new(HELPER).unwrap() }
+        Self { dir, sandbox: sandbox() }
     }
 
     pub(crate) fn root(&self) -> PathBuf {
@@ -82,7 +113,7 @@ impl Jail {
     pub(crate) async fn run_in(&self, root: Root, process: &Process) -> Result<(ExitStatus, String), SandboxError> {
         let (reader, writer) = std::io::pipe().unwrap();
         let output = tokio::task::spawn_blocking(move || read_all(reader));
-        let ended = self.sandbox.run(root, process, OwnedFd::from(writer), &CancellationToken::new()).await;
+        let ended = self.sandbox.run(root, process, writer.into(), &CancellationToken::new()).await;
         // The pipe ends with the sandbox, or this would wait forever.
         let output = output.await.unwrap();
         Ok((ended?.status, output))

@@ -2,10 +2,9 @@
 //! `virtual_machine.rs` runs the same on control groups v2, by a kernel of its own.
 
 use std::fs;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use kiln_sandbox::{Ended, ExitStatus, Limit, Limits, NativeSandbox, Process, Root, Sandbox as _, SandboxError};
+use kiln_sandbox::{Ended, ExitStatus, Limit, Limits, NativeSandbox, Process, Root, SandboxError};
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::{HELPER, Jail, read_all, read_line, shell};
@@ -41,7 +40,7 @@ async fn ended(jail: &Jail, process: &Process) -> (Ended, String) {
     let (reader, writer) = std::io::pipe().unwrap();
     let output = tokio::task::spawn_blocking(move || read_all(reader));
     let root = Root::Dir(jail.root());
-    let ended = jail.sandbox.run(root, process, OwnedFd::from(writer), &CancellationToken::new()).await.unwrap();
+    let ended = jail.sandbox.run(root, process, writer.into(), &CancellationToken::new()).await.unwrap();
     (ended, output.await.unwrap())
 }
 
@@ -130,7 +129,7 @@ async fn a_quota_of_processor_time_holds_and_does_not_slow_down_the_end() {
     process.limits = limits;
     let cancel = CancellationToken::new();
     let (mut reader, writer) = std::io::pipe().unwrap();
-    let run = jail.sandbox.run(Root::Dir(jail.root()), &process, OwnedFd::from(writer), &cancel);
+    let run = jail.sandbox.run(Root::Dir(jail.root()), &process, writer.into(), &cancel);
     let ready = tokio::task::spawn_blocking(move || read_line(&mut reader));
     let canceller = async {
         assert_eq!(ready.await.unwrap(), "ready");
@@ -157,7 +156,7 @@ async fn weights_are_set() {
     assert!(made.unwrap().success());
     let (mut reader, writer) = std::io::pipe().unwrap();
     let cancel = CancellationToken::new();
-    let run = jail.sandbox.run(Root::Dir(jail.root()), &process, OwnedFd::from(writer), &cancel);
+    let run = jail.sandbox.run(Root::Dir(jail.root()), &process, writer.into(), &cancel);
     let go = jail.root().join("go");
     let look = tokio::task::spawn_blocking(move || {
         read_line(&mut reader);
@@ -210,7 +209,7 @@ async fn groups_of_the_dead_are_swept_and_those_of_the_living_are_not() {
     assert!(made.unwrap().success());
     let (mut reader, writer) = std::io::pipe().unwrap();
     let cancel = CancellationToken::new();
-    let run = jail.sandbox.run(Root::Dir(jail.root()), &process, OwnedFd::from(writer), &cancel);
+    let run = jail.sandbox.run(Root::Dir(jail.root()), &process, writer.into(), &cancel);
     let go = jail.root().join("go");
     let look = tokio::task::spawn_blocking(move || {
         read_line(&mut reader);
@@ -290,7 +289,7 @@ async fn ten_thousand_processes_are_gone_when_a_cancelled_run_returns() {
     let mut process = shell("");
     process.argv = ["/probe", "crowd", "10000"].map(Into::into).to_vec();
     let (cancel, (mut reader, writer)) = (CancellationToken::new(), std::io::pipe().unwrap());
-    let run = jail.sandbox.run(Root::Dir(jail.root()), &process, OwnedFd::from(writer), &cancel);
+    let run = jail.sandbox.run(Root::Dir(jail.root()), &process, writer.into(), &cancel);
     let reading = tokio::task::spawn_blocking(move || (read_line(&mut reader), reader));
     let canceller = async {
         let (line, reader) = reading.await.unwrap();

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use kiln_sandbox::{ExitStatus, Network, Process};
 
 use crate::ends::{children_of, kill};
-use crate::harness::{HELPER, IDS, Jail, PROBE, read_line, shell};
+use crate::harness::{COMMAND, HELPER, Jail, PROBE, kind, read_line, shell};
 use crate::needs_sandbox;
 use crate::world::{PORT, World};
 
@@ -171,7 +171,7 @@ async fn nobody_inside_changes_a_private_network() {
 /// Starts the probe as a caller of the sandbox, with a private network.
 fn caller(jail: &Jail, script: &str) -> std::process::Child {
     let mut command = Command::new(PROBE);
-    command.args(["run-private", jail.root().to_str().unwrap(), HELPER, IDS, script]);
+    command.args(["run-private", jail.root().to_str().unwrap(), HELPER, &kind(), script]);
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
@@ -257,7 +257,7 @@ fn what_is_missing_is_said_before_anything_runs() {
     let script = |prepare: &str| {
         let mut command = Command::new("unshare");
         command.args(["--net", "--mount", "sh", "-c", &format!("{prepare}; exec \"$@\"")]);
-        command.args(["sh", PROBE, "run-private", jail.root().to_str().unwrap(), HELPER, IDS, "echo ran"]);
+        command.args(["sh", PROBE, "run-private", jail.root().to_str().unwrap(), HELPER, &kind(), "echo ran"]);
         let output = command.output().unwrap();
         assert_eq!(String::from_utf8_lossy(&output.stdout), "");
         String::from_utf8_lossy(&output.stderr).into_owned()
@@ -302,5 +302,6 @@ async fn a_proxy_that_does_not_answer_fails_the_connection_and_not_the_run() {
         "http://127.0.0.1:1",
     );
     let (status, output) = jail.run(&process).await.unwrap();
-    assert_eq!((status, &output[..]), (ExitStatus::Code(0), "got \n1\n2\n"));
+    let pids: String = (1..=COMMAND).map(|pid| format!("{pid}\n")).collect();
+    assert_eq!((status, output), (ExitStatus::Code(0), format!("got \n{pids}")));
 }

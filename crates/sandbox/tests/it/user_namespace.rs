@@ -1,12 +1,11 @@
 //! Users of the sandbox's own: who they are outside, and what files of theirs look like.
 
 use std::fs::{self, File};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use kiln_sandbox::{Process, Root, Sandbox as _, User, UserNamespace};
+use kiln_sandbox::{Io, Process, Root, User, UserNamespace};
 use rustix::fs::{FlockOperation, flock};
 use tokio_util::sync::CancellationToken;
 
@@ -28,7 +27,7 @@ async fn root_inside_is_nobody_outside() {
     let first = first_of(&process.user_namespace);
     let (mut reader, writer) = std::io::pipe().unwrap();
     let cancel = CancellationToken::new();
-    let run = jail.sandbox.run(Root::Dir(jail.root()), &process, OwnedFd::from(writer), &cancel);
+    let run = jail.sandbox.run(Root::Dir(jail.root()), &process, Io::Output(writer.into()), &cancel);
     let looking = tokio::task::spawn_blocking(move || {
         assert_eq!(read_line(&mut reader), "ready");
         // The test's child is the helper, which has one child: init.

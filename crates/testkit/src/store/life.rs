@@ -5,12 +5,13 @@ use std::os::unix::fs::MetadataExt;
 
 use kiln_store::Name;
 
-use super::{Case, Check, Lack, checks};
-use crate::Random;
+use super::{Case, Check, Lack, assert_same, checks};
+use crate::{Random, Tree};
 
 pub(super) const CHECKS: &[Check] = checks![
     drafts_are_invisible_until_sealed,
     the_directory_of_a_draft_becomes_that_of_the_result,
+    a_draft_is_mounted_again_as_it_was_left,
     a_discarded_draft_leaves_nothing,
     removing_what_is_not_there_is_success,
     a_tree_is_removed_while_a_process_still_holds_it,
@@ -50,6 +51,30 @@ fn the_directory_of_a_draft_becomes_that_of_the_result(case: &Case<'_>) {
         let tree = case.open(&result);
         assert!(!tree.join("log").exists() && !tree.join("meta.json").exists(), "beside it, not in it");
     }
+}
+
+fn a_draft_is_mounted_again_as_it_was_left(case: &Case<'_>) {
+    let parent = case.make(None, |tree| {
+        fs::write(tree.join("kept"), "kept").expect("writable");
+        fs::write(tree.join("removed"), "removed").expect("writable");
+    });
+    let (draft, result) = case.names();
+    let root = case.backend().clone_tree(&parent, &draft).expect("it clones");
+    let left = {
+        let tree = Tree::mount(&root);
+        fs::remove_file(tree.join("removed")).expect("writable");
+        fs::write(tree.join("new"), "new").expect("writable");
+        tree.describe()
+    };
+    {
+        let tree = Tree::mount_again(&root);
+        assert_same(&tree.describe(), &left, "mounted again");
+        fs::write(tree.join("later"), "later").expect("writable");
+    }
+    drop(Tree::mount_again(&root));
+    case.backend().seal(&draft, &result).expect("it seals");
+    let tree = case.open(&result);
+    assert!(tree.join("later").exists() && tree.join("kept").exists() && !tree.join("removed").exists());
 }
 
 fn a_discarded_draft_leaves_nothing(case: &Case<'_>) {

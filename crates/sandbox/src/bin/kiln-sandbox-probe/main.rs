@@ -9,8 +9,9 @@
 //! * `probe send ADDRESS PORT TEXT [INTERFACE]`: sends a datagram, and prints `ok` or `errno N`.
 //! * `probe ask ADDRESS PORT TEXT`: sends a datagram, and prints `got` and the answer.
 //! * `probe flush`: asks the kernel to drop the packet filter, and prints `ok` or `errno N`.
-//! * `probe run ROOT HELPER IDS SCRIPT`: runs a shell script in the sandbox, its output on our stdout, and prints the
-//!   outcome on stderr; `run-private` with a private network. IDS: whether its users are its `own` or the `host`'s.
+//! * `probe run ROOT HELPER KIND SCRIPT`: runs a shell script in the sandbox, its output on our stdout, and prints the
+//!   outcome on stderr; `run-private` with a private network. KIND: `runc`, `crun`, or the native one, where users are its
+//!   `own` or the `host`'s.
 
 mod network;
 mod sys;
@@ -18,7 +19,9 @@ mod sys;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
-use kiln_sandbox::{Limits, NativeSandbox, Network, Process, Root, Sandbox as _, Seccomp, User, UserNamespace};
+use kiln_sandbox::{
+    Io, Limits, NativeSandbox, Network, OciSandbox, Process, Root, Runtime, Sandbox, Seccomp, User, UserNamespace,
+};
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
@@ -34,9 +37,9 @@ fn main() -> ExitCode {
         ["send", address, port, text, interface] => network::send(address, port, text, Some(interface)),
         ["ask", address, port, text] => network::ask(address, port, text),
         ["flush"] => network::flush(),
-        ["run", root, helper, ids, script] => run(root, helper, ids == "own", script, Network::None),
-        ["run-private", root, helper, ids, script] => {
-            run(root, helper, ids == "own", script, Network::Private { allow: Vec::new() })
+        ["run", root, helper, kind, script] => run(root, helper, kind, script, Network::None),
+        ["run-private", root, helper, kind, script] => {
+            run(root, helper, kind, script, Network::Private { allow: Vec::new() })
         }
         _ => ExitCode::from(2),
     }
@@ -93,7 +96,7 @@ fn crowd(count: &str) -> ExitCode {
 }
 
 #[tokio::main]
-async fn run(root: &str, helper: &str, has_own_ids: bool, script: &str, network: Network) -> ExitCode {
+async fn run(root: &str, helper: &str, kind: &str, script: &str, network: Network) -> ExitCode {
     let mut process = Process {
         argv: ["/bin/sh", "-c", script].map(Into::into).to_vec(),
         env: vec![("PATH".into(), "/bin".into())],
@@ -111,11 +114,16 @@ async fn run(root: &str, helper: &str, has_own_ids: bool, script: &str, network:
     };
     let ended = async {
         let output = std::io::stdout().as_fd().try_clone_to_owned().map_err(kiln_sandbox::SandboxError::StartHelper)?;
-        let sandbox = NativeSandbox::new(helper)?;
-        if has_own_ids {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let sandbox: Box<dyn Sandbox> = match kind {
+            "runc" => Box::new(OciSandbox::new(helper, Runtime::Runc, &path)?),
+            "crun" => Box::new(OciSandbox::new(helper, Runtime::Crun, &path)?),
+            _ => Box::new(NativeSandbox::new(helper)?),
+        };
+        if kind == "own" {
             process.user_namespace = sandbox.user_namespace()?;
         }
-        sandbox.run(Root::Dir(root.into()), &process, output, &CancellationToken::new()).await
+        sandbox.run(Root::Dir(root.into()), &process, Io::Output(output), &CancellationToken::new()).await
     };
     match ended.await {
         Ok(ended) => eprintln!("{:?}", ended.status),

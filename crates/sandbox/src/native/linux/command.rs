@@ -19,8 +19,8 @@ use crate::error::Step;
 use crate::plan::{Command, Plan};
 
 /// The shell's exit codes for a command that cannot be executed, or not be found.
-const CANNOT_EXECUTE: i32 = 126;
-const NOT_FOUND: i32 = 127;
+pub(super) const CANNOT_EXECUTE: i32 = 126;
+pub(super) const NOT_FOUND: i32 = 127;
 
 /// All that is needed after the fork, made before it.
 pub(super) struct Prepared<'a> {
@@ -31,30 +31,42 @@ pub(super) struct Prepared<'a> {
     inside: Option<(&'a OwnedFd, &'a OwnedFd)>,
     argv: Words<'a>,
     env: Words<'a>,
-    stdin: OwnedFd,
-    output: OwnedFd,
+    stdio: Stdio,
     cwd: OwnedFd,
 }
 
+/// What becomes stdin, stdout and stderr.
+pub(super) struct Stdio {
+    descriptors: [OwnedFd; 3],
+    /// They are a terminal, to be the command's controlling one.
+    is_terminal: bool,
+}
+
+impl Stdio {
+    /// Three descriptors as they are; one is the output.
+    pub(super) fn of(descriptors: Vec<OwnedFd>) -> io::Result<Self> {
+        let descriptors = match <[OwnedFd; 3]>::try_from(descriptors) {
+            Ok(all) => all,
+            Err(one) => {
+                let output = one.into_iter().next().ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))?;
+                // The sandbox's own, so that no path of the host shows through /proc/self/fd/0.
+                [open_inside(c"/dev/null", OFlags::RDONLY)?, output.try_clone()?, output]
+            }
+        };
+        Ok(Self { descriptors, is_terminal: false })
+    }
+
+    /// The command's end of its terminal.
+    pub(super) fn terminal(slave: OwnedFd) -> io::Result<Self> {
+        Ok(Self { descriptors: [slave.try_clone()?, slave.try_clone()?, slave], is_terminal: true })
+    }
+}
+
 impl<'a> Prepared<'a> {
-    pub(super) fn new(
-        plan: &'a Plan,
-        output: OwnedFd,
-        inside: Option<(&'a OwnedFd, &'a OwnedFd)>,
-        cwd: OwnedFd,
-    ) -> io::Result<Self> {
+    pub(super) fn new(plan: &'a Plan, stdio: Stdio, inside: Option<(&'a OwnedFd, &'a OwnedFd)>, cwd: OwnedFd) -> Self {
         let command = &plan.command;
-        Ok(Self {
-            command,
-            owner: plan.owner,
-            inside,
-            argv: Words::new(&command.argv),
-            env: Words::new(&command.env),
-            // The sandbox's own, so that no path of the host shows through /proc/self/fd/0.
-            stdin: open_inside(c"/dev/null", OFlags::RDONLY)?,
-            output,
-            cwd,
-        })
+        let (argv, env) = (Words::new(&command.argv), Words::new(&command.env));
+        Self { command, owner: plan.owner, inside, argv, env, stdio, cwd }
     }
 
     /// Becomes the command.
@@ -67,7 +79,7 @@ impl<'a> Prepared<'a> {
     }
 
     fn give_up_everything(&self) -> Result<(), Failure> {
-        // A session of its own, without a controlling terminal.
+        // A session of its own, without a controlling terminal so far.
         setsid().at(Step::SetLimits)?;
         self.connect_stdio().at(Step::ConnectStdio)?;
         sys::reset_signals().at(Step::SetLimits)?;
@@ -92,13 +104,20 @@ impl<'a> Prepared<'a> {
     }
 
     fn connect_stdio(&self) -> io::Result<()> {
-        // Or the user could write to stdout, but not open /dev/stdout. Only a pipe: that has no other owner.
-        if FileType::from_raw_mode(rustix::fs::fstat(&self.output)?.st_mode) == FileType::Fifo {
-            rustix::fs::fchown(&self.output, Some(Uid::from_raw(self.owner.0)), None)?;
+        let Stdio { descriptors: [stdin, stdout, stderr], is_terminal } = &self.stdio;
+        if *is_terminal {
+            // Of the session that was just made.
+            rustix::process::ioctl_tiocsctty(stdin)?;
         }
-        rustix::stdio::dup2_stdin(&self.stdin)?;
-        rustix::stdio::dup2_stdout(&self.output)?;
-        rustix::stdio::dup2_stderr(&self.output)?;
+        for descriptor in [stdin, stdout, stderr] {
+            // Or the user could write to stdout, but not open /dev/stdout. Only a pipe: that has no other owner.
+            if FileType::from_raw_mode(rustix::fs::fstat(descriptor)?.st_mode) == FileType::Fifo {
+                rustix::fs::fchown(descriptor, Some(Uid::from_raw(self.owner.0)), None)?;
+            }
+        }
+        rustix::stdio::dup2_stdin(stdin)?;
+        rustix::stdio::dup2_stdout(stdout)?;
+        rustix::stdio::dup2_stderr(stderr)?;
         Ok(())
     }
 

@@ -21,7 +21,7 @@ use super::sys::{self, SingleThread};
 use super::user_namespace;
 use super::wire::{self, At, Failure, Report};
 use crate::error::Step;
-use crate::plan::{OUTPUT, Plan, RootPlan};
+use crate::plan::{Plan, RootPlan};
 
 /// The helper's `argv[0]`: what makes a start of the binary the helper's, and what `ps` shows.
 pub(super) const NAME: &str = "kiln: sandbox";
@@ -79,7 +79,7 @@ fn help(link: &OwnedFd) -> Result<(), Failure> {
         Some(init) => {
             // Init has its copies. Held ones stay open here too: we are the last to go.
             let _held = descriptors.held;
-            drop((descriptors.output, descriptors.namespace, descriptors.mounts, listens, cgroups, plan));
+            drop((descriptors.io, descriptors.namespace, descriptors.mounts, listens, cgroups, plan));
             // What we start from now on is none of the sandbox's processes.
             move_into_link_name_space(own_pids.as_fd(), Some(LinkNameSpaceType::ProcessID)).at(Step::Fork)?;
             let init = pidfd_open(init, PidfdFlags::empty()).at(Step::Wait)?;
@@ -96,7 +96,11 @@ pub(super) fn hide() -> io::Result<()> {
 
 /// All but the cgroup namespace, which init makes. The pid namespace takes effect for the next child.
 fn make_namespaces(plan: &Plan) -> io::Result<()> {
-    let mut namespaces = UnshareFlags::NEWPID | UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC;
+    let mut namespaces = UnshareFlags::NEWPID | UnshareFlags::NEWNS;
+    // A runtime makes the others itself.
+    if plan.runtime.is_none() {
+        namespaces |= UnshareFlags::NEWUTS | UnshareFlags::NEWIPC;
+    }
     if plan.own_network {
         namespaces |= UnshareFlags::NEWNET;
     }
@@ -137,7 +141,8 @@ fn watch(
 
 /// The descriptors that came with the plan.
 pub(super) struct Descriptors {
-    pub(super) output: OwnedFd,
+    /// Those of the plan's `stdio`.
+    pub(super) io: Vec<OwnedFd>,
     /// The user namespace of the command.
     pub(super) namespace: Option<OwnedFd>,
     /// By index in the plan; each is used once.
@@ -152,15 +157,16 @@ impl Descriptors {
             RootPlan::Dir(_) => None,
         });
         let namespace = plan.ids.map(|ids| ids.namespace);
-        let mounts_end = named.chain(namespace).max().unwrap_or(OUTPUT) + 1;
+        let io_end = plan.stdio.descriptors();
+        let mounts_end = named.chain(namespace).max().map_or(io_end, |last| last + 1).max(io_end);
         if received.len() < mounts_end {
             return Err(io::Error::from_raw_os_error(libc::EBADF));
         }
         let mut mounts: Vec<_> = received.into_iter().map(Some).collect();
         let held = mounts.split_off(mounts_end).into_iter().flatten().collect();
-        let output = mounts[OUTPUT].take().expect("just filled");
+        let io = mounts[..io_end].iter_mut().filter_map(Option::take).collect();
         let namespace = namespace.and_then(|index| mounts[index].take());
-        Ok(Self { output, namespace, mounts, held })
+        Ok(Self { io, namespace, mounts, held })
     }
 
     /// Takes the mount with this index.

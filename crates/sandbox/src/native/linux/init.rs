@@ -12,10 +12,12 @@ use rustix::process::{Signal, WaitOptions, fchdir, pivot_root, set_parent_proces
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags, set_capabilities};
 
 use super::cgroup::Joins;
-use super::command::Prepared;
+use super::command::{Prepared, Stdio};
 use super::helper::Descriptors;
 use super::mounts::{self, Staging};
+use super::runtime;
 use super::sys::{self, SingleThread};
+use super::terminal::{self, Terminal};
 use super::user_namespace;
 use super::walk::{Missing, walk, walk_without_links};
 use super::wire::{self, At, Failure, Report};
@@ -38,25 +40,43 @@ pub(super) fn run(
 ) -> ! {
     let ended = tie_to_helper(&helper)
         .at(Step::ProtectInit)
-        .and_then(|()| join_cgroups(cgroups))
+        .and_then(|()| join_cgroups(cgroups, plan))
         .and_then(|()| set_up(plan, &mut descriptors))
-        .and_then(|(root, cwd)| start_and_reap(plan, (descriptors, listens), link, (root, cwd), &helper, thread));
+        .and_then(|inside| match &plan.runtime {
+            Some(runtime) => {
+                runtime::start_and_reap(runtime, plan, descriptors, inside.root.as_fd(), inside.cwd.as_fd(), thread)
+            }
+            None => start_and_reap(plan, (descriptors, listens), link, inside, &helper, thread),
+        });
     wire::report(link, &ended.unwrap_or_else(Report::Failed));
     // The kernel kills every other process of the namespace, and waits for it.
     sys::exit_now(0)
 }
 
-/// Makes everything that the command will see. Returns the root and the working directory.
-fn set_up(plan: &Plan, descriptors: &mut Descriptors) -> Result<(OwnedFd, OwnedFd), Failure> {
+/// What was made for the command.
+struct Inside {
+    root: OwnedFd,
+    cwd: OwnedFd,
+    terminal: Option<Terminal>,
+}
+
+/// Makes everything that the command will see.
+fn set_up(plan: &Plan, descriptors: &mut Descriptors) -> Result<Inside, Failure> {
     leave_low_oom_score().at(Step::SetLimits)?;
     leave_session_keyring().at(Step::LeaveKeyring)?;
-    rustix::system::sethostname(&plan.hostname).at(Step::SetHostname)?;
+    if plan.runtime.is_none() {
+        rustix::system::sethostname(&plan.hostname).at(Step::SetHostname)?;
+    }
     if plan.own_network {
         start_loopback().at(Step::StartLoopback)?;
     }
 
     cut_propagation().at(Step::PrepareMounts)?;
-    let mut staging = Staging::new(STAGING_PLACE).at_path(Step::PrepareMounts, STAGING_PLACE)?;
+    let place = if plan.runtime.is_some() { runtime::STAGING_PLACE } else { STAGING_PLACE };
+    if let Some(runtime) = &plan.runtime {
+        runtime::prepare(runtime)?;
+    }
+    let mut staging = Staging::new(place).at_path(Step::PrepareMounts, place)?;
     let root = mount_root(&plan.root, descriptors, &staging)?;
     let root_fd = root.as_fd();
     for filesystem in &plan.filesystems {
@@ -71,6 +91,7 @@ fn set_up(plan: &Plan, descriptors: &mut Descriptors) -> Result<(OwnedFd, OwnedF
     for name in &plan.devices {
         bind_device(root_fd, name).at_path(Step::BindDevice, name)?;
     }
+    let terminal = terminal::make(root_fd, plan.stdio, plan.owner.0).at(Step::MakeTerminal)?;
     for path in &plan.masked {
         mask(root_fd, path, &staging).at_path(Step::Mask, path)?;
     }
@@ -83,8 +104,10 @@ fn set_up(plan: &Plan, descriptors: &mut Descriptors) -> Result<(OwnedFd, OwnedF
     let cwd = walk(root_fd, &plan.cwd, Missing::MakeDirectories { owner: plan.owner })
         .at_path(Step::EnterDirectory, &plan.cwd)?;
     drop(staging);
-    switch_root(root_fd).at(Step::SwitchRoot)?;
-    Ok((root, cwd))
+    if plan.runtime.is_none() {
+        switch_root(root_fd).at(Step::SwitchRoot)?;
+    }
+    Ok(Inside { root, cwd, terminal })
 }
 
 /// Starts the command and reaps whatever ends until the command does.
@@ -92,13 +115,22 @@ fn start_and_reap(
     plan: &Plan,
     (descriptors, listens): (Descriptors, Option<OwnedFd>),
     link: &OwnedFd,
-    (root, cwd): (OwnedFd, OwnedFd),
+    inside: Inside,
     helper: &OwnedFd,
     thread: &SingleThread,
 ) -> Result<Report, Failure> {
-    let Descriptors { output, namespace, mounts, held: _held } = descriptors;
-    let inside = namespace.as_ref().zip(listens.as_ref());
-    let command = Prepared::new(plan, output, inside, cwd).at(Step::ConnectStdio)?;
+    let Descriptors { io, namespace, mounts, held: _held } = descriptors;
+    let Inside { root, cwd, terminal } = inside;
+    let stdio = match terminal {
+        Some(Terminal { master, slave }) => {
+            // Its only copy from now on is the caller's: once that is closed, the command is hung up.
+            wire::hand_over(link, &master).at(Step::ConnectStdio)?;
+            Stdio::terminal(slave)
+        }
+        None => Stdio::of(io),
+    };
+    let ids = namespace.as_ref().zip(listens.as_ref());
+    let command = Prepared::new(plan, stdio.at(Step::ConnectStdio)?, ids, cwd);
     let Some(pid) = sys::fork(thread).at(Step::Fork)? else { command.run(link) };
     // Of what came with the plan only the held descriptors stay open here.
     drop(command);
@@ -141,9 +173,10 @@ fn become_nobody(namespace: &OwnedFd) -> io::Result<()> {
 }
 
 /// From here on we are counted and limited. Then the namespace, whose root is the group that we are in.
-fn join_cgroups(cgroups: &Joins) -> Result<(), Failure> {
+fn join_cgroups(cgroups: &Joins, plan: &Plan) -> Result<(), Failure> {
     cgroups.join().at(Step::JoinCgroup)?;
-    sys::unshare(UnshareFlags::NEWCGROUP).at(Step::MakeNamespaces)
+    // A runtime makes groups below, and then the namespace.
+    if plan.runtime.is_some() { Ok(()) } else { sys::unshare(UnshareFlags::NEWCGROUP).at(Step::MakeNamespaces) }
 }
 
 /// A service manager may protect the caller from being killed when memory is short; a step must not be.

@@ -1,9 +1,9 @@
 //! Linux: namespaces, mounts, capabilities, seccomp. The parent module draws the processes.
 //!
 //! `sandbox` is the caller's side and `wire` what goes over the socket. `helper`, `init` and `command` are the three
-//! processes, each a list of steps; `mounts` and `walk` help init; `network` and what it uses connect a network of the
-//! sandbox's own; `cgroup` limits and counts; `user_namespace` gives the users inside ids of their own, and `mknod` device
-//! nodes; `sys` holds every unsafe line.
+//! processes, each a list of steps; `runtime` is what init does where an OCI runtime starts the command; `mounts`, `walk` and
+//! `terminal` help init; `network` and what it uses connect a network of the sandbox's own; `cgroup` limits and counts;
+//! `user_namespace` gives the users inside ids of their own, and `mknod` device nodes; `sys` holds every unsafe line.
 
 mod cgroup;
 mod command;
@@ -15,8 +15,10 @@ mod mounts;
 mod netlink;
 mod network;
 mod relay;
+mod runtime;
 mod sandbox;
 mod sys;
+mod terminal;
 mod user_namespace;
 mod walk;
 mod wire;

@@ -91,7 +91,8 @@ impl Staging {
     /// Mounts it over `place`, where it hides the host's directory from this mount namespace only.
     pub(super) fn new(place: &CStr) -> io::Result<Self> {
         let attributes = Attributes::NOSUID.and(Attributes::NODEV).and(Attributes::NOEXEC);
-        let dir = make_with(c"ramfs", [(c"mode", c"0700")], attributes)?;
+        // Runtimes look at the root as its own user; all else has modes of its own.
+        let dir = make_with(c"ramfs", [(c"mode", c"0711")], attributes)?;
         attach(dir.as_fd(), super::walk::open_on_host(place)?.as_fd())?;
         rustix::fs::mkdirat(&dir, c"root", Mode::from_raw_mode(0o700))?;
         rustix::fs::mkdirat(&dir, c"empty", Mode::from_raw_mode(0o755))?;

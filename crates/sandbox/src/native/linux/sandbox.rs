@@ -9,19 +9,22 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::process::Child;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::cgroup::Cgroups;
 use super::{helper, mounts, user_namespace, wire};
 use crate::ids::Pool;
 use crate::plan::{self, Attributes};
-use crate::{Ended, ExitStatus, Limit, Limits, Process, Root, Sandbox, SandboxError, Usage, UserNamespace, filter};
+use crate::{
+    Ended, ExitStatus, Io, Limit, Limits, Process, Root, Sandbox, SandboxError, Usage, UserNamespace, filter, oci,
+};
 
 /// Most bytes of reports; one takes a few dozen and a path.
-const MAX_REPORTS: u64 = 64 << 10;
+const MAX_REPORTS: usize = 64 << 10;
 
 /// Runs processes by Linux namespaces, mounts, capabilities and seccomp. Needs root and Linux 5.12.
 #[derive(Debug)]
@@ -98,7 +101,28 @@ impl Sandbox for NativeSandbox {
         &self,
         root: Root,
         process: &Process,
-        output: OwnedFd,
+        io: Io,
+        cancel: &CancellationToken,
+    ) -> Result<Ended, SandboxError> {
+        self.run_by(None, root, process, io, cancel).await
+    }
+
+    fn user_namespace(&self) -> Result<UserNamespace, SandboxError> {
+        let ids = self.user_namespaces.take(|| user_namespace::make(&self.helper)).map_err(|source| {
+            SandboxError::Host { what: "cannot make a user namespace with ids of its own", source: Some(source) }
+        })?;
+        Ok(UserNamespace::Mapped(Arc::new(ids)))
+    }
+}
+
+impl NativeSandbox {
+    /// Runs `process`, started by an OCI runtime or else by ourselves.
+    pub(crate) async fn run_by(
+        &self,
+        runtime: Option<&oci::Found>,
+        root: Root,
+        process: &Process,
+        io: Io,
         cancel: &CancellationToken,
     ) -> Result<Ended, SandboxError> {
         if cancel.is_cancelled() {
@@ -106,9 +130,14 @@ impl Sandbox for NativeSandbox {
         }
         let ids = process.user_namespace.mapped();
         let group = self.cgroups.group(&process.limits)?;
+        let of_runtime = runtime.map(|_| oci::RunGroups::new(group.unified())).transpose()?;
         let (message, sent, mut link, mut child) = {
-            let (mut plan, descriptors) = plan::plan(&root, process, output.as_fd(), &self.filters.program(process)?)?;
+            let (mut plan, mut descriptors) = plan::plan(&root, process, &io, &self.filters.program(process)?)?;
             (plan.cgroups, plan.cgroup) = group.joins();
+            if let (Some(runtime), Some(groups)) = (runtime, &of_runtime) {
+                runtime.take_over(&mut plan, process, groups)?;
+                descriptors.push(groups.lock());
+            }
             let message = wire::encode(&plan)?;
             let (ours, theirs) = wire::pair().map_err(SandboxError::TalkToHelper)?;
             let ours = StdUnixStream::from(ours);
@@ -122,13 +151,16 @@ impl Sandbox for NativeSandbox {
             (message, sent, UnixStream::from_std(ours).map_err(SandboxError::TalkToHelper)?, child)
         };
         // The helper has them now. Kept here, the root would stay mounted and the output would never end.
-        drop((root, output));
+        drop(root);
+        let terminal = match io {
+            Io::Terminal(terminal) => Some(terminal.master),
+            Io::Output(_) | Io::Streams { .. } => None,
+        };
 
         let conversation = async {
             // If the helper ended early, its report says why.
             let _ = link.write_all(&message[sent..]).await;
-            let mut reports = Vec::new();
-            (&mut link).take(MAX_REPORTS).read_to_end(&mut reports).await.map(|_| reports)
+            receive_reports(&link, terminal).await
         };
         let reports = tokio::select! {
             reports = conversation => Some(reports),
@@ -145,6 +177,9 @@ impl Sandbox for NativeSandbox {
             ids.set_running(false);
         }
         let (usage, hit) = (group.usage(), group.hit());
+        if let Some(groups) = of_runtime {
+            groups.remove().await;
+        }
         group.remove().await;
         let Some(reports) = reports else { return Err(SandboxError::Cancelled(usage)) };
         let ended = match (wire::outcome(&reports.map_err(SandboxError::TalkToHelper)?), hit) {
@@ -156,11 +191,23 @@ impl Sandbox for NativeSandbox {
         };
         Ok(Ended { status: ended, usage, hit })
     }
+}
 
-    fn user_namespace(&self) -> Result<UserNamespace, SandboxError> {
-        let ids = self.user_namespaces.take(|| user_namespace::make(&self.helper)).map_err(|source| {
-            SandboxError::Host { what: "cannot make a user namespace with ids of its own", source: Some(source) }
-        })?;
-        Ok(UserNamespace::Mapped(Arc::new(ids)))
+/// Receives all reports. A terminal that comes with one is passed on at once.
+async fn receive_reports(link: &UnixStream, mut terminal: Option<oneshot::Sender<OwnedFd>>) -> io::Result<Vec<u8>> {
+    let mut reports = Vec::new();
+    while reports.len() < MAX_REPORTS {
+        link.readable().await?;
+        match link.try_io(Interest::READABLE, || wire::receive_reports(link.as_fd(), &mut reports)) {
+            Ok((0, _)) => break,
+            Ok((_, Some(master))) => {
+                // Whoever does not want it any more has it closed, and so the command hung up.
+                let _ = terminal.take().map(|terminal| terminal.send(master));
+            }
+            Ok((_, None)) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
     }
+    Ok(reports)
 }

@@ -1,7 +1,7 @@
 //! What goes over the socket between caller and helper: one plan with its descriptors, then reports.
 //!
 //! Each message is its length (`u32`, this machine's byte order: both ends are the same program) and that
-//! many bytes of postcard. The plan's descriptors come with its first byte.
+//! many bytes of postcard. The plan's descriptors come with its first byte, and so does the terminal that is handed over.
 
 use std::ffi::{CStr, CString};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -20,12 +20,16 @@ use crate::error::Step;
 use crate::plan::{MAX_DESCRIPTORS, MAX_PLAN, Plan};
 use crate::{ExitStatus, SandboxError};
 
-/// What the helper's side says. The first failure counts; nothing follows an exit.
+/// What the helper's side says. The first end or failure counts.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Report {
+    /// The terminal's master comes with this; the command is not running yet.
+    Terminal,
     Exited(i32),
     Killed(i32),
     Failed(Failure),
+    /// The runtime of this name failed, and this is what it says.
+    Runtime(String, String),
 }
 
 /// One step that failed.
@@ -150,21 +154,45 @@ pub(super) fn receive(socket: BorrowedFd<'_>) -> io::Result<(Plan, Vec<OwnedFd>)
 
 /// Sends a report. If the caller is gone nobody needs it.
 pub(super) fn report(socket: impl AsFd, report: &Report) {
-    let bytes = postcard::to_stdvec(report).expect("a report has no unserializable part");
-    let length = u32::try_from(bytes.len()).expect("reports are short");
-    let message = [&length.to_ne_bytes()[..], &bytes].concat();
     let mut none = SendAncillaryBuffer::default();
-    let _ = sendmsg(socket, &[IoSlice::new(&message)], &mut none, SendFlags::NOSIGNAL);
+    let _ = sendmsg(socket, &[IoSlice::new(&message_of(report))], &mut none, SendFlags::NOSIGNAL);
 }
 
-/// Returns what the first of `reports` says, or `None` if there is none.
+/// Sends the terminal's master to the caller.
+pub(super) fn hand_over(socket: impl AsFd, master: &OwnedFd) -> io::Result<()> {
+    send_with(socket.as_fd(), &message_of(&Report::Terminal), &[master.as_fd()]).map(drop)
+}
+
+/// Receives what there is of reports, and the descriptor that comes with them. Returns how many bytes came: 0 at the end.
+pub(super) fn receive_reports(socket: BorrowedFd<'_>, reports: &mut Vec<u8>) -> io::Result<(usize, Option<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut buffer = [0; 4096];
+    let received = recvmsg(socket, &mut [IoSliceMut::new(&mut buffer)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    reports.extend_from_slice(&buffer[..received.bytes]);
+    let mut descriptors = ancillary.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut rights) => rights.next(),
+        _ => None,
+    });
+    Ok((received.bytes, descriptors.next()))
+}
+
+fn message_of(report: &Report) -> Vec<u8> {
+    let bytes = postcard::to_stdvec(report).expect("a report has no unserializable part");
+    let length = u32::try_from(bytes.len()).expect("reports are short");
+    [&length.to_ne_bytes()[..], &bytes].concat()
+}
+
+/// Returns the first end or failure that `reports` tell of, or `None` if there is none.
 pub(super) fn outcome(reports: &[u8]) -> Option<Result<ExitStatus, SandboxError>> {
     let (length, rest) = reports.split_first_chunk::<4>()?;
-    let report = postcard::from_bytes(rest.get(..u32::from_ne_bytes(*length) as usize)?).ok()?;
-    Some(match report {
+    let (report, rest) = rest.split_at_checked(u32::from_ne_bytes(*length) as usize)?;
+    Some(match postcard::from_bytes(report).ok()? {
+        Report::Terminal => return outcome(rest),
         Report::Exited(code) => Ok(ExitStatus::Code(code)),
         Report::Killed(signal) => Ok(ExitStatus::Signal(signal)),
         Report::Failed(failure) => Err(failure.into()),
+        Report::Runtime(runtime, message) => Err(SandboxError::Runtime { runtime, message }),
     })
 }
 
@@ -175,6 +203,7 @@ mod tests {
     #[test]
     fn the_first_report_counts_and_half_a_report_is_none() {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        report(&theirs, &Report::Terminal);
         let failed = Err::<(), _>(io::Error::from_raw_os_error(libc::ENOSPC)).at_path(Step::MountFile, c"/etc/hosts");
         report(&theirs, &Report::Failed(failed.unwrap_err()));
         report(&theirs, &Report::Exited(0));
@@ -183,7 +212,7 @@ mod tests {
         io::Read::read_to_end(&mut &ours, &mut bytes).unwrap();
         let error = outcome(&bytes).unwrap().unwrap_err();
         assert_eq!(error.to_string(), "cannot mount the file /etc/hosts");
-        assert!(outcome(&bytes[..5]).is_none());
+        assert!(outcome(&bytes[..12]).is_none());
         assert!(outcome(&[]).is_none());
     }
 }

@@ -116,6 +116,12 @@ impl Group {
         (files, of(Version::Two).map(|part| c_string(&part.path)).next())
     }
 
+    /// Returns the path of the group in the v2 hierarchy, if there is one.
+    pub(super) fn unified(&self) -> Option<String> {
+        let part = self.parts.iter().find(|part| part.version == Version::Two)?;
+        Some(format!("/{OURS}/{}", part.path.file_name()?.to_str()?))
+    }
+
     /// Kills every process faster than the end of its pid namespace does, in v2; and lifts the quota of processor time, which
     /// dying takes too.
     pub(super) async fn kill(&self) {
