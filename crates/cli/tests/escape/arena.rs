@@ -18,7 +18,10 @@ use crate::env::{Ran, Running, TestEnv};
 macro_rules! needs_attackers {
     () => {
         $crate::needs_builds!();
-        kiln_testkit::need!(kiln_testkit::Need::Tool("perl", "perl-base"));
+        kiln_testkit::need!(
+            kiln_testkit::Need::Tool("perl", "perl-base"),
+            kiln_testkit::Need::Tool("setpriv", "util-linux"),
+        );
     };
 }
 
@@ -38,7 +41,7 @@ try() {
 call() { perl /call "$@"; }
 "#;
 
-/// Makes a system call. Arguments are numbers, `s:TEXT`, `h:HEX`, or `b:LENGTH` of zeros; the last two to point at.
+/// Makes a system call. Arguments are numbers, or what the call gets a pointer to: `s:TEXT`, `h:HEX`, `b:LENGTH` zeros.
 const CALL: &str = r#"
 my ($name, $number, @words) = @ARGV;
 my @arguments = map {
