@@ -281,6 +281,9 @@ pub(crate) struct Build {
     /// Of base images for several platforms, takes those for this one, as linux/arm64 [default: this machine's]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     pub(crate) platform: Option<Platform>,
+    /// Leaves the store as it is after the build: it is thrown away at once
+    #[arg(long, hide = true)]
+    pub(crate) no_maintenance: bool,
     #[command(flatten)]
     pub(crate) show: ShowArgs,
     #[command(flatten)]

@@ -20,7 +20,7 @@ pub(crate) struct Choice {
     #[arg(long, value_name = "CIDR", conflicts_with = "network_proxy")]
     #[serde(deserialize_with = "parsed_list")]
     network_allow: Vec<Cidr>,
-    /// Lets steps that ask for the host's network reach this proxy, as http://proxy.example.com:3128, and nothing else
+    /// Lets steps that ask for the host's network reach this proxy, as `http://proxy.example.com:3128`, and nothing else
     #[arg(long, value_name = "URL", conflicts_with = "network_host")]
     #[serde(deserialize_with = "parsed")]
     network_proxy: Option<Proxy>,

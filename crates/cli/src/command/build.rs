@@ -77,7 +77,9 @@ pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> 
     });
     // Takes its last lines off the terminal before anything else is printed.
     drop(events);
-    maintain::start(&store, &policy);
+    if !arguments.no_maintenance {
+        maintain::start(&store, &policy);
+    }
     match built {
         Ok(_) if export::takes_stdout(&arguments.output) => Ok(()),
         Ok(snapshot) => print(format!("{}\n", snapshot.id())),

@@ -84,7 +84,7 @@ fn users(facts: &Facts) -> Finding {
         return finding(WHAT, state, format!("they are forbidden here: {follows}"), Some(&fix));
     }
     match &facts.id_mapping {
-        Some(Err(reason)) if facts.is_root => finding(
+        Err(reason) if facts.is_root => finding(
             WHAT,
             State::Lacking,
             format!(
@@ -180,13 +180,15 @@ mod tests {
             kernel: "6.12.9-amd64".into(),
             is_root: true,
             has_seccomp: true,
-            id_mapping: Some(Ok(())),
+            missing_namespaces: vec![],
+            forbids_user_namespaces: vec![],
+            id_mapping: Ok(()),
             limits: vec![("memory", Ok(())), ("processes", Ok(()))],
             programs: PROGRAMS.iter().map(|(name, _)| *name).collect(),
+            lacks_ids: None,
             has_kvm: true,
             place: "/var/lib".into(),
             stores: vec![(Kind::Overlayfs, Ok(())), (Kind::Xfs, Err("no reflinks".into()))],
-            ..Facts::default()
         }
     }
 
@@ -219,7 +221,7 @@ mod tests {
             |facts| (facts.is_root, facts.lacks_ids) = (false, Some("/etc/subuid has none".into())),
             |facts| facts.kernel = "6.1.0-18-amd64".into(),
             |facts| facts.forbids_user_namespaces = vec!["user.max_user_namespaces=65536"],
-            |facts| facts.id_mapping = Some(Err("EINVAL".into())),
+            |facts| facts.id_mapping = Err("EINVAL".into()),
             |facts| facts.limits[1].1 = Err("no such controller".into()),
             |facts| facts.programs.retain(|name| *name != "pasta"),
         ];

@@ -3,11 +3,12 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use kiln_sandbox::{Limits, NativeSandbox};
-use kiln_store::{CopyMode, Kind, Location, Store};
+use kiln_sandbox::{Limits, NativeSandbox, Sandbox as _};
+use kiln_store::{CopyMode, IdMap, Kind, Location, Root, Store};
 
 /// Programs that kiln can use, each with the Debian package that it is in.
 pub(super) const PROGRAMS: [(&str, &str); 8] = [
@@ -22,7 +23,7 @@ pub(super) const PROGRAMS: [(&str, &str); 8] = [
 ];
 
 /// What was found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Facts {
     /// The kernel's release, as `6.1.0-18-amd64`.
     pub(super) kernel: String,
@@ -32,8 +33,8 @@ pub(super) struct Facts {
     pub(super) has_seccomp: bool,
     /// Settings that forbid user namespaces, as `sysctl` wants them to allow it.
     pub(super) forbids_user_namespaces: Vec<&'static str>,
-    /// Whether files of the store can have other owners inside a sandbox; the reason why not.
-    pub(super) id_mapping: Option<Result<(), String>>,
+    /// Whether files in that place can have other owners inside a sandbox; the reason why not.
+    pub(super) id_mapping: Result<(), String>,
     /// What steps can be limited in; the reason why not.
     pub(super) limits: Vec<(&'static str, Result<(), String>)>,
     /// Those of [`PROGRAMS`] that were found.
@@ -75,7 +76,7 @@ impl Facts {
                 .take(if is_root { 1 } else { 3 })
                 .map(|(.., setting)| setting)
                 .collect(),
-            id_mapping: None,
+            id_mapping: id_mapping(place),
             limits: limits(),
             programs: PROGRAMS.into_iter().map(|(name, _)| name).filter(|name| find_program(name).is_some()).collect(),
             lacks_ids: crate::rootless::single_owner().map(str::to_owned),
@@ -84,6 +85,17 @@ impl Facts {
             stores: stores(place),
         }
     }
+}
+
+/// Tries whether a directory can be mounted with other owners than its files have.
+fn id_mapping(place: &Path) -> Result<(), String> {
+    let sandbox = NativeSandbox::new("/proc/self/exe").map_err(|error| chain(&error))?;
+    let namespace = sandbox.user_namespace().map_err(|error| chain(&error))?;
+    let map = namespace
+        .mapped()
+        .filter(|ids| !ids.are_the_callers())
+        .map(|ids| IdMap { namespace: ids.as_fd(), first: ids.first() });
+    Root::Dir(place.to_owned()).mount_mapped(map).map(drop).map_err(|error| error.to_string())
 }
 
 /// Tries what steps can be limited in.

@@ -54,7 +54,7 @@ fn test_in(dir: &Path) -> io::Result<Result<Passed, String>> {
         let began = Instant::now();
         let store = dir.join("store");
         let output = Command::new(&program)
-            .args(["build", "--progress", "plain", "--store"])
+            .args(["build", "--no-maintenance", "--progress", "plain", "--store"])
             .arg(format!("auto:{}", store.display()))
             .arg(dir)
             .stdin(Stdio::null())

@@ -32,7 +32,7 @@ fn podman_pulls_and_runs_what_we_push() {
         let said = sh(
             world.env.path(),
             &format!(
-                "podman='podman --root {packing} --runroot {packing}-run --storage-driver vfs --cgroup-manager cgroupfs'
+                "podman='podman --runtime runc --root {packing} --runroot {packing}-run --storage-driver vfs --cgroup-manager cgroupfs'
                 $podman pull -q --tls-verify=false {name} >/dev/null
                 $podman run --rm --ulimit nofile=256:256 --ulimit nproc=4096:4096 --network=none --log-driver=none {name} \
                     sh -c \"{COMMAND}\"
