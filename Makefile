@@ -8,9 +8,10 @@ DEMO_PACKAGES = $(BUILD_PACKAGES) mmdebstrap ca-certificates
 # buildah, docker.io, podman: programs that keep images. docker-registry: a registry, also with certificates, made by openssl.
 TEST_PACKAGES = $(BUILD_PACKAGES) binutils btrfs-progs crun iproute2 passt buildah busybox-static mmdebstrap ca-certificates docker-registry \
 	docker.io e2fsprogs libelf1 mount openssl perl podman procps qemu-system-x86 runc skopeo strace umoci util-linux xfsprogs xz-utils zstd
-BENCH_PACKAGES = $(DEMO_PACKAGES) btrfs-progs buildah curl docker-registry docker.io runc python3 rsync skopeo time umoci xfsprogs
+BENCH_PACKAGES = $(DEMO_PACKAGES) btrfs-progs bubblewrap buildah crun curl docker-registry docker.io golang-github-containers-common runc \
+	python3 rsync skopeo time umoci xfsprogs
 
-.PHONY: all demo test check bench
+.PHONY: all demo test check bench real-life
 all:
 	cargo build --release --locked
 
@@ -40,4 +41,12 @@ bench:
 	scripts/need-packages $(BENCH_PACKAGES)
 	scripts/need-cargo
 	cargo build --release --locked
+	cargo build --release --locked -p kiln-sandbox --bins --example measure
 	bench/run
+
+# Builds of all kinds, from Debian's mirrors and the registries of languages: a quarter of an hour.
+real-life:
+	scripts/need-packages $(DEMO_PACKAGES)
+	scripts/need-cargo
+	cargo build --release --locked
+	scripts/real-life target/release/kiln

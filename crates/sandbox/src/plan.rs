@@ -39,6 +39,13 @@ pub(crate) const CAPABILITIES: u64 = {
         | 1 << setfcap
 };
 
+/// Capabilities that root inside has too if its users are its own. They are over nothing then, as its network belongs to the host's
+/// users; but a program whose file has one that it cannot get is not executed at all, such as Debian 12's `ping`.
+const OVER_NOTHING: u64 = {
+    let (net_bind_service, net_raw) = (10, 13);
+    1 << net_bind_service | 1 << net_raw
+};
+
 /// `MOUNT_ATTR_*` of `mount_setattr(2)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Attributes(pub(crate) u64);
@@ -419,7 +426,10 @@ fn command(process: &Process, filter: &[u8]) -> Result<Command, SandboxError> {
         env,
         uid: process.user.uid,
         gid: process.user.gid,
-        capabilities: CAPABILITIES,
+        capabilities: match process.user_namespace.mapped() {
+            Some(_) => CAPABILITIES | OVER_NOTHING,
+            None => CAPABILITIES,
+        },
         open_files: process.limits.open_files,
         filter: filter.to_vec(),
     })

@@ -60,6 +60,42 @@ fn steps_have_users_of_their_own_on_every_kind_of_store_and_files_are_the_same()
     }
 }
 
+/// As package managers and their scripts do; prints who it was.
+const LIFE: &str = r#"(run (shell "echo service:x:101:102::/:/bin/sh >> /etc/passwd; echo service:x:102: >> /etc/group"))
+ (run (shell "su service -c 'id -u; id -g; touch /tmp/mine'; chown service /home; su service -c 'touch /home/mine /root/mine'; true"))
+ (run (shell "mkdir /n; mknod /n/null c 1 3; mknod /n/disk b 7 0; mkfifo /n/pipe; chmod 606 /n/null; chown 101:102 /n/null /n/pipe"))
+ (run (shell "mkdir -p /t/a; echo 1 > /t/a/f; chown 101:102 /t/a/f; chmod 6755 /t/a/f; ln /t/a/f /t/a/hard; ln -s f /t/a/soft;
+              chown -h 5:6 /t/a/soft; chown 65534:65534 /t/a; chmod 1777 /t/a; tar -cf /t.tar -C /t .; mkdir /u; tar -xpf /t.tar -C /u; cp -a /t /v"))
+ (user (uid 101) (gid 102)) (run (shell "id -u; id -g; touch /t/a/g; chmod 600 /t/a/f; rm /u/a/f; ln -s nowhere /tmp/soft; ! chown 5 /t/a/g"))"#;
+
+#[test]
+fn what_package_managers_do_makes_the_same_files_with_the_hosts_users() {
+    needs_builds!();
+    let env = TestEnv::new();
+    let exported = ["auto", "host"].map(|userns| {
+        let store = format!("overlayfs:{}", env.at(userns).display());
+        let built =
+            env.build_with(&["--store", &store, "--userns", userns, "-o", "type=tar,dest=image.tar"], LIFE).ok();
+        assert!(built.stderr.contains("101\n102\n"), "{}", built.stderr);
+        assert!(!built.stderr.contains("note:"), "{}", built.stderr);
+        describe(&env)
+    });
+    assert_eq!(exported[0], exported[1]);
+    for entry in [
+        "home/mine -rw-r--r-- 101/102",
+        "tmp/mine -rw-r--r-- 101/102",
+        "n/null crw----rw- 101/102",
+        "n/pipe prw-r--r-- 101/102",
+        "t/a/ drwxrwxrwt 65534/65534",
+        "t/a/soft lrwxrwxrwx 5/6",
+        "t/a/g -rw-r--r-- 101/102",
+        "v/a/f -rwsr-sr-x 101/102",
+    ] {
+        assert!(exported[0].iter().any(|found| found.as_str() == entry), "{entry}: {:?}", exported[0]);
+    }
+    assert!(!exported[0].iter().any(|found| found.starts_with("root/mine")), "{:?}", exported[0]);
+}
+
 /// Names, modes and owners in the exported image.
 fn describe(env: &TestEnv) -> Vec<String> {
     let listed = std::process::Command::new("tar").args(["--numeric-owner", "-tvf"]).arg(env.at("image.tar")).output();

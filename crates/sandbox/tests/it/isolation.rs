@@ -9,7 +9,7 @@ use kiln_sandbox::{Mount, Network, Root, Source};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{COMMAND, Jail, RUNTIME, host_mounts, mounted, read_all, read_line, shell};
+use crate::harness::{BUILDER, COMMAND, Jail, ROOT, RUNTIME, host_mounts, mounted, read_all, read_line, shell};
 use crate::needs_sandbox;
 
 #[tokio::test]
@@ -46,6 +46,17 @@ async fn the_network_is_loopback_only_and_it_works() {
     let script = "mkfifo /tmp/in; exec 3<>/tmp/in; nc -l -p 8000 <&3 > /tmp/got & until echo hello | nc 127.0.0.1 8000 2>/dev/null; do :; done; wait; cat /tmp/got";
     assert_eq!(jail.sh(script).await, "hello\n");
     assert!(!jail.root().join("etc/resolv.conf").exists());
+}
+
+#[tokio::test]
+async fn root_and_users_can_ping() {
+    needs_sandbox!();
+    let jail = Jail::new().with_probe();
+    for user in [ROOT, BUILDER] {
+        let mut process = shell("/probe ping 127.0.0.1");
+        process.user = user;
+        assert_eq!(jail.ok(&process).await, "got 0\n");
+    }
 }
 
 #[tokio::test]

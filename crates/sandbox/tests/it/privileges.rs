@@ -5,10 +5,13 @@ use std::os::unix::fs::PermissionsExt;
 
 use kiln_sandbox::Limits;
 
-use crate::harness::{BUILDER, Jail, shell};
+use crate::harness::{BUILDER, Jail, MAPPED, shell};
 use crate::needs_sandbox;
 
 const STATUS: &str = "grep -E '^(Cap|Groups|NoNewPrivs|Uid|Gid|Seccomp:)' /proc/self/status | tr -s '\\t' ' '";
+
+/// With users of its own also those that are over nothing then.
+const CAPABILITIES: &str = if MAPPED { "00000000a80425fb" } else { "00000000a80401fb" };
 
 #[tokio::test]
 async fn root_has_the_listed_capabilities_and_none_to_inherit() {
@@ -16,8 +19,10 @@ async fn root_has_the_listed_capabilities_and_none_to_inherit() {
     let output = Jail::new().sh(STATUS).await;
     assert_eq!(
         output,
-        "Uid: 0 0 0 0\nGid: 0 0 0 0\nGroups: \nCapInh: 0000000000000000\nCapPrm: 00000000a80401fb\n\
-         CapEff: 00000000a80401fb\nCapBnd: 00000000a80401fb\nCapAmb: 0000000000000000\nNoNewPrivs: 0\nSeccomp: 2\n"
+        format!(
+            "Uid: 0 0 0 0\nGid: 0 0 0 0\nGroups: \nCapInh: 0000000000000000\nCapPrm: {CAPABILITIES}\n\
+             CapEff: {CAPABILITIES}\nCapBnd: {CAPABILITIES}\nCapAmb: 0000000000000000\nNoNewPrivs: 0\nSeccomp: 2\n"
+        )
     );
 }
 
@@ -29,10 +34,22 @@ async fn a_user_has_no_capabilities_and_no_groups() {
     let output = Jail::new().ok(&process).await;
     assert_eq!(
         output,
-        "Uid: 1000 1000 1000 1000\nGid: 1000 1000 1000 1000\nGroups: \nCapInh: 0000000000000000\n\
-         CapPrm: 0000000000000000\nCapEff: 0000000000000000\nCapBnd: 00000000a80401fb\nCapAmb: 0000000000000000\n\
-         NoNewPrivs: 0\nSeccomp: 2\n"
+        format!(
+            "Uid: 1000 1000 1000 1000\nGid: 1000 1000 1000 1000\nGroups: \nCapInh: 0000000000000000\n\
+             CapPrm: 0000000000000000\nCapEff: 0000000000000000\nCapBnd: {CAPABILITIES}\nCapAmb: 0000000000000000\n\
+             NoNewPrivs: 0\nSeccomp: 2\n"
+        )
     );
+}
+
+#[tokio::test]
+async fn root_makes_no_raw_sockets_and_takes_no_low_ports() {
+    needs_sandbox!();
+    let jail = Jail::new().with_probe();
+    let (inet, stream, raw, icmp) = (libc::AF_INET, libc::SOCK_STREAM, libc::SOCK_RAW, libc::IPPROTO_ICMP);
+    let call = |kind, protocol| format!("/probe call native {} {inet} {kind} {protocol}; ", libc::SYS_socket);
+    assert_eq!(jail.sh(&(call(stream, 0) + &call(raw, icmp))).await, "ok\nerrno 1\n");
+    assert!(jail.sh("nc -l -p 80 2>&1 || true").await.contains("Permission denied"));
 }
 
 #[tokio::test]

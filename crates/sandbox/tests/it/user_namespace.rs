@@ -178,6 +178,14 @@ async fn a_file_capability_set_inside_works_inside_and_is_an_ordinary_one_on_the
 }
 
 #[tokio::test]
+async fn a_program_with_capabilities_over_its_own_network_is_executed() {
+    needs_sandbox!();
+    let jail = Jail::new().with_probe();
+    // Of which its namespace has no use: as of Debian 12's `ping`, `cap_net_raw`.
+    assert_eq!(jail.sh("cp /probe /ping; /probe capability /ping 0x2000; /ping ping 127.0.0.1").await, "ok\ngot 0\n");
+}
+
+#[tokio::test]
 async fn ids_that_a_namespace_does_not_have_are_nobodys() {
     needs_sandbox!();
     let jail = Jail::new();

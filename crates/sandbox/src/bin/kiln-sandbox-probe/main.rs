@@ -8,6 +8,8 @@
 //!   and what comes, or `errno N`.
 //! * `probe send ADDRESS PORT TEXT [INTERFACE]`: sends a datagram, and prints `ok` or `errno N`.
 //! * `probe ask ADDRESS PORT TEXT`: sends a datagram, and prints `got` and the answer.
+//! * `probe ping ADDRESS`: sends an echo request by the socket that takes no capability, and prints `got` and the type of the
+//!   answer, which is 0, or `errno N`.
 //! * `probe flush`: asks the kernel to drop the packet filter, and prints `ok` or `errno N`.
 //! * `probe run ROOT HELPER KIND SCRIPT`: runs a shell script in the sandbox, its output on our stdout, and prints the
 //!   outcome on stderr; `run-private` with a private network. KIND: `runc`, `crun`, or the native one, where users are its
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         ["send", address, port, text] => network::send(address, port, text, None),
         ["send", address, port, text, interface] => network::send(address, port, text, Some(interface)),
         ["ask", address, port, text] => network::ask(address, port, text),
+        ["ping", address] => network::ping(address),
         ["flush"] => network::flush(),
         ["run", root, helper, kind, script] => run(root, helper, kind, script, Network::None),
         ["run-private", root, helper, kind, script] => {

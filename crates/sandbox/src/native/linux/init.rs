@@ -69,6 +69,7 @@ fn set_up(plan: &Plan, descriptors: &mut Descriptors) -> Result<Inside, Failure>
     }
     if plan.own_network {
         start_loopback().at(Step::StartLoopback)?;
+        let_everybody_ping();
     }
 
     cut_propagation().at(Step::PrepareMounts)?;
@@ -199,6 +200,13 @@ fn leave_session_keyring() -> io::Result<()> {
 fn start_loopback() -> io::Result<()> {
     let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     sys::loopback_up(socket.as_fd())
+}
+
+/// Lets every group make the sockets of `ping`, which take no capability (`icmp(7)`). A new network namespace has them for
+/// nobody. The host's `/proc` is still there; where it is read-only, as in a container, a step only lacks `ping`.
+fn let_everybody_ping() {
+    // The highest group that the kernel takes here. The ids of user namespaces lie below it.
+    let _ = std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
 }
 
 /// Nothing mounted from here on shows up on the host, nor the other way round.
