@@ -3,7 +3,8 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
@@ -17,8 +18,16 @@ pub struct Unprivileged {
     etc: TempDir,
 }
 
-/// What those commands do first. Its arguments: the directory with the files, the user's number, the command.
-const BECOME: &str = r#"etc=$1; id=$2; shift 2
+/// What those commands do first. Its arguments: the directory with the files, the user's number, the directory of what cargo
+/// has built and the one above it that the user may not enter, or nothing; the command.
+const BECOME: &str = r#"etc=$1; id=$2; built=$3; closed=$4; shift 4
+    if [ -n "$closed" ]; then
+        mkdir -p "$etc/built"
+        mount --bind "$built" "$etc/built"
+        mount -t tmpfs -o mode=755 tmpfs "$closed"
+        mkdir -p "$built"
+        mount --bind "$etc/built" "$built"
+    fi
     for file in passwd subuid subgid; do
         [ -e /etc/$file ] || : > /etc/$file
         mount --bind "$etc/$file" /etc/$file
@@ -80,7 +89,10 @@ impl Unprivileged {
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-ec", BECOME, "sh"]);
-        command.arg(self.etc.path()).arg(Self::ID.to_string()).arg(program);
+        let built = built();
+        let closed = built.ancestors().filter(|path| !is_open(path)).last();
+        command.arg(self.etc.path()).arg(Self::ID.to_string()).arg(&built);
+        command.arg(closed.unwrap_or(Path::new(""))).arg(program);
         command
     }
 
@@ -120,6 +132,17 @@ impl Unprivileged {
     pub fn own(&self, path: &Path) -> io::Result<()> {
         std::os::unix::fs::chown(path, Some(Self::ID), Some(Self::ID))
     }
+}
+
+/// Returns cargo's target directory, in which the calling test is `debug/deps/NAME`.
+fn built() -> PathBuf {
+    let program = std::env::current_exe().unwrap_or_default();
+    program.ancestors().nth(3).map(Path::to_owned).unwrap_or_default()
+}
+
+/// Returns whether everybody may enter a directory.
+fn is_open(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|found| found.permissions().mode() & 0o001 != 0)
 }
 
 /// Returns whether this is root of the host, and not of a user namespace: only the former makes device nodes and attributes
