@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::args;
 use crate::exit::Failure;
+use crate::rootless;
 
 /// How many processes and threads a step may have unless told otherwise: more than builds have, and half of what the
 /// smallest kernels can number, so that a fork bomb leaves the machine usable.
@@ -100,7 +101,8 @@ impl Limits {
         }
     }
 
-    /// Looks whether this host can keep the limits. One that nobody asked for is dropped if it cannot, and `tell` hears of it.
+    /// Looks whether this host can keep the limits. One that nobody asked for is dropped if it cannot, and `tell` hears of it:
+    /// but not without root, where that is so everywhere.
     pub(crate) fn check(
         &self,
         isolation: &mut Isolation,
@@ -114,7 +116,9 @@ impl Limits {
         };
         isolation.limits.processes = None;
         sandbox.check(&isolation.limits)?;
-        tell(&format!("steps may start any number of processes: {failed}; `--pids none` asks for just that"));
+        if rootless::is_root() {
+            tell(&format!("steps may start any number of processes: {failed}; `--pids none` asks for just that"));
+        }
         Ok(())
     }
 }

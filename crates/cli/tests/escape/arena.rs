@@ -5,11 +5,12 @@
 //! it must work, so that no attempt fails for want of a tool or by a slip of the pen.
 
 use std::fs;
+use std::ops::RangeInclusive;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use kiln_testkit::Need;
+use kiln_testkit::{Need, Unprivileged};
 
 use crate::env::{Ran, Running, TestEnv};
 
@@ -58,8 +59,8 @@ pub(crate) struct Kind {
     flags: &'static [&'static str],
     /// The runtime that it needs, a Debian package of the same name.
     runtime: Option<&'static str>,
-    /// Whether root inside is nobody outside.
-    pub(crate) has_own_users: bool,
+    /// Who root inside can be outside.
+    pub(crate) root_outside: RangeInclusive<u32>,
 }
 
 impl Kind {
@@ -67,22 +68,33 @@ impl Kind {
     pub(crate) fn has_init(&self) -> bool {
         self.runtime.is_none()
     }
+
+    /// Whether kiln is run by a user without root's rights: then no device node is made, and control groups limit nothing.
+    pub(crate) fn is_rootless(&self) -> bool {
+        *self.root_outside.start() == Unprivileged::ID
+    }
 }
 
-const KINDS: [Kind; 4] = [
-    Kind { name: "own users", flags: &["--userns", "auto"], runtime: None, has_own_users: true },
-    Kind { name: "the host's users", flags: &["--userns", "host"], runtime: None, has_own_users: false },
+const KINDS: [Kind; 5] = [
+    Kind { name: "own users", flags: &["--userns", "auto"], runtime: None, root_outside: 0x7000_0000..=u32::MAX },
+    Kind { name: "the host's users", flags: &["--userns", "host"], runtime: None, root_outside: 0..=0 },
+    Kind {
+        name: "the users of one without root's rights",
+        flags: &[],
+        runtime: None,
+        root_outside: Unprivileged::ID..=Unprivileged::ID,
+    },
     Kind {
         name: "the host's users, by runc",
         flags: &["--sandbox", "runc", "--userns", "host"],
         runtime: Some("runc"),
-        has_own_users: false,
+        root_outside: 0..=0,
     },
     Kind {
         name: "the host's users, by crun",
         flags: &["--sandbox", "crun", "--userns", "host"],
         runtime: Some("crun"),
-        has_own_users: false,
+        root_outside: 0..=0,
     },
 ];
 
@@ -100,8 +112,15 @@ pub(crate) fn in_each(test: impl Fn(&Arena)) {
         if kind.runtime.is_some_and(|runtime| !kiln_testkit::have(&[Need::Tool(runtime, runtime)])) {
             continue;
         }
+        if kind.is_rootless() && !kiln_testkit::have(&Unprivileged::NEEDS) {
+            continue;
+        }
         println!("in a sandbox with {}", kind.name);
-        let arena = Arena { env: TestEnv::new(), kind, host: tempfile::tempdir().unwrap() };
+        let env = match kind.is_rootless() {
+            true => TestEnv::for_user(Unprivileged::with_ids().unwrap()),
+            false => TestEnv::new(),
+        };
+        let arena = Arena { env, kind, host: tempfile::tempdir().unwrap() };
         arena.add_tools();
         fs::write(arena.canary(), "untouched").unwrap();
         fs::set_permissions(arena.host(), fs::Permissions::from_mode(0o777)).unwrap();

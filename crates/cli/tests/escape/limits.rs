@@ -31,6 +31,15 @@ fn bombs_go_off_inside_and_the_build_says_which() {
             ("--log-limit=1M", "head -c 1000 /dev/zero", "cat /dev/zero", "the log reached 1 MiB"),
             ("--timeout=2s", "true", "trap '' TERM; while :; do :; done", "ran longer than 2s"),
         ] {
+            if arena.kind.is_rootless() && matches!(limit, "--pids=64" | "--memory=64M") {
+                let refused = arena.build(&[limit], "").fails_with(3);
+                assert!(
+                    refused.stderr.contains("cgroup") || refused.stderr.contains("control group"),
+                    "{}",
+                    refused.stderr
+                );
+                continue;
+            }
             let step = |command: &str| {
                 format!("(env MARKER {}) (run (shell \"{}\"))", arena.env.marker(), command.replace('"', "\\\""))
             };

@@ -8,6 +8,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 
+use kiln_testkit::Unprivileged;
+
 /// Leaves the test, as a skip, where nothing can be built.
 #[macro_export]
 macro_rules! needs_builds {
@@ -19,6 +21,8 @@ macro_rules! needs_builds {
 /// A directory with `base.tar`, the source `src`, and whatever kiln makes of it: `store`, `home`.
 pub(crate) struct TestEnv {
     dir: tempfile::TempDir,
+    /// Who runs kiln, if it is not root.
+    pub(crate) user: Option<Unprivileged>,
 }
 
 /// What a program did.
@@ -39,12 +43,22 @@ impl TestEnv {
             true => tempfile::tempdir_in(memory),
             false => tempfile::tempdir(),
         };
-        let env = Self { dir: dir.unwrap() };
+        let env = Self { dir: dir.unwrap(), user: None };
         // Users in sandboxes and without privileges must get through.
         fs::set_permissions(env.path(), fs::Permissions::from_mode(0o755)).unwrap();
         fs::create_dir(env.at("src")).unwrap();
         fs::create_dir(env.at("home")).unwrap();
         kiln_testkit::busybox_tar(&env.at("base.tar")).unwrap();
+        env
+    }
+
+    /// A world in which a user without root's rights runs kiln, and can write.
+    pub(crate) fn for_user(user: Unprivileged) -> Self {
+        let mut env = Self::new();
+        for path in ["", "src", "home"] {
+            user.own(&env.at(path)).unwrap();
+        }
+        env.user = Some(user);
         env
     }
 
@@ -70,9 +84,15 @@ impl TestEnv {
     }
 
     pub(crate) fn kiln(&self, arguments: &[&str]) -> Command {
+        let Some(user) = &self.user else { return self.kiln_as_root(arguments) };
+        let mut command = user.command(env!("CARGO_BIN_EXE_kiln"));
+        self.set_up(command.args(arguments));
+        command
+    }
+
+    pub(crate) fn kiln_as_root(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
-        command.args(arguments);
-        self.set_up(&mut command);
+        self.set_up(command.args(arguments));
         command
     }
 

@@ -17,46 +17,27 @@ const STEPS: &str = r#"
  (copy (src file) (dst /tmp/file))
  (run (cache (c (target /c))) (secrets (s (target /run/s))) (shell "id -u; [ $(cat /run/s) = secret ] && echo told; touch /c/x; stat -c '%u:%g' /c /c/x /tmp/file; chown 0 /c/x || echo refused"))"#;
 
-/// A world in which the directories are the user's.
-struct World {
-    env: TestEnv,
-    user: Unprivileged,
+/// Makes a world for a user, with what [`STEPS`] need.
+fn world(user: Unprivileged) -> TestEnv {
+    let env = TestEnv::for_user(user);
+    env.write("src/file", "from the source\n");
+    env.write("secret", "secret\n");
+    env
 }
 
-impl World {
-    fn new(user: Unprivileged) -> Self {
-        let env = TestEnv::new();
-        env.write("src/file", "from the source\n");
-        env.write("secret", "secret\n");
-        for path in ["", "src", "src/file", "home", "secret"] {
-            user.own(&env.at(path)).unwrap();
-        }
-        Self { env, user }
-    }
+fn build(env: &TestEnv, arguments: &[&str], steps: &str) -> Ran {
+    env.build_with(&[&["--secret", "s:secret"], arguments].concat(), steps)
+}
 
-    /// Prepares kiln as the user.
-    fn kiln(&self, arguments: &[&str]) -> Command {
-        let mut command = self.user.command(env!("CARGO_BIN_EXE_kiln"));
-        self.env.set_up(&mut command);
-        command.args(arguments);
-        command
-    }
+fn run_as_root(env: &TestEnv, arguments: &[&str]) -> Ran {
+    env.ran(&mut env.kiln_as_root(arguments))
+}
 
-    fn run(&self, arguments: &[&str]) -> Ran {
-        self.env.ran(&mut self.kiln(arguments))
-    }
-
-    fn build(&self, arguments: &[&str], steps: &str) -> Ran {
-        self.env.spec(steps);
-        self.run(&[&["build", "-f", "spec", "src", "--pids", "none", "--secret", "s:secret"], arguments].concat())
-    }
-
-    /// The owners of the files of this name in the store.
-    fn owners(&self, name: &str) -> Vec<(u32, u32)> {
-        let found = Command::new("find").arg(self.env.at("store")).args(["-path", name]).output().unwrap();
-        let owner = |path: &str| fs::symlink_metadata(path).map(|meta| (meta.uid(), meta.gid())).unwrap();
-        String::from_utf8(found.stdout).unwrap().lines().map(owner).collect()
-    }
+/// The owners of the files of this name in the store.
+fn owners(env: &TestEnv, name: &str) -> Vec<(u32, u32)> {
+    let found = Command::new("find").arg(env.at("store")).args(["-path", name]).output().unwrap();
+    let owner = |path: &str| fs::symlink_metadata(path).map(|meta| (meta.uid(), meta.gid())).unwrap();
+    String::from_utf8(found.stdout).unwrap().lines().map(owner).collect()
 }
 
 /// Leaves the test, as a skip, where there is no such user.
@@ -83,9 +64,9 @@ fn describe(env: &TestEnv, image: &str) -> Vec<String> {
 #[test]
 fn a_user_without_root_builds_what_root_builds() {
     needs_a_user!();
-    let world = World::new(Unprivileged::with_ids().unwrap());
+    let env = world(Unprivileged::with_ids().unwrap());
     let export = ["-o", "type=tar,dest=user.tar"];
-    let built = world.build(&export, STEPS).ok();
+    let built = build(&env, &export, STEPS).ok();
     for line in
         ["/d 65535:0 755", "/d/link 1000:1000 644", "/d/root 0:0 4755", "1000\ntold\n1000:1000\n1000:1000\n1000:1000\n"]
     {
@@ -94,65 +75,62 @@ fn a_user_without_root_builds_what_root_builds() {
     assert!(built.stderr.contains("refused\n") && !built.stderr.contains("note:"), "{}", built.stderr);
     // On the disk, root is the user, and the others are from its range.
     let (user, first) = (Unprivileged::ID, Unprivileged::FIRST);
-    assert_eq!(world.owners("*/d/other"), [(first + 999, first + 999)]);
-    assert_eq!(world.owners("*/d/root/in"), [(user, user)]);
+    assert_eq!(owners(&env, "*/d/other"), [(first + 999, first + 999)]);
+    assert_eq!(owners(&env, "*/d/root/in"), [(user, user)]);
 
     // Everything is found again, by a program that was started anew.
-    assert_eq!(world.build(&[], STEPS).ok().made_and_found(), (0, 6));
-    world.run(&["store", "verify"]).ok();
-    assert!(world.run(&["log", built.id()]).ok().stdout.contains("told"));
+    assert_eq!(build(&env, &[], STEPS).ok().made_and_found(), (0, 6));
+    env.run(&["store", "verify"]).ok();
+    assert!(env.run(&["log", built.id()]).ok().stdout.contains("told"));
 
     // Root gets the same, in a store of its own.
-    let as_root =
-        ["--store", &format!("overlayfs:{}", world.env.at("roots").display()), "-o", "type=tar,dest=root.tar"];
+    let as_root = ["--store", &format!("overlayfs:{}", env.at("roots").display()), "-o", "type=tar,dest=root.tar"];
     let arguments = ["build", "-f", "spec", "src", "--secret", "s:secret"];
-    let by_root = world.env.run(&[&arguments[..], &as_root].concat()).ok();
+    let by_root = run_as_root(&env, &[&arguments[..], &as_root].concat()).ok();
     assert_eq!(by_root.id(), built.id());
-    let exported = describe(&world.env, "user.tar");
-    assert_eq!(exported, describe(&world.env, "root.tar"));
+    let exported = describe(&env, "user.tar");
+    assert_eq!(exported, describe(&env, "root.tar"));
     assert!(exported.iter().any(|line| line.starts_with("d/other ") && line.ends_with(" 1000/1000")), "{exported:?}");
 
     // And nothing stays that the user could not remove.
-    world.run(&["prune", "--all"]).ok();
-    let mut remove = world.user.command("rm");
-    remove.arg("-r").arg(world.env.at("store"));
+    env.run(&["prune", "--all"]).ok();
+    let mut remove = env.user.as_ref().unwrap().command("rm");
+    remove.arg("-r").arg(env.at("store"));
     assert!(remove.status().unwrap().success());
 }
 
 #[test]
 fn a_store_is_for_those_whose_files_are_in_it() {
     needs_a_user!();
-    let world = World::new(Unprivileged::with_ids().unwrap());
-    world.build(&[], r#"(run (shell "touch /x"))"#).ok();
-    let refused = world.env.run(&["ls"]).fails_with(3);
+    let mut env = world(Unprivileged::with_ids().unwrap());
+    build(&env, &[], r#"(run (shell "touch /x"))"#).ok();
+    let refused = run_as_root(&env, &["ls"]).fails_with(3);
     assert!(
         refused.stderr.contains("a user without root's rights made it; run kiln as that user"),
         "{}",
         refused.stderr
     );
-    let World { env, .. } = world;
-    let moved = World { env, user: Unprivileged::with_range(Unprivileged::FIRST + (1 << 16)).unwrap() };
-    let refused = moved.run(&["ls"]).fails_with(3);
+    env.user = Some(Unprivileged::with_range(Unprivileged::FIRST + (1 << 16)).unwrap());
+    let refused = env.run(&["ls"]).fails_with(3);
     assert!(refused.stderr.contains("give back the ranges in /etc/subuid"), "{}", refused.stderr);
     // Root's own store, should someone have opened its directory.
-    let World { env, user } = moved;
     let place = env.at("roots");
     let roots = format!("overlayfs:{}", place.display());
-    env.run(&["ls", "--store", &roots]).ok();
+    run_as_root(&env, &["ls", "--store", &roots]).ok();
     for path in [&place, &place.join("state")] {
         fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     }
-    let refused = World { env, user }.run(&["ls", "--store", &roots]).fails_with(3);
+    let refused = env.run(&["ls", "--store", &roots]).fails_with(3);
     assert!(refused.stderr.contains("root made it; run kiln as root"), "{}", refused.stderr);
 }
 
 #[test]
 fn without_ids_everything_belongs_to_one_user_and_the_build_says_so() {
     needs_a_user!();
-    let world = World::new(Unprivileged::without_ids().unwrap());
+    let env = world(Unprivileged::without_ids().unwrap());
     let steps = r#"(run (shell "touch /x; chown 5:6 /x; stat -c '%u:%g' /x; chmod 4711 /x"))
         (copy (src file) (dst /file)) (run (cache (c (target /c))) (shell "cat /file; stat -c '%u:%g %a' /x /c"))"#;
-    let built = world.build(&[], steps).ok();
+    let built = build(&env, &[], steps).ok();
     assert!(
         built.stderr.contains("note: all files belong to root, and there are no other users: /etc/subuid"),
         "{}",
@@ -163,27 +141,27 @@ fn without_ids_everything_belongs_to_one_user_and_the_build_says_so() {
         "{}",
         built.stderr
     );
-    assert_eq!(world.build(&[], steps).ok().made_and_found(), (0, 4));
-    let other = world.build(&[], r#"(user (uid 1000) (gid 1000)) (run (shell "id"))"#).fails_with(1);
+    assert_eq!(build(&env, &[], steps).ok().made_and_found(), (0, 4));
+    let other = build(&env, &[], r#"(user (uid 1000) (gid 1000)) (run (shell "id"))"#).fails_with(1);
     assert!(other.stderr.contains("a user other than root, and this user has no ids for one"), "{}", other.stderr);
 }
 
 #[test]
 fn where_user_namespaces_are_forbidden_the_setting_is_named() {
     needs_a_user!();
-    let world = World::new(Unprivileged::with_ids().unwrap());
+    let env = world(Unprivileged::with_ids().unwrap());
     // A namespace has limits of its own: the machine's stay as they are.
     let script =
         "echo 0 > /proc/sys/user/max_user_namespaces; exec setpriv --reuid 1000 --regid 1000 --clear-groups \"$@\"";
-    let mut command = world.user.command_in_a_namespace("sh");
-    world.env.set_up(&mut command);
+    let mut command = env.user.as_ref().unwrap().command_in_a_namespace("sh");
+    env.set_up(&mut command);
     command.args(["-ec", script, "sh", env!("CARGO_BIN_EXE_kiln"), "ls"]);
-    let refused = world.env.ran(&mut command).fails_with(3);
+    let refused = env.ran(&mut command).fails_with(3);
     assert!(refused.stderr.contains("`sysctl -w user.max_user_namespaces=65536`"), "{}", refused.stderr);
     // What needs no store needs no namespace.
-    world.env.spec("");
-    let mut command = world.user.command_in_a_namespace("sh");
-    world.env.set_up(&mut command);
+    env.spec("");
+    let mut command = env.user.as_ref().unwrap().command_in_a_namespace("sh");
+    env.set_up(&mut command);
     command.args(["-ec", script, "sh", env!("CARGO_BIN_EXE_kiln"), "check", "spec"]);
-    world.env.ran(&mut command).ok();
+    env.ran(&mut command).ok();
 }
