@@ -1,7 +1,5 @@
 //! How kiln fails: the exit code and one line that says what, where, and what to do.
 
-use std::os::unix::process::CommandExt;
-
 use kiln_testkit::{LoopFs, Need, need};
 
 use crate::env::TestEnv;
@@ -160,25 +158,6 @@ impl Drop for Unmount {
     fn drop(&mut self) {
         let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
     }
-}
-
-#[test]
-fn without_root_it_says_what_is_missing() {
-    needs_builds!();
-    let env = TestEnv::new();
-    env.spec("(comment x)");
-    std::os::unix::fs::chown(env.at("home"), Some(65534), Some(65534)).unwrap();
-    let mut command = env.kiln(&["build", "-f", "spec", "src"]);
-    command.env_remove("KILN_STORE").uid(65534).gid(65534);
-    // The program may lie where nobody else gets to.
-    let program = env.at("kiln");
-    std::fs::copy(env!("CARGO_BIN_EXE_kiln"), &program).unwrap();
-    let mut command_outside = std::process::Command::new(&program);
-    env.set_up(&mut command_outside);
-    command_outside.args(["build", "-f", "spec", "src"]).env_remove("KILN_STORE").uid(65534).gid(65534);
-    let failed = env.ran(&mut command_outside).fails_with(3);
-    assert!(failed.stderr.contains("it needs root; run kiln as root"), "{}", failed.stderr);
-    assert!(failed.told().contains("[DIR]/home/.local/share/kiln"), "{}", failed.told());
 }
 
 #[test]

@@ -89,7 +89,7 @@ fn podman_loads_and_runs_it() {
             let said = sh(
                 dir,
                 &format!(
-                    "podman='podman --root {name}-{kind} --runroot {name}-run --storage-driver vfs --cgroup-manager cgroupfs'
+                    "podman='podman --runtime runc --root {name}-{kind} --runroot {name}-run --storage-driver vfs --cgroup-manager cgroupfs'
                     image=$($podman load -q -i {name}-{kind}.tar | sed 's/^[^:]*: //')
                     $podman run --rm --ulimit nofile=256:256 --ulimit nproc=4096:4096 --network=none --log-driver=none $image
                     $podman unmount -a -f >/dev/null 2>&1 || true"
