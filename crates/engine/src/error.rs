@@ -75,6 +75,9 @@ pub enum BuildError {
         #[source]
         source: SandboxError,
     },
+    /// There is no user namespace for a step just now, though this kernel has them.
+    #[error("cannot give a step users of its own; `--userns host` does without, and holds steps less")]
+    NoUserNamespace(#[source] SandboxError),
     /// A name is not in the image's `/etc/passwd`.
     #[error("step `{}` is to run as `{name}`, who is not in the image's /etc/passwd", line(&step.text))]
     NoSuchUser {
@@ -236,6 +239,7 @@ impl BuildError {
             Self::Base { source, .. } if source.is_users_fault() => Fault::Usage,
             Self::Base { .. }
             | Self::Sandbox { .. }
+            | Self::NoUserNamespace(_)
             | Self::Store(_)
             | Self::Description { .. }
             | Self::Io { .. }

@@ -4,8 +4,9 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use kiln_sandbox::UserNamespace;
+use kiln_sandbox::{SandboxError, UserNamespace};
 use kiln_store::{IdMap, Root};
+use rustix::io::Errno;
 
 use crate::build::blocking;
 use crate::engine::{Shared, UserIds};
@@ -14,8 +15,9 @@ use crate::error::{At, BuildError};
 impl Shared {
     /// Returns a user namespace for a command, and what `mount` mounts for it.
     ///
-    /// Where there is none to be had, or the store's filesystem cannot show files with other owners than they have, it is
-    /// the host's, for all commands from then on; `notice` hears why.
+    /// Where the kernel has none, or the store's filesystem cannot show files with other owners than they have, it is
+    /// the host's, for all commands from then on; `notice` hears why. What fails otherwise is an error: nobody who makes
+    /// the machine run out of something gets to be its root.
     pub(crate) async fn enter(
         &self,
         mount: impl Fn(Option<IdMap<'_>>) -> io::Result<OwnedFd>,
@@ -26,14 +28,15 @@ impl Shared {
             let entered = match blocking(move || Ok(sandbox.user_namespace())).await? {
                 Ok(namespace) => match mount(map_of(&namespace)) {
                     Ok(root) => return Ok((namespace, root)),
-                    Err(error) => {
+                    Err(error) if is_unsupported(&error) => {
                         format!("{} cannot be mounted with other owners ({error})", self.store.path().display())
                     }
+                    Err(error) => return Err(error).at("mount with other owners", self.store.path()),
                 },
-                Err(error) => match std::error::Error::source(&error) {
-                    Some(source) => format!("{error} ({source})"),
-                    None => error.to_string(),
-                },
+                Err(SandboxError::Host { what, source: Some(source) }) if is_unsupported(&source) => {
+                    format!("{what} ({source})")
+                }
+                Err(error) => return Err(BuildError::NoUserNamespace(error)),
             };
             // The first reason is as good as those that come at the same time.
             let _ = self.no_own_ids.set(entered);
@@ -44,6 +47,12 @@ impl Shared {
         let root = mount(None).at("mount", self.store.path())?;
         Ok((UserNamespace::Host, root))
     }
+}
+
+/// Whether an error is the answer of a kernel, or a filesystem, that does not have what is asked for.
+fn is_unsupported(error: &io::Error) -> bool {
+    const ANSWERS: [Errno; 4] = [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP, Errno::PERM];
+    error.raw_os_error().is_some_and(|errno| ANSWERS.iter().any(|answer| answer.raw_os_error() == errno))
 }
 
 /// Mounts a tree for those in a user namespace.

@@ -155,3 +155,17 @@ fn a_file_of_settings_chooses_and_the_flag_wins() {
     env.write("home/.config/kiln/config.toml", "[sandbox]\nuserns = \"mine\"\n");
     assert!(env.build(spec).fails_with(2).stderr.contains("config.toml:2:"));
 }
+
+#[test]
+fn a_machine_that_has_run_out_of_something_makes_nobody_its_root() {
+    needs_builds!();
+    let env = TestEnv::new();
+    env.spec(MAP);
+    // The place of the locks on ranges of ids cannot be made.
+    let script = r#"mount -t tmpfs tmpfs /run; mkdir /run/kiln; touch /run/kiln/ids; exec "$@""#;
+    let mut unshare = std::process::Command::new("unshare");
+    unshare.args(["--mount", "--propagation", "private", "sh", "-ec", script, "sh", env!("CARGO_BIN_EXE_kiln")]);
+    env.set_up(unshare.args(["build", "-f", "spec", "src"]));
+    let failed = env.ran(&mut unshare).fails_with(3);
+    assert!(failed.stderr.contains("cannot give a step users of its own; `--userns host`"), "{}", failed.stderr);
+}
