@@ -76,7 +76,7 @@ impl SandboxPolicy {
             isolation.seccomp = seccomp::read(named)?;
         }
         isolation.mask_secrets = self.mask_secrets.unwrap_or(isolation.mask_secrets);
-        self.network.set(&mut isolation);
+        self.network.set(&mut isolation)?;
         self.limits.set(&mut isolation);
         Ok(isolation)
     }

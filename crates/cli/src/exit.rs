@@ -91,6 +91,10 @@ pub(crate) enum Failure {
     /// In the words of the build that failed.
     #[error("the self-test failed: {reason}")]
     SelfTest { reason: String },
+    #[error(
+        "`--network-allow`, or `network_allow` in config.toml, is for a private network; add `--network-host private`"
+    )]
+    AllowsNothing,
     /// The start of an id, as given.
     #[error("nothing is kept of what {0} used")]
     NoStats(String),
@@ -128,6 +132,7 @@ impl Failure {
             Self::Registry(error) if error.is_users_fault() => Fault::Usage,
             Self::ParseConfig { .. } | Self::BadRegistries { .. } | Self::NoPolicy => Fault::Usage,
             Self::NoStats(_) => Fault::Build,
+            Self::AllowsNothing => Fault::Usage,
             Self::Cancelled => Fault::Cancelled,
             Self::SourceDateEpoch { .. } | Self::CannotExport { .. } => Fault::Usage,
             Self::Export { .. } | Self::Registry(_) => Fault::Host,

@@ -9,6 +9,8 @@ use kiln_sandbox::{Cidr, Network, Proxy};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
+use crate::exit::Failure;
+
 /// The choice: flags, or settings of the same names.
 #[derive(Args, Clone, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(default)]
@@ -46,15 +48,25 @@ impl Choice {
             true => (self.network_host, self.network_proxy),
             false => (before.network_host, before.network_proxy),
         };
-        let network_allow = if self.network_allow.is_empty() { before.network_allow } else { self.network_allow };
+        // What was allowed in a private network is not for another one.
+        let allowed_before = match network_host {
+            Some(Kind::Private) => before.network_allow,
+            _ if answers => Vec::new(),
+            _ => before.network_allow,
+        };
+        let network_allow = if self.network_allow.is_empty() { allowed_before } else { self.network_allow };
         Self { network_host, network_allow, network_proxy }
     }
 
     /// Sets what is said.
-    pub(crate) fn set(&self, isolation: &mut Isolation) {
+    pub(crate) fn set(&self, isolation: &mut Isolation) -> Result<(), Failure> {
+        if !self.network_allow.is_empty() && self.network_host != Some(Kind::Private) {
+            return Err(Failure::AllowsNothing);
+        }
         if let Some(network) = self.network() {
             isolation.network_host = network;
         }
+        Ok(())
     }
 
     fn network(&self) -> Option<Network> {

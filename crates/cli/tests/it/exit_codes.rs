@@ -169,3 +169,18 @@ fn help_and_version_are_no_errors() {
     assert!(env.run(&["--help"]).ok().stdout.contains("Exit codes: 0 done; 1"));
     assert!(env.run(&["--version"]).ok().stdout.starts_with("kiln "));
 }
+
+#[test]
+fn addresses_are_allowed_in_private_networks_only() {
+    needs_builds!();
+    let env = TestEnv::new();
+    let allow = ["--network-allow", "10.0.0.0/8"];
+    let refused = env.build_with(&allow, "").fails_with(2);
+    assert!(refused.stderr.contains("is for a private network; add `--network-host private`"), "{}", refused.stderr);
+    env.build_with(&[&allow[..], &["--network-host", "none"]].concat(), "").fails_with(2);
+    env.build_with(&[&allow[..], &["--network-host", "private"]].concat(), "").ok();
+    let config = env.write("config.toml", "[sandbox]\nnetwork_host = \"private\"\nnetwork_allow = [\"10.0.0.0/8\"]\n");
+    for host in [&[][..], &["--network-host", "host"]] {
+        env.build_with(&[&["--config", config.to_str().unwrap()], host].concat(), "").ok();
+    }
+}

@@ -17,6 +17,8 @@ use crate::{Owners, RootlessError};
 
 /// Where the host says which ids a user has, and who maps them.
 const MAPS: [(&str, &str); 2] = [("/etc/subuid", "newuidmap"), ("/etc/subgid", "newgidmap")];
+/// What adds them.
+const ADD: &str = "usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER";
 
 /// Makes the calling process root in a user namespace of its own, with a mount namespace. To be called before any thread
 /// exists. Does nothing for root.
@@ -61,7 +63,7 @@ fn ranges(uid: u32, gid: u32) -> Result<[Vec<Line>; 2], String> {
     let map = |file: &str, own| {
         let ranges = fs::read_to_string(file).unwrap_or_default();
         subordinate::map(&ranges, (uid, &name), own)
-            .ok_or_else(|| format!("{file} gives this user fewer than 65536 ids; `usermod --add-subuids` adds them"))
+            .ok_or_else(|| format!("{file} gives this user fewer than 65535 ids; `{ADD}` adds some"))
     };
     Ok([map(MAPS[0].0, uid)?, map(MAPS[1].0, gid)?])
 }
