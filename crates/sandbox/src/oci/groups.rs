@@ -86,7 +86,7 @@ impl RunGroups {
     /// Removes the groups, when every process is dead.
     pub(crate) async fn remove(self) {
         let mounts = mounts();
-        // Who has been reaped may still be on its way out of its group.
+        // Who has been reaped may still be on its way out of its group; v1 tells nobody when it is empty.
         for _ in 0..50 {
             if remove(&mounts, &self.path) {
                 break;

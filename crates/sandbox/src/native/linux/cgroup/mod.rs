@@ -89,7 +89,9 @@ fn sweep(ours: &Path) {
     let Ok(entries) = fs::read_dir(ours) else { return };
     for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
         let path = entry.path();
-        let is_free = open_dir(&path).is_ok_and(|dir| flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok());
+        let Ok(dir) = open_dir(&path) else { continue };
+        // Held until it is gone: who has just made it may be about to lock it.
+        let is_free = flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok();
         if is_free && let Err(error) = fs::remove_dir(&path) {
             tracing::debug!(path = %path.display(), %error, "a control group is left");
         }
@@ -170,7 +172,7 @@ impl Group {
     /// Removes the groups, when every process is dead.
     pub(super) async fn remove(mut self) {
         while let Some(part) = self.parts.pop() {
-            // Who has been reaped may still be on its way out of its group.
+            // Who has been reaped may still be on its way out of its group; v1 tells nobody when it is empty.
             for _ in 0..50 {
                 match fs::remove_dir(&part.path) {
                     Err(error) if error.kind() == ErrorKind::ResourceBusy => {
