@@ -25,4 +25,4 @@ mod os;
 #[path = "other.rs"]
 mod os;
 
-pub use os::{NativeSandbox, become_root_in_a_namespace, run_helper_if_asked};
+pub use os::{NativeSandbox, become_root_in_a_namespace, run_helper_if_asked, settings_against_user_namespaces};

@@ -65,3 +65,8 @@ pub fn become_root_in_a_namespace() -> Result<crate::Owners, crate::RootlessErro
     }
     Err(crate::RootlessError::Enter(std::io::ErrorKind::Unsupported.into()))
 }
+
+/// Returns nothing: there are no such settings here.
+pub fn settings_against_user_namespaces(_is_root: bool) -> Vec<&'static str> {
+    Vec::new()
+}

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use kiln_sandbox::{Limits, NativeSandbox, Sandbox as _};
+use kiln_sandbox::{Limits, NativeSandbox, Sandbox as _, settings_against_user_namespaces};
 use kiln_store::{CopyMode, IdMap, Kind, Location, Root, Store};
 
 /// Programs that kiln can use, each with the Debian package that it is in.
@@ -56,26 +56,12 @@ impl Facts {
         let kinds = [("user", "user"), ("pid", "pid"), ("mnt", "mount"), ("uts", "uts"), ("ipc", "ipc")];
         let kinds = kinds.into_iter().chain([("cgroup", "cgroup"), ("net", "network")]);
         let missing = kinds.filter(|(file, _)| !Path::new("/proc/self/ns").join(file).exists());
-        let forbidding = [
-            ("/proc/sys/user/max_user_namespaces", "0", "user.max_user_namespaces=65536"),
-            ("/proc/sys/kernel/unprivileged_userns_clone", "0", "kernel.unprivileged_userns_clone=1"),
-            (
-                "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
-                "1",
-                "kernel.apparmor_restrict_unprivileged_userns=0",
-            ),
-        ];
-        let forbidding = forbidding.into_iter().filter(|(path, value, _)| read(path).trim() == *value);
         Self {
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             is_root,
             missing_namespaces: missing.map(|(_, name)| name).collect(),
             has_seccomp: Path::new("/proc/sys/kernel/seccomp/actions_avail").exists(),
-            // Root is held back by the first one only.
-            forbids_user_namespaces: forbidding
-                .take(if is_root { 1 } else { 3 })
-                .map(|(.., setting)| setting)
-                .collect(),
+            forbids_user_namespaces: settings_against_user_namespaces(is_root),
             id_mapping: id_mapping(place),
             limits: limits(),
             programs: PROGRAMS.into_iter().map(|(name, _)| name).filter(|name| find_program(name).is_some()).collect(),

@@ -26,5 +26,5 @@ mod walk;
 mod wire;
 
 pub use helper::run_helper_if_asked;
-pub use rootless::become_root_in_a_namespace;
+pub use rootless::{become_root_in_a_namespace, settings_against_user_namespaces};
 pub use sandbox::NativeSandbox;

@@ -116,8 +116,9 @@ fn write_maps(target: &str, maps: &[Vec<Line>; 2]) -> Result<(), String> {
     Ok(())
 }
 
-/// Names the setting that stands in the way, the most particular first.
-fn forbidden(source: io::Error) -> RootlessError {
+/// Returns the settings of this host that forbid user namespaces, each as `sysctl -w` takes it to allow them, the most
+/// particular first. Root is held back by the last one only.
+pub fn settings_against_user_namespaces(is_root: bool) -> Vec<&'static str> {
     const SETTINGS: [(&str, &str, &str); 3] = [
         (
             "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
@@ -127,10 +128,14 @@ fn forbidden(source: io::Error) -> RootlessError {
         ("/proc/sys/kernel/unprivileged_userns_clone", "0", "kernel.unprivileged_userns_clone=1"),
         ("/proc/sys/user/max_user_namespaces", "0", "user.max_user_namespaces=65536"),
     ];
-    let found = SETTINGS
-        .iter()
-        .find(|(file, value, _)| fs::read_to_string(file).is_ok_and(|found| found.trim() == *value))
-        .map(|(.., setting)| *setting);
+    let counts = if is_root { &SETTINGS[2..] } else { &SETTINGS[..] };
+    let forbids =
+        |(file, value, _): &&(&str, &str, _)| fs::read_to_string(file).is_ok_and(|text| text.trim() == *value);
+    counts.iter().filter(forbids).map(|(.., setting)| *setting).collect()
+}
+
+fn forbidden(source: io::Error) -> RootlessError {
+    let found = settings_against_user_namespaces(false).first().copied();
     match found {
         Some(setting) => RootlessError::Forbidden { setting, source },
         None => RootlessError::Refused(source),
