@@ -263,7 +263,7 @@ pub(crate) struct Build {
     /// Gives a secret its value, from a file or an environment variable
     #[arg(long = "secret", value_name = "ID:FILE|ID=env:VAR")]
     pub(crate) secrets: Vec<OsString>,
-    /// Makes every step anew and replaces what was stored
+    /// Makes every step anew; later builds find these results, the ones before stay until they are pruned
     #[arg(long)]
     pub(crate) no_cache: bool,
     /// When a step fails, opens a shell where it ran, before what it left is thrown away; needs a terminal

@@ -20,6 +20,7 @@ use crate::engine::{Engine, Shared};
 use crate::error::{At, BuildError};
 use crate::events::StepInfo;
 use crate::export;
+use crate::key::random;
 use crate::plan::{self, Context};
 use crate::run::{self, Command};
 
@@ -205,9 +206,7 @@ impl Engine {
             isolation: shared.settings.isolation.clone(),
         };
         // A draft like a step's, of an id that nobody else can want: it is swept if we die.
-        let mut digest = [0; 32];
-        rustix::rand::getrandom(&mut digest, rustix::rand::GetRandomFlags::empty()).at("get", "random bytes")?;
-        let lease = shared.store.lease(&Id::new(digest))?;
+        let lease = shared.store.lease(&Id::new(random()?))?;
         let lease = lease.ok_or_else(|| BuildError::Bug("a random id is not new".to_owned()))?;
         let draft = shared.begin(lease, Some(snapshot)).await?;
         let ended = command.visit(shared, &draft, argv, visitor, cancel).await;
