@@ -162,6 +162,8 @@ pub(crate) struct SandboxArgs {
 pub(crate) enum Userns {
     /// Nobody's: ids of their own for each running step, where kernel and filesystem can do that
     Auto,
+    /// Nobody's, or nothing runs
+    Own,
     /// The machine's: root in a step is its root
     Host,
 }

@@ -69,7 +69,8 @@ impl SandboxPolicy {
         isolation.fast_sync = self.fast_sync.unwrap_or(isolation.fast_sync);
         isolation.user_ids = match self.userns {
             Some(Userns::Host) => UserIds::Host,
-            Some(Userns::Auto) | None => UserIds::Own,
+            Some(Userns::Own) => UserIds::Own,
+            Some(Userns::Auto) | None => UserIds::Auto,
         };
         isolation.allow_namespaces = self.allow_userns.unwrap_or(isolation.allow_namespaces);
         if let Some(named) = &self.seccomp {

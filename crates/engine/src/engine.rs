@@ -64,7 +64,7 @@ impl Default for Isolation {
     fn default() -> Self {
         Self {
             fast_sync: true,
-            user_ids: UserIds::Own,
+            user_ids: UserIds::Auto,
             allow_namespaces: false,
             seccomp: Seccomp::Default,
             mask_secrets: true,
@@ -80,6 +80,8 @@ impl Default for Isolation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UserIds {
     /// Nobody's: each running step has ids of its own. The host's where that cannot be.
+    Auto,
+    /// Nobody's. Where that cannot be, nothing runs.
     Own,
     /// The host's, number by number.
     Host,
