@@ -120,6 +120,17 @@ pub(crate) struct RegistryArgs {
     pub(crate) registries: Option<PathBuf>,
 }
 
+/// Which base images.
+#[derive(Debug, Args)]
+pub(crate) struct BaseArgs {
+    /// Asks again what references without a digest stand for
+    #[arg(long)]
+    pub(crate) pull: bool,
+    /// Of base images for several platforms, takes those for this one, as linux/arm64 [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub(crate) platform: Option<Platform>,
+}
+
 /// Files of settings.
 #[derive(Debug, Args)]
 pub(crate) struct ConfigArgs {
@@ -274,15 +285,11 @@ pub(crate) struct Build {
     /// Keeps a digest of the tree of every result that is made, for `kiln store verify --deep`
     #[arg(long)]
     pub(crate) verify: bool,
-    /// Asks again what references without a digest stand for
-    #[arg(long)]
-    pub(crate) pull: bool,
     /// Builds the stage of this name instead of the last one
     #[arg(long, value_name = "STAGE")]
     pub(crate) target: Option<String>,
-    /// Of base images for several platforms, takes those for this one, as linux/arm64 [default: this machine's]
-    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
-    pub(crate) platform: Option<Platform>,
+    #[command(flatten)]
+    pub(crate) base_images: BaseArgs,
     /// Leaves the store as it is after the build: it is thrown away at once
     #[arg(long, hide = true)]
     pub(crate) no_maintenance: bool,
@@ -324,12 +331,8 @@ pub(crate) struct Run {
     /// Mounts a secret, from a file or an environment variable, at /run/secrets/ID
     #[arg(long = "secret", value_name = "ID:FILE|ID=env:VAR")]
     pub(crate) secrets: Vec<OsString>,
-    /// Asks again what a reference without a digest stands for
-    #[arg(long)]
-    pub(crate) pull: bool,
-    /// Of base images for several platforms, takes those for this one, as linux/arm64 [default: this machine's]
-    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
-    pub(crate) platform: Option<Platform>,
+    #[command(flatten)]
+    pub(crate) base_images: BaseArgs,
     #[command(flatten)]
     pub(crate) store: StoreArgs,
     #[command(flatten)]

@@ -32,7 +32,7 @@ fn try_run(arguments: &args::Run, verbose: bool) -> Result<ExitStatus, Failure> 
     let Shown { events, notices, .. } = Shown::new(&arguments.show, verbose);
     let told = notices.clone();
     let images = Images::new(ImagesSettings {
-        platform: arguments.platform.clone().unwrap_or_default(),
+        platform: arguments.base_images.platform.clone().unwrap_or_default(),
         registry: registries(&arguments.registry, notices)?,
         ..ImagesSettings::default()
     });
@@ -57,7 +57,7 @@ fn try_run(arguments: &args::Run, verbose: bool) -> Result<ExitStatus, Failure> 
                 source: ".".into(),
                 secrets: HashMap::new(),
                 no_cache: false,
-                pull: arguments.pull,
+                pull: arguments.base_images.pull,
                 target: None,
                 failures: None,
             };
