@@ -192,7 +192,8 @@ impl Failure {
 /// Why a failed step cannot be looked into.
 pub(crate) const ONLY_LOG: &str = "the step failed, and only its log was kept";
 
-/// The exit code where one of 1 to 3 would be taken for the command's, as other programs that start commands have it.
+/// The exit code where 1 or 3 would be taken for the command's, as other programs that start commands have it. Wrong usage is 2
+/// everywhere, whoever finds it.
 const INSTEAD: u8 = 125;
 
 const UNKEPT_LIMIT: &str =
@@ -236,7 +237,7 @@ pub(crate) fn report(result: Result<ExitCode, Failure>) -> ExitCode {
         tell(format_args!("\n{} {hint}", console::Style::new().for_stderr().cyan().apply_to("hint:")));
     }
     match failure {
-        Failure::Instead(_) => ExitCode::from(INSTEAD),
+        Failure::Instead(_) if fault != Fault::Usage => ExitCode::from(INSTEAD),
         _ => ExitCode::from(code(fault)),
     }
 }

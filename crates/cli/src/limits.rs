@@ -31,7 +31,8 @@ pub(crate) enum Most<T> {
 }
 
 impl<T> Most<T> {
-    fn value(self) -> Option<T> {
+    /// Returns the limit, if there is one.
+    pub(crate) fn value(self) -> Option<T> {
         match self {
             Self::Unlimited => None,
             Self::Of(value) => Some(value),
@@ -67,12 +68,12 @@ pub(crate) struct Limits {
     #[arg(long, value_name = "N", value_parser = weight)]
     #[serde(deserialize_with = "word::<_, u32, Weight>")]
     pub(crate) io_weight: Option<Most<u32>>,
-    /// How long a step may run, as 1h
+    /// How long it may run, as 1h
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     #[serde(deserialize_with = "word::<_, Duration, Time>")]
     pub(crate) timeout: Option<Most<Duration>>,
-    /// How long the log of a step may become [default: 1G]
-    #[arg(long, value_name = "SIZE", value_parser = log_size)]
+    /// How long the log of a step may become: see `args::LogArgs`.
+    #[arg(skip)]
     #[serde(deserialize_with = "word::<_, u64, LogSize>")]
     pub(crate) log_limit: Option<Most<u64>>,
 }
@@ -158,7 +159,7 @@ macro_rules! words {
             }
         }
 
-        fn $function(text: &str) -> Result<Most<$type>, String> {
+        pub(crate) fn $function(text: &str) -> Result<Most<$type>, String> {
             $name::read(text)
         }
     )+};
@@ -220,7 +221,7 @@ mod tests {
     fn flags(flags: &[&str]) -> Result<Limits, String> {
         let arguments = ["kiln", "build"].iter().chain(flags);
         match Kiln::try_parse_from(arguments).map_err(|error| error.to_string())?.command {
-            Command::Build(build) => Ok(build.sandbox.limits),
+            Command::Build(build) => Ok(build.policy().limits),
             _ => panic!("another command"),
         }
     }

@@ -48,7 +48,7 @@ pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> 
     });
     let policy = Policy::read(arguments.config.config.as_deref())?;
     let store = Arc::new(open_store(&arguments.store)?.with_digests(arguments.verify));
-    let policy_of_steps = arguments.sandbox.policy().with_files(arguments.config.config.as_deref())?;
+    let policy_of_steps = arguments.policy().with_files(arguments.config.config.as_deref())?;
     let mut isolation = policy_of_steps.isolation()?;
     let kind = policy_of_steps.sandbox.unwrap_or_default();
     let sandbox = kind.open(&policy_of_steps.limits, &mut isolation, |text| tell.tell(text))?;
