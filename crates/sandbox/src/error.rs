@@ -101,6 +101,32 @@ pub enum SandboxError {
     },
 }
 
+/// Why no private network can be made: `pasta` would not get its device.
+#[derive(Debug, Error)]
+pub enum TunError {
+    /// Neither this user nor one without rights may open it, and nor can we make another node.
+    #[error("only root may use /dev/net/tun")]
+    Closed,
+    /// The kernel has no such device, or a container was not given it.
+    #[error("/dev/net/tun is not there")]
+    Missing,
+    /// It cannot be opened.
+    #[error("cannot open /dev/net/tun")]
+    Open(#[source] io::Error),
+}
+
+impl TunError {
+    /// Returns the command that mends it, for root.
+    #[must_use]
+    pub fn way_out(&self) -> Option<&'static str> {
+        match self {
+            TunError::Closed => Some("chmod 666 /dev/net/tun"),
+            TunError::Missing => Some("modprobe tun"),
+            TunError::Open(_) => None,
+        }
+    }
+}
+
 /// A step of setting up the sandbox, as its helper reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]

@@ -8,7 +8,7 @@
 //!   set up by a small helper process. [`OciSandbox`] leaves the last part of that to runc, crun or youki.
 //! * [`run_helper_if_asked`]: what the binary's `main` calls first, so that it can be that helper.
 //! * [`become_root_in_a_namespace`]: what it calls next if a user without root's rights runs it.
-//!   [`settings_against_user_namespaces`] says what of the host forbids that.
+//!   [`settings_against_user_namespaces`] says what of the host forbids that; [`check_tun`], what forbids private networks.
 //! * [`Process`], [`Root`], [`Mount`], [`Limits`] …: plain data, what to run. [`Io`]: where it reads and writes.
 //!
 //! Inside: `process`, `io`, `network` and `limits` (the data), `ids` (whose users the sandbox's are), `error`, `plan` (pure:
@@ -30,12 +30,14 @@ mod process;
 mod reach;
 mod subordinate;
 
-pub use error::{SandboxError, Step};
+pub use error::{SandboxError, Step, TunError};
 pub use filter::{Profile, ProfileError};
 pub use ids::MappedIds;
 pub use io::{Io, Terminal, TerminalSize};
 pub use limits::{Ended, Limit, Limits, Usage};
-pub use native::{NativeSandbox, become_root_in_a_namespace, run_helper_if_asked, settings_against_user_namespaces};
+pub use native::{
+    NativeSandbox, become_root_in_a_namespace, check_tun, run_helper_if_asked, settings_against_user_namespaces,
+};
 pub use network::{Cidr, Network, PROXY_PORT, ParseNetworkError, Proxy};
 pub use oci::{OciSandbox, Runtime};
 pub use owners::{Owners, RootlessError};

@@ -12,7 +12,8 @@ use tempfile::TempDir;
 use crate::Need;
 
 /// A user who exists for the commands of one test only: they see files of their own for `/etc/passwd`, `/etc/subuid` and
-/// `/etc/subgid`, in a mount namespace that ends with them. The machine's stay as they are.
+/// `/etc/subgid`, in a mount namespace that ends with them, and a
+/// `/dev/net/tun` that everybody may open, as where udev made it. The machine's stay as they are.
 #[derive(Debug)]
 pub struct Unprivileged {
     etc: TempDir,
@@ -32,6 +33,10 @@ const BECOME: &str = r#"etc=$1; id=$2; built=$3; closed=$4; shift 4
         [ -e /etc/$file ] || : > /etc/$file
         mount --bind "$etc/$file" /etc/$file
     done
+    if [ -e /dev/net/tun ]; then
+        mount -t tmpfs -o mode=755 tmpfs /dev/net
+        mknod -m 666 /dev/net/tun c 10 200
+    fi
     exec setpriv --reuid "$id" --regid "$id" --clear-groups "$@""#;
 
 impl Unprivileged {

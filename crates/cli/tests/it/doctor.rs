@@ -11,7 +11,7 @@ fn doctor_judges_the_host_and_runs_a_build() {
     let env = TestEnv::new();
     let before = fs::read_dir(env.path()).unwrap().count();
     let said = env.run(&["doctor"]).ok().stdout;
-    for what in ["kernel", "isolation", "user namespaces", "limits", "store", "pasta", "kvm"] {
+    for what in ["kernel", "isolation", "user namespaces", "limits", "store", "pasta", "tun", "kvm"] {
         assert!(said.lines().any(|line| line.contains(what)), "{what}: {said}");
     }
     let tested = said.lines().last().unwrap();

@@ -25,4 +25,6 @@ mod os;
 #[path = "other.rs"]
 mod os;
 
-pub use os::{NativeSandbox, become_root_in_a_namespace, run_helper_if_asked, settings_against_user_namespaces};
+pub use os::{
+    NativeSandbox, become_root_in_a_namespace, check_tun, run_helper_if_asked, settings_against_user_namespaces,
+};

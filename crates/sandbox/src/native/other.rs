@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Ended, Io, Limits, Process, Root, Sandbox, SandboxError};
+use crate::{Ended, Io, Limits, Process, Root, Sandbox, SandboxError, TunError};
 
 /// The native sandbox, which this operating system does not have.
 #[derive(Debug)]
@@ -49,6 +49,15 @@ impl NativeSandbox {
     ) -> Result<Ended, SandboxError> {
         match self.0 {}
     }
+}
+
+/// Fails: this operating system has no private networks.
+///
+/// # Errors
+///
+/// Always [`TunError::Missing`].
+pub fn check_tun() -> Result<(), TunError> {
+    Err(TunError::Missing)
 }
 
 /// Does nothing: this operating system needs no helper.

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
 use kiln_sandbox::{ExitStatus, Network, Process};
+use kiln_testkit::is_root_of_the_host;
 
 use crate::ends::{children_of, kill};
 use crate::harness::{COMMAND, HELPER, Jail, PROBE, kind, read_line, shell};
@@ -267,6 +268,32 @@ fn what_is_missing_is_said_before_anything_runs() {
     let way_out = "ip link set lo up; ip addr add 203.0.113.2/24 dev lo; ip route add default via 203.0.113.1 dev lo";
     let said = script(&format!("{way_out}; mount -t tmpfs none /usr/bin; mount -t tmpfs none /usr/local/bin"));
     assert!(said.contains("`pasta` is not installed; install it with `apt-get install passt`"), "{said}");
+}
+
+#[test]
+fn a_network_device_that_is_roots_alone_is_in_the_way_only_without_root() {
+    needs_pasta!();
+    let _world = World::new();
+    let jail = Jail::new();
+    let run_private = |prepare: &str| {
+        let mut command = Command::new("unshare");
+        // Afterwards, nothing of what the sandbox did there is left.
+        let script = format!("mount -t tmpfs none /dev/net; {prepare}; \"$@\"; stat -c %a /dev/net/tun");
+        command.args(["--mount", "sh", "-c", &script, "sh", PROBE, "run-private"]);
+        command.args([jail.root().to_str().unwrap(), HELPER, &kind(), "echo ran"]);
+        let output = command.output().unwrap();
+        [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned())
+    };
+    let is_root = is_root_of_the_host();
+    // Without root, no device can be made for the test either; it is not looked at further than its mode.
+    let [output, said] =
+        run_private(if is_root { "mknod -m 600 /dev/net/tun c 10 200" } else { "umask 077; : > /dev/net/tun" });
+    assert_eq!(output, if is_root { "ran\n600\n" } else { "600\n" }, "{said}");
+    let way_out = "only root may use /dev/net/tun; `chmod 666 /dev/net/tun` as root mends that";
+    assert_eq!(said.contains(way_out), !is_root, "{said}");
+    let [output, said] = run_private("true");
+    assert_eq!(output, "");
+    assert!(said.contains("/dev/net/tun is not there; `modprobe tun` as root mends that"), "{said}");
 }
 
 fn proxied(script: &str, url: &str) -> Process {

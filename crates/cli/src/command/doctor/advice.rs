@@ -36,7 +36,7 @@ const WHOLE: (u32, u32) = (6, 7);
 pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
     let mut all = vec![kernel(facts), isolation(facts), users(facts), limits(facts), store(facts)];
     all.extend(PROGRAMS.iter().map(|(name, package)| program(facts, name, package)));
-    all.push(virtual_machines(facts));
+    all.extend([tun(facts), virtual_machines(facts)]);
     all
 }
 
@@ -164,6 +164,13 @@ fn program(facts: &Facts, name: &'static str, package: &str) -> Finding {
     finding(name, state, format!("is not here: {follows}"), Some(&format!("apt-get install {package}")))
 }
 
+fn tun(facts: &Facts) -> Finding {
+    match &facts.lacks_tun {
+        None => finding("tun", State::Good, "is here", None),
+        Some((reason, fix)) => finding("tun", State::Lacking, format!("{reason}: no private networks"), *fix),
+    }
+}
+
 fn virtual_machines(facts: &Facts) -> Finding {
     match facts.has_kvm {
         true => finding("kvm", State::Good, "is here", None),
@@ -186,6 +193,7 @@ mod tests {
             limits: vec![("memory", Ok(())), ("processes", Ok(()))],
             programs: PROGRAMS.iter().map(|(name, _)| *name).collect(),
             lacks_ids: None,
+            lacks_tun: None,
             has_kvm: true,
             place: "/var/lib".into(),
             stores: vec![(Kind::Overlayfs, Ok(())), (Kind::Xfs, Err("no reflinks".into()))],
@@ -217,12 +225,13 @@ mod tests {
 
     #[test]
     fn each_lack_says_what_follows_and_what_mends_it() {
-        let lacks: [fn(&mut Facts); 6] = [
+        let lacks: [fn(&mut Facts); 7] = [
             |facts| (facts.is_root, facts.lacks_ids) = (false, Some("/etc/subuid has none".into())),
             |facts| facts.kernel = "6.1.0-18-amd64".into(),
             |facts| facts.forbids_user_namespaces = vec!["user.max_user_namespaces=65536"],
             |facts| facts.id_mapping = Err("EINVAL".into()),
             |facts| facts.limits[1].1 = Err("no such controller".into()),
+            |facts| facts.lacks_tun = Some(("only root may use /dev/net/tun".into(), Some("chmod 666 /dev/net/tun"))),
             |facts| facts.programs.retain(|name| *name != "pasta"),
         ];
         for lack in lacks {

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use kiln_sandbox::{Limits, NativeSandbox, Sandbox as _, settings_against_user_namespaces};
+use kiln_sandbox::{Limits, NativeSandbox, Sandbox as _, check_tun, settings_against_user_namespaces};
 use kiln_store::{CopyMode, IdMap, Kind, Location, Root, Store};
 
 /// Programs that kiln can use, each with the Debian package that it is in.
@@ -41,6 +41,8 @@ pub(super) struct Facts {
     pub(super) programs: Vec<&'static str>,
     /// Why the user has no ids for its own user namespaces, if so.
     pub(super) lacks_ids: Option<String>,
+    /// Why private networks do not get their device, and the command that mends it.
+    pub(super) lacks_tun: Option<(String, Option<&'static str>)>,
     pub(super) has_kvm: bool,
     /// The directory that stores were tried in.
     pub(super) place: PathBuf,
@@ -66,6 +68,7 @@ impl Facts {
             limits: limits(),
             programs: PROGRAMS.into_iter().map(|(name, _)| name).filter(|name| find_program(name).is_some()).collect(),
             lacks_ids: crate::rootless::single_owner().map(str::to_owned),
+            lacks_tun: check_tun().err().map(|error| (chain(&error), error.way_out())),
             has_kvm: fs::File::options().read(true).write(true).open("/dev/kvm").is_ok(),
             place: place.to_owned(),
             stores: stores(place),

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
-use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
+use rustix::mount::{UnmountFlags, unmount};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::process::{Signal, WaitOptions, fchdir, pivot_root, set_parent_process_death_signal};
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags, set_capabilities};
@@ -72,7 +72,7 @@ fn set_up(plan: &Plan, descriptors: &mut Descriptors, thread: &SingleThread) -> 
         let_everybody_ping();
     }
 
-    cut_propagation().at(Step::PrepareMounts)?;
+    mounts::cut_propagation().at(Step::PrepareMounts)?;
     let place = if plan.runtime.is_some() { runtime::STAGING_PLACE } else { STAGING_PLACE };
     if let Some(runtime) = &plan.runtime {
         runtime::prepare(runtime)?;
@@ -215,11 +215,6 @@ fn let_everybody_ping() {
     let allow = |groups| std::fs::write("/proc/sys/net/ipv4/ping_group_range", groups);
     // Without root, the kernel takes only groups that our user namespace has.
     let _ = allow("0 2147483647").or_else(|_| allow("0 65535")).or_else(|_| allow("0 0"));
-}
-
-/// Nothing mounted from here on shows up on the host, nor the other way round.
-fn cut_propagation() -> io::Result<()> {
-    Ok(mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?)
 }
 
 /// Mounts the root, without device nodes, on a place that only we see.

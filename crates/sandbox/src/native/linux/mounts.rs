@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, Gid, Mode, OFlags, PROC_SUPER_MAGIC, Uid};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string,
-    fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, open_tree,
 };
 use rustix::thread::UnshareFlags;
 
@@ -71,6 +71,11 @@ pub(super) fn copy_mapped(path: &CStr, attributes: Attributes, ids: BorrowedFd<'
 /// As [`copy`], of a path of the host.
 pub(super) fn copy_from_host(path: &CStr, attributes: Attributes) -> io::Result<OwnedFd> {
     copy(CWD, path, attributes)
+}
+
+/// Sees to it that nothing mounted from here on shows up on the host, nor the other way round.
+pub(super) fn cut_propagation() -> io::Result<()> {
+    Ok(mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?)
 }
 
 /// Mounts `mount` over what `target` has open.

@@ -28,8 +28,8 @@ use super::helper::Descriptors;
 use super::netlink::{self, Netlink};
 use super::sys::{self, SingleThread, Words};
 use super::wire::{self, At, Failure};
-use super::{firewall, relay};
-use crate::error::Step;
+use super::{firewall, relay, tun};
+use crate::error::{Step, TunError};
 use crate::network::{Cidr, Network, Proxy};
 use crate::plan::Plan;
 use crate::reach::{self, Family};
@@ -67,13 +67,14 @@ impl Companion {
         descriptors: Descriptors,
         thread: &SingleThread,
     ) -> Result<(Descriptors, Option<Self>), Failure> {
-        let task = match &plan.network {
+        let (task, tun) = match &plan.network {
             Network::None | Network::Host => return Ok((descriptors, None)),
             Network::Private { allow } => {
                 let host = sys::own_addresses().at(Step::StartNetwork)?;
-                Task::Private { allow: allow.clone(), host, families: ways_out()? }
+                let task = Task::Private { allow: allow.clone(), host, families: ways_out()? };
+                (task, tun::for_everybody().map_err(|error| no_tun(&error))?)
             }
-            Network::Proxy(_) => Task::Proxy,
+            Network::Proxy(_) => (Task::Proxy, None),
         };
         let pipe = || pipe_with(PipeFlags::CLOEXEC).at(Step::StartNetwork);
         let ((go_end, go), (ready, ready_end), (complaint, complaint_end)) = (pipe()?, pipe()?, pipe()?);
@@ -82,7 +83,7 @@ impl Companion {
             drop((go, ready, complaint, descriptors));
             let ends = Ends { parent, go: go_end, ready: ready_end, complaint: complaint_end };
             let failed = match (&task, &plan.network) {
-                (Task::Private { families, .. }, _) => ends.become_pasta(families),
+                (Task::Private { families, .. }, _) => ends.become_pasta(families, tun.as_ref()),
                 (Task::Proxy, Network::Proxy(proxy)) => ends.relay(proxy, thread),
                 (Task::Proxy, _) => Ok(()),
             };
@@ -153,6 +154,19 @@ fn ways_out() -> Result<Vec<Family>, Failure> {
     }
 }
 
+/// Says what is wrong with the device, and the way out.
+fn no_tun(error: &TunError) -> Failure {
+    let other = "use another network with --network-host";
+    Failure::explained(
+        Step::StartNetwork,
+        match (error, error.way_out()) {
+            (_, Some(command)) => format!("{error}; `{command}` as root mends that, or {other}"),
+            (TunError::Open(source), None) => format!("{error}: {source}; {other}"),
+            (_, None) => format!("{error}; {other}"),
+        },
+    )
+}
+
 /// Gives the interface its addresses and routes.
 fn configure(families: &[Family]) -> io::Result<()> {
     let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
@@ -193,8 +207,9 @@ impl Ends {
 
     /// Becomes `pasta`, with the two capabilities that it needs to make its interface in the namespace. It gives up one of
     /// them, its view of the filesystem, and most system calls before it serves.
-    fn become_pasta(&self, families: &[Family]) -> io::Result<()> {
+    fn become_pasta(&self, families: &[Family], tun: Option<&OwnedFd>) -> io::Result<()> {
         let namespace = self.wait()?;
+        tun.map_or(Ok(()), tun::put)?;
         let arguments = reach::pasta(families);
         let arguments = Words::new(&arguments);
         let environment = Words::new(&[]);
