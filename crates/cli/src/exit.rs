@@ -133,6 +133,7 @@ impl Failure {
             Self::ParseConfig { .. } | Self::BadRegistries { .. } | Self::NoPolicy => Fault::Usage,
             Self::NoStats(_) => Fault::Build,
             Self::AllowsNothing => Fault::Usage,
+            Self::Sandbox(SandboxError::Profile { .. }) => Fault::Usage,
             Self::Cancelled => Fault::Cancelled,
             Self::SourceDateEpoch { .. } | Self::CannotExport { .. } => Fault::Usage,
             Self::Export { .. } | Self::Registry(_) => Fault::Host,

@@ -53,6 +53,7 @@ impl Kind {
             Self::Youki => Runtime::Youki,
         };
         let sandbox = OciSandbox::new(HELPER, runtime, &search_path())?;
+        sandbox.check(&isolation.seccomp)?;
         limits.check(isolation, sandbox.native(), tell)?;
         Ok(Arc::new(sandbox))
     }

@@ -228,6 +228,7 @@ impl BuildError {
             Self::StepFailed { .. } | Self::NoSuchUser { .. } => Fault::Build,
             Self::Copy { source: CopyError::Write { .. } | CopyError::Store(_), .. } => Fault::Host,
             Self::Copy { .. } => Fault::Build,
+            Self::Sandbox { source: SandboxError::Profile { .. }, .. } => Fault::Usage,
             // A directory or target that cannot be, in this image.
             Self::Sandbox { source: SandboxError::Invalid { .. }, .. } => Fault::Build,
             Self::Sandbox { source: SandboxError::Setup { step, source, .. }, .. }

@@ -14,7 +14,6 @@ use serde_json::{Value, json};
 
 use super::arch::{self, Arch};
 use super::{Action, Asked, Check, rules, table};
-use crate::Process;
 
 /// All bits that count.
 const LOW: u32 = u32::MAX;
@@ -38,9 +37,9 @@ struct Masked {
     value: u32,
 }
 
-/// Returns `linux.seccomp` for this machine's architectures.
-pub(crate) fn seccomp(process: &Process) -> Value {
-    let rules = all(arch::NATIVE, Asked { asks_for_nodes: false, ..Asked::by(process) });
+/// Returns `linux.seccomp` of the default rules, for this machine's architectures.
+pub(super) fn of_default(asked: Asked) -> Value {
+    let rules = all(arch::NATIVE, asked);
     let syscalls: Vec<Value> = rules.iter().map(to_json).collect();
     json!({
         "defaultAction": "SCMP_ACT_ERRNO",

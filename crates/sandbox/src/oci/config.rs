@@ -46,7 +46,7 @@ pub(super) fn remounted() -> Vec<CString> {
 }
 
 /// Returns the configuration for a plan. `group` is where the runtime makes control groups, below each hierarchy's root.
-pub(super) fn config(plan: &Plan, group: Option<&str>, seccomp: Value) -> Result<Value, SandboxError> {
+pub(super) fn config(plan: &Plan, group: Option<&str>, seccomp: Option<Value>) -> Result<Value, SandboxError> {
     let command = &plan.command;
     let listed: Vec<_> = CAPABILITIES
         .iter()
@@ -63,8 +63,10 @@ pub(super) fn config(plan: &Plan, group: Option<&str>, seccomp: Value) -> Result
         "maskedPaths": words(&plan.masked)?,
         "readonlyPaths": words(&plan.read_only)?,
         "resources": { "devices": devices() },
-        "seccomp": seccomp,
     });
+    if let Some(seccomp) = seccomp {
+        linux["seccomp"] = seccomp;
+    }
     if let Some(group) = group {
         linux["cgroupsPath"] = group.into();
     }
@@ -143,7 +145,7 @@ mod tests {
     fn configured(process: &Process) -> Result<Value, SandboxError> {
         let (_, writer) = std::io::pipe().unwrap();
         let (plan, _) = plan(&Root::Dir("/root-of-it".into()), process, &writer.into(), &[])?;
-        config(&plan, Some("/kiln/1-1"), json!("as `filter::oci` says"))
+        config(&plan, Some("/kiln/1-1"), Some(json!("as `filter::oci` says")))
     }
 
     fn process() -> Process {

@@ -24,12 +24,14 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::groups::RunGroups;
 pub use self::runtime::Runtime;
 pub(crate) use self::runtime::{Found, Said, said};
 
+use crate::filter::Asked;
 use crate::plan::{Plan, RuntimeGroups, RuntimePlan};
 use crate::{Ended, Io, NativeSandbox, Process, Root, Sandbox, SandboxError, Seccomp, filter};
 
@@ -58,6 +60,15 @@ impl OciSandbox {
         Ok(Self { native, runtime })
     }
 
+    /// Looks whether the runtime can keep what is said of system calls.
+    ///
+    /// # Errors
+    ///
+    /// [`SandboxError::Profile`] with what of a profile it cannot.
+    pub fn check(&self, seccomp: &Seccomp) -> Result<(), SandboxError> {
+        self.runtime.seccomp(seccomp, Asked::default()).map(drop)
+    }
+
     /// Returns the sandbox that prepares each run, and whose control groups keep its limits.
     pub fn native(&self) -> &NativeSandbox {
         &self.native
@@ -83,6 +94,11 @@ impl Sandbox for OciSandbox {
 }
 
 impl Found {
+    fn seccomp(&self, seccomp: &Seccomp, asked: Asked) -> Result<Option<Value>, SandboxError> {
+        let profile = |why| SandboxError::Profile { runtime: self.kind.to_string(), why };
+        filter::oci_seccomp(seccomp, asked).map_err(profile)
+    }
+
     /// Changes a plan of the native sandbox so that this runtime starts the command.
     pub(crate) fn take_over(&self, plan: &mut Plan, process: &Process, groups: &RunGroups) -> Result<(), SandboxError> {
         if process.user_namespace.mapped().is_some() {
@@ -90,14 +106,9 @@ impl Found {
                 what: "users of a runtime's process are the host's; ids of its own are native",
             });
         }
-        if process.seccomp != Seccomp::Default {
-            return Err(SandboxError::Invalid {
-                what: "a runtime gets the default rules for system calls; other ones are native",
-            });
-        }
         let remounted = config::remounted();
         let group = self.kind.uses_groups().then(|| groups.path());
-        let mut config = config::config(plan, group, filter::oci_seccomp(process))?;
+        let mut config = config::config(plan, group, self.seccomp(&process.seccomp, Asked::by(process))?)?;
         if self.kind.clears_nodev() {
             config["hooks"] = config::hooks();
         }
