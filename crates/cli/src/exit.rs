@@ -38,6 +38,10 @@ pub(crate) enum Failure {
     Sandbox(#[from] SandboxError),
     #[error("OCI runtimes need root; without it there is the native sandbox only (`--sandbox native`)")]
     RuntimeNeedsRoot,
+    #[error(
+        "`{wanted}` needs the native sandbox (`--sandbox native`): an OCI runtime's command has no terminal and reads nothing"
+    )]
+    NoTalk { wanted: &'static str },
     #[error(transparent)]
     Rootless(#[from] RootlessError),
     /// The excerpt is rendered already, its first line being the message.
@@ -132,7 +136,7 @@ impl Failure {
             Self::Registry(error) if error.is_users_fault() => Fault::Usage,
             Self::ParseConfig { .. } | Self::BadRegistries { .. } | Self::NoPolicy => Fault::Usage,
             Self::NoStats(_) => Fault::Build,
-            Self::AllowsNothing => Fault::Usage,
+            Self::AllowsNothing | Self::NoTalk { .. } => Fault::Usage,
             Self::Sandbox(SandboxError::Profile { .. }) => Fault::Usage,
             Self::Cancelled => Fault::Cancelled,
             Self::SourceDateEpoch { .. } | Self::CannotExport { .. } => Fault::Usage,

@@ -51,6 +51,9 @@ pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> 
     let policy_of_steps = arguments.sandbox.policy().with_files(arguments.config.config.as_deref())?;
     let mut isolation = policy_of_steps.isolation()?;
     let kind = policy_of_steps.sandbox.unwrap_or_default();
+    if arguments.shell_on_failure {
+        kind.check_talk("--shell-on-failure")?;
+    }
     let sandbox = kind.open(&policy_of_steps.limits, &mut isolation, |text| tell.tell(text))?;
     let settings = Settings { jobs: arguments.jobs.map_or_else(default_jobs, usize::from), isolation };
     let engine = Engine::new(Arc::clone(&store), sandbox, Arc::new(images.clone()), settings);

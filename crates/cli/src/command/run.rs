@@ -42,6 +42,7 @@ fn try_run(arguments: &args::Run, verbose: bool) -> Result<ExitStatus, Failure> 
     let policy_of_steps = arguments.sandbox.policy().with_files(config)?;
     let mut isolation = policy_of_steps.isolation()?;
     let kind = policy_of_steps.sandbox.unwrap_or_default();
+    kind.check_talk("kiln run")?;
     let sandbox = kind.open(&policy_of_steps.limits, &mut isolation, |text| told.tell(text))?;
     let settings = Settings { jobs: 1, isolation };
     let engine = Engine::new(Arc::clone(&store), sandbox, Arc::new(images), settings);
@@ -151,6 +152,8 @@ pub(super) fn ended(ended: Result<ExitStatus, Failure>) -> Result<ExitCode, Fail
         Ok(ExitStatus::Code(code)) => code,
         // As a shell has it.
         Ok(ExitStatus::Signal(signal)) => 128 + signal,
+        // Wrong usage, as it is told of flags.
+        Err(failure @ Failure::NoTalk { .. }) => return Err(failure),
         Err(failure) => return Err(Failure::Instead(Box::new(failure))),
     };
     Ok(ExitCode::from(u8::try_from(code & 0xff).expect("eight bits")))
