@@ -133,14 +133,12 @@ pub(crate) fn name(arch: u32, number: u32) -> Option<&'static str> {
     arch::NATIVE.iter().find(|native| native.audit == arch)?.name(number)
 }
 
-/// Returns `linux.seccomp` for an OCI runtime; `None` if no filter is needed.
+/// Returns `linux.seccomp` for an OCI runtime, which does not say where to send the listener; `None` if no filter is needed.
 ///
 /// # Errors
 ///
 /// What a profile says and a runtime cannot do.
 pub(crate) fn oci_seccomp(seccomp: &Seccomp, asked: Asked) -> Result<Option<serde_json::Value>, String> {
-    // Nobody answers in a runtime's place.
-    let asked = Asked { asks_for_nodes: false, ..asked };
     Ok(match seccomp {
         Seccomp::Default => Some(oci::of_default(asked)),
         Seccomp::Unconfined => oci_profile::unconfined(arch::NATIVE, asked),

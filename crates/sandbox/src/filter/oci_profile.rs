@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::arch::Arch;
 use super::conditions::{Cases, Condition};
 use super::profile::{Host, Profile};
-use super::{Action, Asked, answer_ourselves};
+use super::{Action, Asked, Check, answer_ourselves, oci};
 
 /// Returns `linux.seccomp` for a profile.
 ///
@@ -30,7 +30,7 @@ pub(super) fn of_profile(arches: &[Arch], profile: &Profile, host: Host, asked: 
 
 /// Returns `linux.seccomp` that refuses nothing, or `None` if nothing is to be answered for the kernel.
 pub(super) fn unconfined(arches: &[Arch], asked: Asked) -> Option<Value> {
-    let rules = asked.fast_sync.then(|| {
+    let rules = (asked.fast_sync || asked.asks_for_nodes).then(|| {
         arches.iter().map(|arch| {
             let mut rules = vec![Action::Allow; arch.newest as usize + 1];
             answer_ourselves(arch, &mut rules, asked);
@@ -41,8 +41,8 @@ pub(super) fn unconfined(arches: &[Arch], asked: Asked) -> Option<Value> {
     seccomp(&Action::Allow, rules).ok()
 }
 
-/// A rule's action and `args`.
-type Rule = (Action, Vec<Value>);
+/// A rule's action, its errno and `args`.
+type Rule = ((&'static str, Option<u16>), Vec<Value>);
 
 fn seccomp<'a>(default: &Action, arches: impl Iterator<Item = (&'a Arch, Vec<Action>)>) -> Result<Value, String> {
     // A name means the same on all architectures.
@@ -67,8 +67,7 @@ fn seccomp<'a>(default: &Action, arches: impl Iterator<Item = (&'a Arch, Vec<Act
             }
         }
     }
-    let entry = |((action, args), names): (Rule, Vec<&'static str>)| {
-        let (action, errno) = words(&action);
+    let entry = |(((action, errno), args), names): (Rule, Vec<&'static str>)| {
         let mut entry = json!({ "names": names, "action": action });
         if let Some(errno) = errno {
             entry["errnoRet"] = errno.into();
@@ -92,7 +91,11 @@ fn seccomp<'a>(default: &Action, arches: impl Iterator<Item = (&'a Arch, Vec<Act
 
 /// Returns the rules for one call, which the default is not the only answer to.
 fn rules(name: &str, action: Action, default: &Action) -> Result<Vec<Rule>, String> {
-    let Action::Cases(Cases { mut cases, otherwise }) = action else { return Ok(vec![(action, Vec::new())]) };
+    let Cases { mut cases, otherwise } = match action {
+        Action::Cases(cases) => cases,
+        Action::Check(Check::Node { mode }) => return Ok(of_nodes(mode, default)),
+        action => return Ok(vec![(words(&action), Vec::new())]),
+    };
     if *otherwise != *default {
         return Err(format!("what `{name}` gets if its arguments do not fit is not the default"));
     }
@@ -108,9 +111,19 @@ fn rules(name: &str, action: Action, default: &Action) -> Result<Vec<Rule>, Stri
         if indices.len() < case.all.len() {
             return Err(format!("of `{name}` it compares an argument twice in one entry"));
         }
-        Ok((*case.then, case.all.into_iter().map(argument).collect()))
+        Ok((words(&case.then), case.all.into_iter().map(argument).collect()))
     };
     cases.into_iter().map(rule).collect()
+}
+
+/// Returns the rules for a call that makes files, of which devices are left to who listens.
+fn of_nodes(mode: u8, default: &Action) -> Vec<Rule> {
+    let cases = oci::cases_of_nodes(mode).into_iter();
+    let rule = |(answer, args): (oci::Answer, Vec<oci::Masked>)| {
+        let answer = if answer == oci::Answer::Ask { ("SCMP_ACT_NOTIFY", None) } else { words(&Action::Allow) };
+        (answer, args.into_iter().map(oci::Masked::to_json).collect())
+    };
+    cases.map(rule).filter(|(answer, _)| *answer != words(default)).collect()
 }
 
 fn argument(condition: Condition) -> Value {
@@ -134,7 +147,7 @@ fn words(action: &Action) -> (&'static str, Option<u16>) {
         Action::Allow => ("SCMP_ACT_ALLOW", None),
         Action::Errno(errno) => ("SCMP_ACT_ERRNO", Some(*errno)),
         Action::Other(answer) => (super::profile::word(*answer), None),
-        Action::Check(_) | Action::Cases(_) => unreachable!("of a profile's actions only cases look at arguments"),
+        Action::Check(_) | Action::Cases(_) => unreachable!("what looks at arguments is taken apart before"),
     }
 }
 
@@ -203,5 +216,8 @@ mod tests {
         let entries = seccomp["syscalls"].as_array().unwrap();
         assert_eq!(entries.len(), 1);
         assert_eq!((&entries[0]["action"], &entries[0]["errnoRet"]), (&json!("SCMP_ACT_ERRNO"), &json!(0)));
+        let seccomp = unconfined(&[X86_64], Asked { asks_for_nodes: true, ..Asked::default() }).unwrap();
+        let asked = seccomp["syscalls"].as_array().unwrap().iter().map(|entry| &entry["args"][0]["valueTwo"]);
+        assert_eq!(asked.collect::<Vec<_>>(), [0o020_000, 0o060_000, 0o020_000, 0o060_000], "{seccomp}");
     }
 }

@@ -11,7 +11,7 @@ const NOT_KEPT: &[(&[Runtime], &str, &str)] = &[
     (
         BOTH,
         "devices::root_makes_nodes_as_the_kernel_would_and_users_make_none",
-        "PID 1 is the command, whose working directory is no secret; the kernel itself makes the nodes",
+        "PID 1 is the command, whose working directory is no secret",
     ),
     (BOTH, "isolation::the_environment_is_the_given_one", "`HOME` is added if it is missing; a build always gives it"),
     (
