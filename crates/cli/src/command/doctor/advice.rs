@@ -115,7 +115,9 @@ fn limits(facts: &Facts) -> Finding {
     };
     let says = format!("none on {}: {reason}", lacking.join(", "));
     if !facts.is_root {
-        return finding("limits", State::Absent, says, Some("run kiln as root"));
+        let fix =
+            "with cgroups v2, start kiln by `systemd-run --user --scope -p Delegate=yes kiln …`, or run it as root";
+        return finding("limits", State::Absent, says, Some(fix));
     }
     finding("limits", State::Lacking, says, Some("boot with systemd.unified_cgroup_hierarchy=1, for cgroups v2"))
 }
