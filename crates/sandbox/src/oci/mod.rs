@@ -29,7 +29,7 @@ use async_trait::async_trait;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::groups::RunGroups;
+pub(crate) use self::groups::{RunGroups, until_left};
 pub use self::runtime::Runtime;
 pub(crate) use self::runtime::{Found, Said, said};
 
