@@ -209,7 +209,7 @@ impl Engine {
         rustix::rand::getrandom(&mut digest, rustix::rand::GetRandomFlags::empty()).at("get", "random bytes")?;
         let lease = shared.store.lease(&Id::new(digest))?;
         let lease = lease.ok_or_else(|| BuildError::Bug("a random id is not new".to_owned()))?;
-        let draft = shared.begin(lease, Some(snapshot)).await?;
+        let draft = shared.begin_limited(lease, snapshot).await?;
         let ended = command.visit(shared, &draft, argv, visitor, cancel).await;
         let store = Arc::clone(&shared.store);
         let discarded = blocking(move || Ok(store.discard(draft)?)).await;

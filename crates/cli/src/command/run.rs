@@ -41,6 +41,7 @@ fn try_run(arguments: &args::Run, verbose: bool) -> Result<ExitStatus, Failure> 
     let store = Arc::new(open_store(&arguments.store)?);
     let policy_of_steps = arguments.sandbox.policy().with_files(config)?;
     let mut isolation = policy_of_steps.isolation()?;
+    store.check_quota(&isolation.quota)?;
     let kind = policy_of_steps.sandbox.unwrap_or_default();
     let sandbox = kind.open(&policy_of_steps.limits, &mut isolation, |text| told.tell(text))?;
     let settings = Settings { jobs: 1, isolation };
