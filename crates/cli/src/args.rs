@@ -12,7 +12,7 @@ use kiln_store::CopyMode;
 use serde::Deserialize;
 
 use crate::config::{Policy, SandboxPolicy};
-use crate::limits::Limits;
+use crate::limits::{self, Limits, Most};
 use crate::network;
 use crate::output::{self, OutputTo};
 use crate::sandbox;
@@ -120,6 +120,17 @@ pub(crate) struct RegistryArgs {
     pub(crate) registries: Option<PathBuf>,
 }
 
+/// Which base images.
+#[derive(Debug, Args)]
+pub(crate) struct BaseArgs {
+    /// Asks again what references without a digest stand for
+    #[arg(long)]
+    pub(crate) pull: bool,
+    /// Of base images for several platforms, takes those for this one, as linux/arm64 [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub(crate) platform: Option<Platform>,
+}
+
 /// Files of settings.
 #[derive(Debug, Args)]
 pub(crate) struct ConfigArgs {
@@ -147,13 +158,22 @@ pub(crate) struct SandboxArgs {
     /// Which system calls steps may make: `default`, `unconfined` (all), or a profile in Docker's format
     #[arg(long, value_name = "FILE")]
     pub(crate) seccomp: Option<PathBuf>,
-    /// Leaves the values of secrets in logs, where `***` would stand for them
-    #[arg(long)]
-    pub(crate) no_mask: bool,
     #[command(flatten)]
     pub(crate) network: network::Choice,
     #[command(flatten)]
     pub(crate) limits: Limits,
+}
+
+/// What becomes of the logs of steps. Who only looks into a result has none.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sandbox")]
+pub(crate) struct LogArgs {
+    /// Leaves the values of secrets in logs, where `***` would stand for them
+    #[arg(long)]
+    pub(crate) no_mask: bool,
+    /// How long the log of a step may become [default: 1G]
+    #[arg(long, value_name = "SIZE", value_parser = limits::log_size)]
+    pub(crate) log_limit: Option<Most<u64>>,
 }
 
 /// Which user namespace steps are in.
@@ -162,11 +182,18 @@ pub(crate) struct SandboxArgs {
 pub(crate) enum Userns {
     /// Nobody's: ids of their own for each running step, where kernel and filesystem can do that
     Auto,
+    /// Nobody's, or nothing runs
+    Own,
     /// The machine's: root in a step is its root
     Host,
 }
 
 impl SandboxArgs {
+    /// Returns how long a command may run that somebody starts to look into a result. The settings speak of steps only.
+    pub(crate) fn timeout(&self) -> Option<Duration> {
+        self.limits.timeout.and_then(Most::value)
+    }
+
     /// Returns what the flags say.
     pub(crate) fn policy(&self) -> SandboxPolicy {
         SandboxPolicy {
@@ -175,7 +202,7 @@ impl SandboxArgs {
             userns: self.userns,
             allow_userns: self.allow_userns.then_some(true),
             seccomp: self.seccomp.clone(),
-            mask_secrets: self.no_mask.then_some(false),
+            mask_secrets: None,
             network: self.network.clone(),
             limits: self.limits.clone(),
         }
@@ -263,7 +290,7 @@ pub(crate) struct Build {
     /// Gives a secret its value, from a file or an environment variable
     #[arg(long = "secret", value_name = "ID:FILE|ID=env:VAR")]
     pub(crate) secrets: Vec<OsString>,
-    /// Makes every step anew and replaces what was stored
+    /// Makes every step anew; later builds find these results, the ones before stay until they are pruned
     #[arg(long)]
     pub(crate) no_cache: bool,
     /// When a step fails, opens a shell where it ran, before what it left is thrown away; needs a terminal
@@ -272,15 +299,11 @@ pub(crate) struct Build {
     /// Keeps a digest of the tree of every result that is made, for `kiln store verify --deep`
     #[arg(long)]
     pub(crate) verify: bool,
-    /// Asks again what references without a digest stand for
-    #[arg(long)]
-    pub(crate) pull: bool,
     /// Builds the stage of this name instead of the last one
     #[arg(long, value_name = "STAGE")]
     pub(crate) target: Option<String>,
-    /// Of base images for several platforms, takes those for this one, as linux/arm64 [default: this machine's]
-    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
-    pub(crate) platform: Option<Platform>,
+    #[command(flatten)]
+    pub(crate) base_images: BaseArgs,
     /// Leaves the store as it is after the build: it is thrown away at once
     #[arg(long, hide = true)]
     pub(crate) no_maintenance: bool,
@@ -289,9 +312,21 @@ pub(crate) struct Build {
     #[command(flatten)]
     pub(crate) sandbox: SandboxArgs,
     #[command(flatten)]
+    pub(crate) logs: LogArgs,
+    #[command(flatten)]
     pub(crate) output: OutputArgs,
     #[command(flatten)]
     pub(crate) registry: RegistryArgs,
+}
+
+impl Build {
+    /// Returns what the flags say of isolation.
+    pub(crate) fn policy(&self) -> SandboxPolicy {
+        let mut policy = self.sandbox.policy();
+        policy.mask_secrets = self.logs.no_mask.then_some(false);
+        policy.limits.log_limit = self.logs.log_limit;
+        policy
+    }
 }
 
 /// Nothing of it is kept: neither what the command writes, nor what it writes to caches.
@@ -322,12 +357,8 @@ pub(crate) struct Run {
     /// Mounts a secret, from a file or an environment variable, at /run/secrets/ID
     #[arg(long = "secret", value_name = "ID:FILE|ID=env:VAR")]
     pub(crate) secrets: Vec<OsString>,
-    /// Asks again what a reference without a digest stands for
-    #[arg(long)]
-    pub(crate) pull: bool,
-    /// Of base images for several platforms, takes those for this one, as linux/arm64 [default: this machine's]
-    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
-    pub(crate) platform: Option<Platform>,
+    #[command(flatten)]
+    pub(crate) base_images: BaseArgs,
     #[command(flatten)]
     pub(crate) store: StoreArgs,
     #[command(flatten)]
@@ -360,7 +391,7 @@ pub(crate) struct Shell {
 }
 
 const EXIT_CODES_OF_COMMANDS: &str = "Exit codes: the command's; 126 if it cannot be executed, 127 if it is not there, \
-    128+N if signal N killed it; 125 if kiln failed instead, with an `error:` on stderr; 2 wrong usage; 130 cancelled.";
+    128+N if signal N killed it, 137 by a limit too; 2 wrong usage, and 125 if kiln failed, with an `error:` on stderr; 130 cancelled.";
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Network {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer};
+use toml::de::DeTable;
 
 use kiln_engine::{Isolation, UserIds};
 use kiln_store::{Limits, Store};
@@ -69,7 +70,8 @@ impl SandboxPolicy {
         isolation.fast_sync = self.fast_sync.unwrap_or(isolation.fast_sync);
         isolation.user_ids = match self.userns {
             Some(Userns::Host) => UserIds::Host,
-            Some(Userns::Auto) | None => UserIds::Own,
+            Some(Userns::Own) => UserIds::Own,
+            Some(Userns::Auto) | None => UserIds::Auto,
         };
         isolation.allow_namespaces = self.allow_userns.unwrap_or(isolation.allow_namespaces);
         if let Some(named) = &self.seccomp {
@@ -151,11 +153,40 @@ pub(crate) fn read<T: DeserializeOwned>(file: Option<&Path>, name: &str) -> Resu
 fn parse<T: DeserializeOwned>(file: &Path) -> Result<T, Failure> {
     let text = std::fs::read_to_string(file).map_err(|source| Failure::Read { path: file.to_owned(), source })?;
     toml::from_str(&text).map_err(|error| {
-        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let (start, reason) = refused::<T>(&text)
+            .unwrap_or_else(|| (error.span().map_or(0, |span| span.start), error.message().to_owned()));
+        let before = text.get(..start).unwrap_or_default();
         let in_line = before.rsplit('\n').next().unwrap_or_default();
         let (line, column) = (1 + before.matches('\n').count(), 1 + in_line.chars().count());
-        Failure::ParseConfig { path: file.to_owned(), line, column, reason: error.message().replace('\n', "; ") }
+        Failure::ParseConfig { path: file.to_owned(), line, column, reason: reason.replace('\n', "; ") }
     })
+}
+
+/// Returns where the first setting stands that `T` refuses, and why. What is read through `#[serde(flatten)]` has lost its
+/// place: the parser tells that of the section.
+fn refused<T: DeserializeOwned>(text: &str) -> Option<(usize, String)> {
+    let document = DeTable::parse(text).ok()?;
+    // The last part of what is tried is the setting, which stands at `start`.
+    let refused = |header: &str, setting: &str, start: usize| {
+        let error = toml::from_str::<T>(&format!("{header}{setting}")).err()?;
+        let into = error.span().and_then(|span| span.start.checked_sub(header.len())).unwrap_or(0);
+        Some((start + into, error.message().to_owned()))
+    };
+    for (section, settings) in document.get_ref() {
+        let settings = settings.get_ref().as_table()?;
+        let header = format!("[{}]\n", text.get(section.span())?);
+        if let Some(refused) = refused(&header, "", section.span().start) {
+            return Some(refused);
+        }
+        // Each alone: so it is the one to blame.
+        for (name, value) in settings.iter().filter(|(_, value)| !value.get_ref().is_table()) {
+            let setting = text.get(name.span().start..value.span().end)?;
+            if let Some(refused) = refused(&header, setting, name.span().start) {
+                return Some(refused);
+            }
+        }
+    }
+    None
 }
 
 fn free<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Free>, D::Error> {
@@ -187,6 +218,43 @@ mod tests {
             let error = toml::from_str::<Config>(text).unwrap_err();
             assert!(error.to_string().contains(said), "{error}");
         }
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.toml");
+        let mut told = String::new();
+        for text in [
+            "[sandbox]\nfast_sync = true\n# Too little.\nmemory = 1\npids = 100\n",
+            "[sandbox]\npids = 4_194_305",
+            "[prune]\nmax_items = 1\n\n[sandbox]\nmemory = '1G'\ncpus = 'all'",
+            "[sandbox]\nnetwork_proxy = 'https://me:secret@proxy'",
+            "[sandbox]\nnetwork_host = 'lan'",
+            "sandbox = { swap = '1G', timeout = 'soon' }",
+            "[sandbox]\nfast_sync = true\nmemry = '1G'",
+            "[sandbox]\nfast_sync = true\nuserns = 'mine'",
+            "[prune]\nmax_size = '1G'\nmax_age = 'old'",
+            "[prune]\nmax_size = '1G'\n[sand]\nmemory = '1G'",
+            "[sandbox]\nmemory = '1G",
+        ] {
+            std::fs::write(&file, text).unwrap();
+            let error = parse::<Config>(&file).unwrap_err().to_string();
+            told.push_str(&format!("{}\n", error.rsplit_once('/').unwrap().1));
+        }
+        insta::assert_snapshot!(told, @r"
+        config.toml:4:1: a step needs at least 4M
+        config.toml:2:1: no kernel has more than 4194304
+        config.toml:6:1: `all` is not such a number
+        config.toml:2:1: the proxy's URL has a user or password, which every step could read; use a proxy that asks for none
+        config.toml:2:1: unknown variant `lan`, expected one of `host`, `private`, `none`
+        config.toml:1:26: `soon` is not a duration, as 1h 30m is
+        config.toml:3:1: unknown field `memry`
+        config.toml:3:10: unknown variant `mine`, expected one of `auto`, `own`, `host`
+        config.toml:3:11: expected number at 0
+        config.toml:3:2: unknown field `sand`, expected `prune` or `sandbox`
+        config.toml:2:13: invalid literal string, expected `'`
+        ");
     }
 
     #[test]

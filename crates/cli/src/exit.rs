@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use clap::error::{ContextKind, ContextValue};
 use kiln_engine::{BuildError, Fault};
 use kiln_image::RegistryError;
 use kiln_image::export::ExportError;
@@ -193,7 +194,8 @@ impl Failure {
 /// Why a failed step cannot be looked into.
 pub(crate) const ONLY_LOG: &str = "the step failed, and only its log was kept";
 
-/// The exit code where one of 1 to 3 would be taken for the command's, as other programs that start commands have it.
+/// The exit code where 1 or 3 would be taken for the command's, as other programs that start commands have it. Wrong usage is 2
+/// everywhere, whoever finds it.
 const INSTEAD: u8 = 125;
 
 const UNKEPT_LIMIT: &str =
@@ -237,9 +239,33 @@ pub(crate) fn report(result: Result<ExitCode, Failure>) -> ExitCode {
         tell(format_args!("\n{} {hint}", console::Style::new().for_stderr().cyan().apply_to("hint:")));
     }
     match failure {
-        Failure::Instead(_) => ExitCode::from(INSTEAD),
+        Failure::Instead(_) if fault != Fault::Usage => ExitCode::from(INSTEAD),
         _ => ExitCode::from(code(fault)),
     }
+}
+
+/// Prints what is wrong with the arguments, or the help that they ask for, and ends the program.
+pub(crate) fn refuse(mut error: clap::Error) -> ! {
+    // It repeats the words that it does not take.
+    for kind in [ContextKind::InvalidValue, ContextKind::InvalidArg, ContextKind::InvalidSubcommand] {
+        if let Some(ContextValue::String(word)) = error.get(kind) {
+            let word = without_credentials(word);
+            error.insert(kind, ContextValue::String(word));
+        }
+    }
+    error.exit()
+}
+
+/// Returns a word with `***` for the user and password of a URL in it, or of what may have been meant for one.
+fn without_credentials(word: &str) -> String {
+    let Some((before, after)) = word.rsplit_once('@') else { return word.to_owned() };
+    let (start, credentials) =
+        before.split_once("://").map_or(("", before), |(scheme, rest)| (&before[..scheme.len() + 3], rest));
+    // `name@sha256:…` has no password.
+    if start.is_empty() && !credentials.contains(':') || after.starts_with("sha256:") {
+        return word.to_owned();
+    }
+    format!("{start}***@{after}")
 }
 
 /// Returns a message whose words may be a stranger's, a registry's or an image's, so that a terminal shows them and does
@@ -250,4 +276,24 @@ fn escaped(message: &str) -> String {
         if c.is_control() && !matches!(c, '\n' | '\t') { shown.extend(c.escape_unicode()) } else { shown.push(c) }
     }
     shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_not_repeated() {
+        for (word, shown) in [
+            ("http://me:secret@proxy:1", "http://***@proxy:1"),
+            ("https://me:p@ss/word@proxy", "https://***@proxy"),
+            ("--proxy=ftp://token@host/x", "--proxy=ftp://***@host/x"),
+            ("me:secret@proxy:3128", "***@proxy:3128"),
+            ("someone@example.com", "someone@example.com"),
+            ("host:5000/app@sha256:00", "host:5000/app@sha256:00"),
+            ("http://proxy", "http://proxy"),
+        ] {
+            assert_eq!(without_credentials(word), shown);
+        }
+    }
 }

@@ -17,6 +17,12 @@ use crate::rootless;
 /// smallest kernels can number, so that a fork bomb leaves the machine usable.
 const DEFAULT_PROCESSES: u64 = 16 << 10;
 
+/// The least memory that a step may have. The sandbox and a static `/bin/true` need half a MiB (measured, control groups v1), and
+/// with a C library to load some more: less than this is a unit that was forgotten.
+const LEAST_MEMORY_BYTES: u64 = 4 << 20;
+/// The most processes that a kernel can number: `PID_MAX_LIMIT` of Linux, on 64 bits. It takes no higher limit.
+const MOST_PROCESSES: u64 = 4 << 20;
+
 /// A limit, or `none`, which lifts one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Most<T> {
@@ -25,7 +31,8 @@ pub(crate) enum Most<T> {
 }
 
 impl<T> Most<T> {
-    fn value(self) -> Option<T> {
+    /// Returns the limit, if there is one.
+    pub(crate) fn value(self) -> Option<T> {
         match self {
             Self::Unlimited => None,
             Self::Of(value) => Some(value),
@@ -38,8 +45,8 @@ impl<T> Most<T> {
 #[serde(default)]
 pub(crate) struct Limits {
     /// Memory of a step, as 4G; files in /dev/shm count. This and the others may be `none`
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    #[serde(deserialize_with = "word::<_, u64, Size>")]
+    #[arg(long, value_name = "SIZE", value_parser = memory)]
+    #[serde(deserialize_with = "word::<_, u64, Memory>")]
     pub(crate) memory: Option<Most<u64>>,
     /// Swap space that a step may use beyond its memory, as 0 or 1G
     #[arg(long, value_name = "SIZE", value_parser = size)]
@@ -61,20 +68,20 @@ pub(crate) struct Limits {
     #[arg(long, value_name = "N", value_parser = weight)]
     #[serde(deserialize_with = "word::<_, u32, Weight>")]
     pub(crate) io_weight: Option<Most<u32>>,
-    /// What a step may add to its tree, and to each of its caches, as 10G; needs a store that has quotas
+    /// What it may add to its tree, and to each of its caches, as 10G; needs a store that has quotas
     #[arg(long, value_name = "SIZE", value_parser = disk)]
     #[serde(deserialize_with = "word::<_, u64, Disk>")]
     pub(crate) disk: Option<Most<u64>>,
-    /// How many files, directories and links a step may add to its tree, and to each of its caches
+    /// How many files, directories and links it may add to its tree, and to each of its caches
     #[arg(long, value_name = "N", value_parser = inodes)]
     #[serde(deserialize_with = "word::<_, u64, Inodes>")]
     pub(crate) inodes: Option<Most<u64>>,
-    /// How long a step may run, as 1h
+    /// How long it may run, as 1h
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     #[serde(deserialize_with = "word::<_, Duration, Time>")]
     pub(crate) timeout: Option<Most<Duration>>,
-    /// How long the log of a step may become [default: 1G]
-    #[arg(long, value_name = "SIZE", value_parser = log_size)]
+    /// How long the log of a step may become: see `args::LogArgs`.
+    #[arg(skip)]
     #[serde(deserialize_with = "word::<_, u64, LogSize>")]
     pub(crate) log_limit: Option<Most<u64>>,
 }
@@ -166,7 +173,7 @@ macro_rules! words {
             }
         }
 
-        fn $function(text: &str) -> Result<Most<$type>, String> {
+        pub(crate) fn $function(text: &str) -> Result<Most<$type>, String> {
             $name::read(text)
         }
     )+};
@@ -174,10 +181,14 @@ macro_rules! words {
 
 words! {
     Size size -> u64: args::size;
+    Memory memory -> u64: |text| within(args::size(text)?, LEAST_MEMORY_BYTES.., "a step needs at least 4M");
     LogSize log_size -> u64: |text| within(args::size(text)?, 1.., "a log holds at least a byte");
     Disk disk -> u64: |text| within(args::size(text)?, 1 << 20.., "it is at least 1M");
     Inodes inodes -> u64: |text| within(number(text)?, 10.., "it is at least 10");
-    Processes processes -> u64: |text| within(number(text)?, 2.., "a step has at least 2, with the sandbox's own");
+    Processes processes -> u64: |text| match number(text)? {
+        ..2 => Err("a step has at least 2, with the sandbox's own".to_owned()),
+        count => within(count, ..=MOST_PROCESSES, "no kernel has more than 4194304"),
+    };
     Cpus cpus -> u32: |text| {
         let cpus: f64 = number(text)?;
         // Less is not taken by the kernel, more is no processor's.
@@ -226,7 +237,7 @@ mod tests {
     fn flags(flags: &[&str]) -> Result<Limits, String> {
         let arguments = ["kiln", "build"].iter().chain(flags);
         match Kiln::try_parse_from(arguments).map_err(|error| error.to_string())?.command {
-            Command::Build(build) => Ok(build.sandbox.limits),
+            Command::Build(build) => Ok(build.policy().limits),
             _ => panic!("another command"),
         }
     }
@@ -276,6 +287,8 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused() {
         for bad in [
+            "--memory=4095K",
+            "--pids=4194305",
             "--memory=much",
             "--pids=1",
             "--cpus=0",
@@ -287,6 +300,7 @@ mod tests {
         ] {
             assert!(flags(&[bad]).unwrap_err().contains("invalid value"), "{bad}");
         }
+        assert_eq!(flags(&["--memory=4M", "--pids=4194304"]).unwrap().pids, Some(Most::Of(4_194_304)));
         assert!(flags(&["--timeout=0s"]).is_err() && flags(&["--log-limit=0"]).is_err());
         assert_eq!(file("pids = 1").unwrap_err(), "a step has at least 2, with the sandbox's own");
         assert_eq!(file("pids = true").unwrap_err(), "a string or a number");

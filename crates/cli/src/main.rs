@@ -22,7 +22,7 @@ use clap::Parser;
 fn main() -> ExitCode {
     // This program is its own sandbox helper; that must be decided before any thread exists.
     kiln_sandbox::run_helper_if_asked();
-    let arguments = args::Kiln::parse();
+    let arguments = args::Kiln::try_parse().unwrap_or_else(|error| exit::refuse(error));
     start_tracing(arguments.verbose);
     exit::report(rootless::enter(&arguments.command).and_then(|()| command::run(arguments)))
 }

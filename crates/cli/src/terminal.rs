@@ -81,7 +81,7 @@ impl Screen {
             TerminalSize { rows: size.ws_row, columns: size.ws_col }
         });
         let io = Io::Terminal(Terminal { size, master: sender });
-        (Visitor { io, term: settings::term() }, Lent { screen: self, master })
+        (Visitor { io, term: settings::term(), timeout: None }, Lent { screen: self, master })
     }
 }
 
@@ -186,7 +186,7 @@ impl Piped {
         })?;
         let outputs = [(from_stdout, stdout().try_clone_to_owned()?), (from_stderr, stderr().try_clone_to_owned()?)];
         let io = Io::Streams { stdin: stdin_reader.into(), stdout: stdout_writer.into(), stderr: stderr_writer.into() };
-        Ok((Visitor { io, term: None }, Self { outputs }))
+        Ok((Visitor { io, term: None, timeout: None }, Self { outputs }))
     }
 
     /// Carries the output until its end.

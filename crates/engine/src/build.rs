@@ -15,6 +15,7 @@ use crate::engine::{Request, Shared};
 use crate::error::{At, BuildError};
 use crate::events::{Event, Events, StepInfo};
 use crate::flight::{Claim, News, Outcome, Publisher, claim, read_between};
+use crate::key;
 use crate::limits::StepUsage;
 use crate::manifest::Tree;
 use crate::plan::{Action, Stage};
@@ -28,8 +29,8 @@ pub(crate) struct Build {
     pub(crate) cancel: CancellationToken,
     /// The result of each stage, once it is there.
     pub(crate) ends: Vec<watch::Receiver<Option<Arc<Snapshot>>>>,
-    /// With `no_cache`: the steps that this build has begun to make anew. What comes to one of them again shares it.
-    pub(crate) renewed: Mutex<HashSet<Id>>,
+    /// With `no_cache`: what the ids of the steps that this build makes anew have in common, and no other id has.
+    pub(crate) renewal: Option<[u8; 32]>,
     /// What was said once.
     pub(crate) noticed: Mutex<HashSet<String>>,
 }
@@ -89,12 +90,12 @@ impl Build {
         }
     }
 
-    /// Finds or makes the step `id`, and tells what happens. `make` is called with the lease if it is to be made here.
-    /// `is_renewable`: whether `no_cache` counts for it.
+    /// Finds or makes the step whose key has the digest `key`, and tells what happens. `make` is called with the lease if it is
+    /// to be made here. `is_renewable`: whether `no_cache` counts for it.
     pub(crate) async fn step<F>(
         self: &Arc<Self>,
         step: Arc<StepInfo>,
-        id: Id,
+        key: Id,
         is_renewable: bool,
         make: impl FnOnce(Arc<Shared>, Publisher, CancellationToken, Lease) -> F + Send + 'static,
     ) -> Result<Arc<Snapshot>, Arc<BuildError>>
@@ -103,32 +104,33 @@ impl Build {
     {
         let started = Instant::now();
         let shared = Arc::clone(&self.shared);
-        let renews = self.request.no_cache && is_renewable;
-        if !renews && let Some(snapshot) = shared.store.lookup(&id).map_err(BuildError::from)? {
+        // What is made anew is another result: the one before stays as it is, with all that stands on it, until it is pruned.
+        // What comes to the same step again in this build comes to the same id.
+        let id = match &self.renewal {
+            Some(renewal) if is_renewable => key::renewed(&key, renewal),
+            _ => key,
+        };
+        let found = match id == key && is_renewable {
+            true => shared.last_of(&key)?,
+            false => shared.store.lookup(&id).map_err(BuildError::from)?,
+        };
+        if let Some(snapshot) = found {
             return Ok(self.found(&step, Arc::new(snapshot))?);
         }
-        let flight = {
-            // Held until the flight is known to all: whoever is not the first to renew the step must find it in the air, or
-            // its new result, never the old one.
-            let mut renewed = self.renewed.lock().unwrap_or_else(PoisonError::into_inner);
-            let is_stale = renews && renewed.insert(id);
-            self.shared.flights.join(id, |publisher, cancel| async move {
-                if is_stale {
-                    shared.forget(id).await?;
-                }
-                let lease = match claim(&shared.store, &id, &publisher, &cancel).await? {
-                    Claim::Found(snapshot) => return Ok(Outcome::Found(snapshot)),
-                    Claim::Ours(lease) => lease,
-                };
-                let _permit = tokio::select! {
-                    () = cancel.cancelled() => return Err(BuildError::Cancelled),
-                    permit = shared.jobs.acquire() => permit.expect("the semaphore is never closed"),
-                };
-                let started = Instant::now();
-                let snapshot = make(Arc::clone(&shared), publisher, cancel, lease).await?;
-                Ok(Outcome::Made(Arc::new(snapshot), started.elapsed()))
-            })
-        };
+        let flight = self.shared.flights.join(id, |publisher, cancel| async move {
+            let lease = match claim(&shared.store, &id, &publisher, &cancel).await? {
+                Claim::Found(snapshot) => return Ok(Outcome::Found(snapshot)),
+                Claim::Ours(lease) if id != key => lease.renewing(key),
+                Claim::Ours(lease) => lease,
+            };
+            let _permit = tokio::select! {
+                () = cancel.cancelled() => return Err(BuildError::Cancelled),
+                permit = shared.jobs.acquire() => permit.expect("the semaphore is never closed"),
+            };
+            let started = Instant::now();
+            let snapshot = make(Arc::clone(&shared), publisher, cancel, lease).await?;
+            Ok(Outcome::Made(Arc::new(snapshot), started.elapsed()))
+        });
         let mut has_told = false;
         let tell = |news| {
             let step = Arc::clone(&step);
@@ -226,16 +228,14 @@ impl Shared {
         blocking(move || Ok(shared.store.fail(draft, description)?)).await
     }
 
-    /// Removes the result `id` and what stands on it, if it is there, so that it is made anew.
-    async fn forget(self: &Arc<Self>, id: Id) -> Result<(), BuildError> {
-        let shared = Arc::clone(self);
-        blocking(move || {
-            if shared.store.lookup(&id)?.is_some() {
-                shared.store.remove(&id, true)?;
+    /// Returns the result that was made last of the step whose key has the digest `key`.
+    fn last_of(&self, key: &Id) -> Result<Option<Snapshot>, BuildError> {
+        for id in self.store.renewals(key)?.iter().chain([key]) {
+            if let Some(snapshot) = self.store.lookup(id)? {
+                return Ok(Some(snapshot));
             }
-            Ok(())
-        })
-        .await
+        }
+        Ok(None)
     }
 }
 

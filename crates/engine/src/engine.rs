@@ -19,6 +19,7 @@ use crate::error::BuildError;
 use crate::events::{Event, Events};
 use crate::export::RunsAs;
 use crate::flight::Flights;
+use crate::key::random;
 use crate::manifest::Tree;
 use crate::plan::Plan;
 use crate::visit::FailedStep;
@@ -66,7 +67,7 @@ impl Default for Isolation {
     fn default() -> Self {
         Self {
             fast_sync: true,
-            user_ids: UserIds::Own,
+            user_ids: UserIds::Auto,
             allow_namespaces: false,
             seccomp: Seccomp::Default,
             mask_secrets: true,
@@ -83,6 +84,8 @@ impl Default for Isolation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UserIds {
     /// Nobody's: each running step has ids of its own. The host's where that cannot be.
+    Auto,
+    /// Nobody's. Where that cannot be, nothing runs.
     Own,
     /// The host's, number by number.
     Host,
@@ -123,7 +126,8 @@ pub struct Request {
     pub source: PathBuf,
     /// Values of secrets by name.
     pub secrets: HashMap<BString, SecretBytes>,
-    /// Makes every step anew and replaces what was stored; bases stay.
+    /// Makes every step anew, whatever is stored; bases stay. Each is another result, with another id, which later builds find in
+    /// the place of the one before.
     pub no_cache: bool,
     /// Asks again what references without a digest stand for.
     pub pull: bool,
@@ -177,6 +181,7 @@ impl Engine {
             number += 1 + stage.items.len();
         }
         let (ends, watches): (Vec<_>, Vec<_>) = plan.stages.iter().map(|_| watch::channel(None)).unzip();
+        let renewal = request.no_cache.then(random).transpose()?;
         let build = Arc::new(Build {
             shared: Arc::clone(&self.shared),
             source,
@@ -184,7 +189,7 @@ impl Engine {
             events,
             cancel: cancel.child_token(),
             ends: watches,
-            renewed: Mutex::default(),
+            renewal,
             noticed: Mutex::default(),
         });
         let mut stages = JoinSet::new();

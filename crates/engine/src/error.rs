@@ -78,6 +78,12 @@ pub enum BuildError {
     /// There is no user namespace for a step just now, though this kernel has them.
     #[error("cannot give a step users of its own; `--userns host` does without, and holds steps less")]
     NoUserNamespace(#[source] SandboxError),
+    /// There is no user namespace for steps here, and nothing is to run without.
+    #[error("a step cannot have users of its own: {reason}; `--userns auto` lets it have the host's")]
+    NoOwnUsers {
+        /// What stands in the way.
+        reason: String,
+    },
     /// A name is not in the image's `/etc/passwd`.
     #[error("step `{}` is to run as `{name}`, who is not in the image's /etc/passwd", line(&step.text))]
     NoSuchUser {
@@ -240,6 +246,7 @@ impl BuildError {
             Self::Base { .. }
             | Self::Sandbox { .. }
             | Self::NoUserNamespace(_)
+            | Self::NoOwnUsers { .. }
             | Self::Store(_)
             | Self::Description { .. }
             | Self::Io { .. }

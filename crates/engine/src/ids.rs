@@ -16,16 +16,20 @@ impl Shared {
     /// Returns a user namespace for a command, and what `mount` mounts for it.
     ///
     /// Where the kernel has none, or the store's filesystem cannot show files with other owners than they have, it is
-    /// the host's, for all commands from then on; `notice` hears why. What fails otherwise is an error: nobody who makes
-    /// the machine run out of something gets to be its root.
+    /// the host's, for all commands from then on, and `notice` hears why; but with [`UserIds::Own`] that is an error. What fails
+    /// otherwise always is one: nobody who makes the machine run out of something gets to be its root.
     pub(crate) async fn enter(
         &self,
         mount: impl Fn(Option<IdMap<'_>>) -> io::Result<OwnedFd>,
         notice: impl FnOnce(&str),
     ) -> Result<(UserNamespace, OwnedFd), BuildError> {
-        if self.settings.isolation.user_ids == UserIds::Own && self.no_own_ids.get().is_none() {
+        let wanted = self.settings.isolation.user_ids;
+        if wanted != UserIds::Host && self.no_own_ids.get().is_none() {
             let sandbox = Arc::clone(&self.sandbox);
             let entered = match blocking(move || Ok(sandbox.user_namespace())).await? {
+                Ok(namespace) if wanted == UserIds::Own && namespace.mapped().is_none() => {
+                    "this kind of sandbox has none".to_owned()
+                }
                 Ok(namespace) => match mount(map_of(&namespace)) {
                     Ok(root) => return Ok((namespace, root)),
                     Err(error) if is_unsupported(&error) => {
@@ -42,6 +46,9 @@ impl Shared {
             let _ = self.no_own_ids.set(entered);
         }
         if let Some(reason) = self.no_own_ids.get() {
+            if wanted == UserIds::Own {
+                return Err(BuildError::NoOwnUsers { reason: reason.clone() });
+            }
             notice(&format!("root in steps is root of this machine: {reason}; `--userns host` takes that for granted"));
         }
         let root = mount(None).at("mount", self.store.path())?;

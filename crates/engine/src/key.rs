@@ -4,6 +4,8 @@ use bstr::BString;
 use kiln_spec::User;
 use kiln_store::Id;
 
+use crate::error::{At, BuildError};
+
 /// Every input that can change a step's result. Nothing else is hashed: not the values of secrets, not
 /// names of files on the host. If anything in here changes, the step is another one.
 #[derive(Clone, Copy, Debug)]
@@ -82,6 +84,21 @@ impl StepKey<'_> {
         }
         Id::new(encoder.finish())
     }
+}
+
+/// Returns bytes that nobody has come upon before.
+pub(crate) fn random() -> Result<[u8; 32], BuildError> {
+    let mut bytes = [0; 32];
+    // So many are written, or none.
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).at("get", "random bytes")?;
+    Ok(bytes)
+}
+
+/// Returns the id under which a step is made anew, by what all ids of this renewal have in common.
+pub(crate) fn renewed(key: &Id, renewal: &[u8; 32]) -> Id {
+    let mut encoder = Encoder::new("kiln renewal 1");
+    encoder.bytes(key.as_bytes()).bytes(renewal);
+    Id::new(encoder.finish())
 }
 
 /// A hash over fields that cannot be confused: each is preceded by its length.

@@ -36,4 +36,4 @@ pub use events::{Event, Events, StepInfo};
 pub use export::{RunsAs, image};
 pub use limits::{Limit, StepUsage};
 pub use plan::PlanError;
-pub use visit::{FailedStep, Surroundings, Visitor};
+pub use visit::{FailedStep, Surroundings, Visited, Visitor};

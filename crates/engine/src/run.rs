@@ -305,10 +305,10 @@ impl Command {
 }
 
 /// How the kernel ends what is killed.
-const SIGKILL: i32 = 9;
+pub(crate) const SIGKILL: i32 = 9;
 
 /// Waits until a step has had its time.
-async fn time_of(timeout: Option<Duration>) -> Limit {
+pub(crate) async fn time_of(timeout: Option<Duration>) -> Limit {
     match timeout {
         Some(timeout) => {
             tokio::time::sleep(timeout).await;

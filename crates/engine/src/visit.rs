@@ -5,9 +5,10 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bstr::{BString, ByteSlice};
-use kiln_sandbox::{ExitStatus, Io, Root, SandboxError, SecretBytes};
+use kiln_sandbox::{Ended, ExitStatus, Io, Root, SandboxError, SecretBytes};
 use kiln_spec::{Cache, Run, Secret, User};
 use kiln_store::{Draft, Id, Snapshot, Store};
 use serde::{Deserialize, Serialize};
@@ -17,11 +18,13 @@ use tokio_util::sync::CancellationToken;
 use crate::base;
 use crate::build::blocking;
 use crate::engine::{Engine, Shared};
-use crate::error::{At, BuildError};
+use crate::error::{At, BuildError, describe};
 use crate::events::StepInfo;
 use crate::export;
+use crate::key::random;
+use crate::limits::Limit;
 use crate::plan::{self, Context};
-use crate::run::{self, Command};
+use crate::run::{self, Command, SIGKILL, time_of};
 
 /// What a step's command has around it.
 #[derive(Clone, Debug)]
@@ -49,6 +52,24 @@ pub struct Visitor {
     pub io: Io,
     /// The kind of terminal that this is, for a `TERM` that nothing else sets.
     pub term: Option<BString>,
+    /// How long the command may run. The time that steps have is not a user's.
+    pub timeout: Option<Duration>,
+}
+
+/// How a visitor's command ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Visited {
+    /// How it ended: by a signal, if a limit killed it.
+    pub status: ExitStatus,
+    /// The limit that it came up against.
+    pub limit: Option<Limit>,
+}
+
+impl Visited {
+    /// Returns how it ended, to follow the command's name: `was killed: ran longer than 10s`.
+    pub fn describe(&self) -> String {
+        describe(self.status, self.limit)
+    }
 }
 
 /// A step whose command has just failed. Its tree is kept until `visitor` is dropped, or the visit is over.
@@ -180,7 +201,7 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// The command could not be started. How it ended is no error.
+    /// The command could not be started. How it ended is no error, by a limit neither.
     pub async fn visit(
         &self,
         snapshot: Arc<Snapshot>,
@@ -189,7 +210,7 @@ impl Engine {
         secret: impl Fn(&BString) -> Option<SecretBytes>,
         visitor: Visitor,
         cancel: &CancellationToken,
-    ) -> Result<ExitStatus, BuildError> {
+    ) -> Result<Visited, BuildError> {
         let shared = &self.shared;
         let Surroundings { env, user, workdir, shell, networks, caches, secrets } = surroundings;
         let argv = argv.unwrap_or_else(|| interactive(shell.as_deref()));
@@ -205,9 +226,7 @@ impl Engine {
             isolation: shared.settings.isolation.clone(),
         };
         // A draft like a step's, of an id that nobody else can want: it is swept if we die.
-        let mut digest = [0; 32];
-        rustix::rand::getrandom(&mut digest, rustix::rand::GetRandomFlags::empty()).at("get", "random bytes")?;
-        let lease = shared.store.lease(&Id::new(digest))?;
+        let lease = shared.store.lease(&Id::new(random()?))?;
         let lease = lease.ok_or_else(|| BuildError::Bug("a random id is not new".to_owned()))?;
         let draft = shared.begin_limited(lease, snapshot).await?;
         let ended = command.visit(shared, &draft, argv, visitor, cancel).await;
@@ -229,7 +248,7 @@ impl Command {
         argv: Vec<OsString>,
         visitor: Visitor,
         cancel: &CancellationToken,
-    ) -> Result<ExitStatus, BuildError> {
+    ) -> Result<Visited, BuildError> {
         let Shared { store, sandbox, .. } = shared;
         let tell = |why: &str| tracing::warn!("{why}");
         let (namespace, root) = shared.enter(|map| draft.root().mount_again(map), tell).await?;
@@ -243,7 +262,18 @@ impl Command {
         }
         process.held.push(Arc::new(draft.lease().hold().at("hold the lease in", store.path())?));
         let caches = self.caches(store, user, &mut process).await?;
-        let ended = sandbox.run(Root::Mount(root), &process, visitor.io, cancel).await;
+        let stop = cancel.child_token();
+        let (ended, over) = {
+            let run = sandbox.run(Root::Mount(root), &process, visitor.io, &stop);
+            tokio::pin!(run);
+            tokio::select! {
+                ended = &mut run => (ended, None),
+                limit = time_of(visitor.timeout) => {
+                    stop.cancel();
+                    (run.await, Some(limit))
+                }
+            }
+        };
         // Its mounts of the caches must be gone before they are.
         drop(process);
         for cache in caches {
@@ -252,10 +282,15 @@ impl Command {
                 tracing::warn!(%error, "cannot discard a copy of a cache");
             }
         }
-        ended.map(|ended| ended.status).map_err(|source| match source {
-            SandboxError::Cancelled(_) => BuildError::Cancelled,
-            source => BuildError::Sandbox { step: Arc::clone(&self.step), source },
-        })
+        match (ended, over) {
+            // Also if it ended by itself just then.
+            (Ok(Ended { status, hit, .. }), _) => Ok(Visited { status, limit: hit.map(Limit::Sandbox) }),
+            (Err(SandboxError::Cancelled(_)), Some(limit)) if !cancel.is_cancelled() => {
+                Ok(Visited { status: ExitStatus::Signal(SIGKILL), limit: Some(limit) })
+            }
+            (Err(SandboxError::Cancelled(_)), _) => Err(BuildError::Cancelled),
+            (Err(source), _) => Err(BuildError::Sandbox { step: Arc::clone(&self.step), source }),
+        }
     }
 
     /// Lets whoever listens to `failures` look into the draft, which the command has just failed in.

@@ -176,12 +176,13 @@ impl FromStr for Proxy {
     type Err = ParseNetworkError;
 
     fn from_str(text: &str) -> Result<Self, ParseNetworkError> {
+        // Before anything else is said of it: what is wrong is repeated to the user, in a log perhaps.
+        if text.contains('@') {
+            return Err(ParseNetworkError::Credentials);
+        }
         let wrong = || ParseNetworkError::Proxy(text.to_owned());
         let authority = text.strip_prefix("http://").ok_or_else(wrong)?;
         let authority = authority.strip_suffix('/').unwrap_or(authority);
-        if authority.contains('@') {
-            return Err(ParseNetworkError::Credentials);
-        }
         let (host, port) = match authority.strip_prefix('[') {
             // An IPv6 address, whose colons are its own.
             Some(rest) => {
@@ -235,7 +236,11 @@ mod tests {
         assert_eq!(proxy("http://proxy:3128/"), Ok(("proxy".to_owned(), 3128)));
         assert_eq!(proxy("http://proxy.example.com"), Ok(("proxy.example.com".to_owned(), 80)));
         assert_eq!(proxy("http://[::1]:8080"), Ok(("::1".to_owned(), 8080)));
-        assert_eq!(proxy("http://me:secret@proxy"), Err(ParseNetworkError::Credentials));
+        for text in
+            ["http://me:secret@proxy", "https://me:secret@proxy", "me:secret@proxy:3128", "http://me:secret@a/b"]
+        {
+            assert_eq!(proxy(text), Err(ParseNetworkError::Credentials));
+        }
         for text in ["proxy:3128", "https://proxy", "http://", "http://:1", "http://a:0", "http://a:b", "http://a/b"] {
             assert!(proxy(text).is_err(), "{text}");
         }

@@ -40,7 +40,7 @@ pub(crate) struct Index {
 }
 
 /// Another version's index is not read but made anew.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 const SCHEMA: &str = "
     CREATE TABLE digests (

@@ -22,6 +22,7 @@ use crate::{Id, StoreError};
 #[derive(Debug)]
 pub struct Lease {
     pub(crate) id: Id,
+    pub(crate) renews: Option<Id>,
     path: PathBuf,
     file: File,
 }
@@ -44,7 +45,7 @@ impl Lease {
             // Its last holder may have removed the name between our open and our lock.
             if is_still_at(&file, &path) {
                 file.set_len(0).at("write", &path)?;
-                let lease = Self { id: *id, path, file };
+                let lease = Self { id: *id, renews: None, path, file };
                 lease.announce()?;
                 return Ok(Some(lease));
             }
@@ -54,6 +55,14 @@ impl Lease {
     /// Returns the id that may be built.
     pub fn id(&self) -> &Id {
         &self.id
+    }
+
+    /// Says that what is built is to be found in the place of the result `of`, and of what renewed that before: see
+    /// [`Store::renewals`](crate::Store::renewals).
+    #[must_use]
+    pub fn renewing(mut self, of: Id) -> Self {
+        self.renews = Some(of);
+        self
     }
 
     /// Writes the holder's pid, once more when there is a log to follow: whoever waits wakes by it.

@@ -38,7 +38,7 @@ pub struct Listed {
 
 impl Listed {
     pub(crate) fn new(id: Id, row: &Row, is_pinned: bool) -> Self {
-        let Row { parent, created_ms, last_used_ns, size_bytes, summary } = row.clone();
+        let Row { parent, created_ms, last_used_ns, size_bytes, summary, .. } = row.clone();
         let last_used = UNIX_EPOCH + Duration::from_nanos(last_used_ns.max(0).cast_unsigned());
         Self { id, parent, summary, created_ms, last_used, size_bytes: size_bytes.unwrap_or(0), is_pinned }
     }
@@ -116,6 +116,14 @@ impl Store {
         Ok(())
     }
 
+    /// Sees to it that the index was told of every result at least once.
+    pub(crate) fn look_through_if_never(&self) -> Result<(), StoreError> {
+        match without_index(self.recall(LISTED)) {
+            Some(_) => Ok(()),
+            None => self.list().map(|_| ()),
+        }
+    }
+
     /// Asks for the sizes that nobody knew when the results were committed.
     pub(crate) fn measure_all(&self) -> Result<(), StoreError> {
         let ids = self.with_index(Index::not_measured)?;
@@ -172,9 +180,14 @@ pub(crate) fn read_row(path: &Path, last_used_ns: i64) -> Option<Row> {
         Some(meta) => Some(Row::new(&meta, last_used_ns)),
         None if !path.exists() => None,
         // Listed, so that it can be removed and does not take room for ever.
-        None => {
-            Some(Row { parent: None, created_ms: 0, last_used_ns, size_bytes: Some(0), summary: DAMAGED.to_owned() })
-        }
+        None => Some(Row {
+            parent: None,
+            renews: None,
+            created_ms: 0,
+            last_used_ns,
+            size_bytes: Some(0),
+            summary: DAMAGED.to_owned(),
+        }),
     }
 }
 
@@ -183,7 +196,7 @@ pub(crate) const DAMAGED: &str = "(damaged)";
 
 impl Row {
     pub(crate) fn new(meta: &Meta, last_used_ns: i64) -> Self {
-        let Meta { parent, summary, created_ms, size_bytes, .. } = meta.clone();
-        Self { parent, created_ms, last_used_ns, size_bytes, summary }
+        let Meta { parent, renews, summary, created_ms, size_bytes, .. } = meta.clone();
+        Self { parent, renews, created_ms, last_used_ns, size_bytes, summary }
     }
 }

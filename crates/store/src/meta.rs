@@ -13,6 +13,9 @@ pub struct Meta {
     pub(crate) format: u32,
     /// The result that this one was cloned from.
     pub parent: Option<Id>,
+    /// The result in whose place this one is found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renews: Option<Id>,
     /// For people: the operation.
     pub summary: String,
     /// When it was committed, in milliseconds since 1970.
@@ -44,7 +47,8 @@ pub(crate) const FORMAT: u32 = 1;
 impl Meta {
     pub(crate) fn new(description: Description, parent: Option<Id>, size_bytes: Option<u64>, stamp: Stamp) -> Self {
         let Description { summary, detail } = description;
-        Self { format: FORMAT, parent, summary, created_ms: unix_ms(), size_bytes, tree_digest: None, stamp, detail }
+        let created_ms = unix_ms();
+        Self { format: FORMAT, parent, renews: None, summary, created_ms, size_bytes, tree_digest: None, stamp, detail }
     }
 
     /// Parses a description; an unknown format is an error.

@@ -34,6 +34,8 @@ pub struct Store {
     boot_id: String,
     index: Mutex<Option<Index>>,
     pub(crate) has_unmarked: AtomicBool,
+    /// Whether the index is known to have been told of all results once.
+    index_is_filled: AtomicBool,
     takes_digests: bool,
 }
 
@@ -150,8 +152,8 @@ impl Store {
     }
 
     fn with_backend(layout: Layout, backend: Box<dyn Backend>, boot_id: String) -> Result<Self, StoreError> {
-        let (index, has_unmarked) = (Mutex::new(None), AtomicBool::new(false));
-        let store = Self { layout, backend, boot_id, index, has_unmarked, takes_digests: false };
+        let (index, has_unmarked, index_is_filled) = (Mutex::new(None), AtomicBool::new(false), AtomicBool::new(false));
+        let store = Self { layout, backend, boot_id, index, has_unmarked, index_is_filled, takes_digests: false };
         recover::after_reboot(&store)?;
         recover::sweep(&store)?;
         Ok(store)
@@ -198,6 +200,20 @@ impl Store {
         let meta = in_use.read(META).map_err(serde_json::Error::io).and_then(|bytes| Meta::parse(&bytes));
         let meta = meta.map_err(|source| StoreError::Meta { id: *id, source })?;
         Ok(Some(Snapshot { id: *id, in_use, meta }))
+    }
+
+    /// Returns the results that were made to be found in the place of `id`, the last one first.
+    ///
+    /// # Errors
+    ///
+    /// The store cannot be read.
+    pub fn renewals(&self, id: &Id) -> Result<Vec<Id>, StoreError> {
+        // An index that is new knows of nothing yet.
+        if !self.index_is_filled.load(Ordering::Relaxed) {
+            self.look_through_if_never()?;
+            self.index_is_filled.store(true, Ordering::Relaxed);
+        }
+        Ok(without_index(self.with_index(|index| index.renewals(id))))
     }
 
     /// Returns how to reach a result's tree.
@@ -375,7 +391,9 @@ impl Store {
     /// The filesystem fails.
     pub fn commit(&self, draft: Draft, description: Description) -> Result<Snapshot, StoreError> {
         let parent = draft.parent.as_ref().map(|parent| *parent.id());
-        self.commit_meta(draft, Meta::new(description, parent, None, Stamp::now(&self.boot_id)))
+        let renews = draft.lease.renews;
+        let meta = Meta { renews, ..Meta::new(description, parent, None, Stamp::now(&self.boot_id)) };
+        self.commit_meta(draft, meta)
     }
 
     /// As [`Store::commit`], with a description that may be another store's. If that has a digest, it is an error if the

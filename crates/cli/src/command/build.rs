@@ -32,7 +32,7 @@ pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> 
         source: arguments.dir.clone(),
         secrets: secrets(&arguments.secrets)?,
         no_cache: arguments.no_cache,
-        pull: arguments.pull,
+        pull: arguments.base_images.pull,
         target: arguments.target.clone().map(BString::from),
         failures: None,
     };
@@ -42,13 +42,13 @@ pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> 
     request.failures = failures;
     let tell = notices.clone();
     let images = Images::new(ImagesSettings {
-        platform: arguments.platform.clone().unwrap_or_default(),
+        platform: arguments.base_images.platform.clone().unwrap_or_default(),
         registry: registries(&arguments.registry, notices)?,
         ..ImagesSettings::default()
     });
     let policy = Policy::read(arguments.config.config.as_deref())?;
     let store = Arc::new(open_store(&arguments.store)?.with_digests(arguments.verify));
-    let policy_of_steps = arguments.sandbox.policy().with_files(arguments.config.config.as_deref())?;
+    let policy_of_steps = arguments.policy().with_files(arguments.config.config.as_deref())?;
     let mut isolation = policy_of_steps.isolation()?;
     store.check_quota(&isolation.quota)?;
     let kind = policy_of_steps.sandbox.unwrap_or_default();

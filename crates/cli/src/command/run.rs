@@ -5,9 +5,10 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bstr::BString;
-use kiln_engine::{BuildError, Engine, Request, Settings, Surroundings};
+use kiln_engine::{BuildError, Engine, Request, Settings, Surroundings, Visited, Visitor};
 use kiln_image::{Images, ImagesSettings};
 use kiln_sandbox::{ExitStatus, SecretBytes};
 use kiln_spec::{Spec, User};
@@ -19,6 +20,7 @@ use super::{cancel_on_signals, maintain, runtime};
 use crate::args::{self, Network};
 use crate::config::Policy;
 use crate::exit::{Failure, ONLY_LOG};
+use crate::render::tell;
 use crate::settings::{open_store, registries};
 use crate::terminal::{Piped, Screen};
 
@@ -26,13 +28,13 @@ pub(super) fn run(arguments: &args::Run, verbose: bool) -> Result<ExitCode, Fail
     ended(try_run(arguments, verbose))
 }
 
-fn try_run(arguments: &args::Run, verbose: bool) -> Result<ExitStatus, Failure> {
+fn try_run(arguments: &args::Run, verbose: bool) -> Result<Visited, Failure> {
     let user = arguments.user.as_deref().map(user).transpose()?;
     let secrets = secrets(&arguments.secrets)?;
     let Shown { events, notices, .. } = Shown::new(&arguments.show, verbose);
     let told = notices.clone();
     let images = Images::new(ImagesSettings {
-        platform: arguments.platform.clone().unwrap_or_default(),
+        platform: arguments.base_images.platform.clone().unwrap_or_default(),
         registry: registries(&arguments.registry, notices)?,
         ..ImagesSettings::default()
     });
@@ -58,7 +60,7 @@ fn try_run(arguments: &args::Run, verbose: bool) -> Result<ExitStatus, Failure> 
                 source: ".".into(),
                 secrets: HashMap::new(),
                 no_cache: false,
-                pull: arguments.pull,
+                pull: arguments.base_images.pull,
                 target: None,
                 failures: None,
             };
@@ -89,7 +91,7 @@ fn try_run(arguments: &args::Run, verbose: bool) -> Result<ExitStatus, Failure> 
             surroundings.add_secret(name.clone());
         }
         let argv = (!arguments.command.is_empty()).then(|| arguments.command.clone());
-        visit(&engine, snapshot, surroundings, argv, &secrets, &cancel).await
+        visit(&engine, snapshot, surroundings, argv, &secrets, arguments.sandbox.timeout(), &cancel).await
     })
 }
 
@@ -126,11 +128,13 @@ pub(super) async fn visit(
     surroundings: Surroundings,
     argv: Option<Vec<OsString>>,
     secrets: &HashMap<BString, SecretBytes>,
+    timeout: Option<Duration>,
     cancel: &CancellationToken,
-) -> Result<ExitStatus, Failure> {
+) -> Result<Visited, Failure> {
     let secret = |name: &BString| secrets.get(name).cloned();
     let ended = if Screen::Stdout.has_user() {
         let (visitor, lent) = Screen::Stdout.lend();
+        let visitor = Visitor { timeout, ..visitor };
         let visit = engine.visit(snapshot, surroundings, argv, secret, visitor, cancel);
         let (ended, lent) = tokio::join!(visit, lent.until_end(cancel));
         // Why the command did not run matters more.
@@ -140,19 +144,23 @@ pub(super) async fn visit(
         ended
     } else {
         let (visitor, piped) = Piped::new().map_err(Failure::Runtime)?;
+        let visitor = Visitor { timeout, ..visitor };
         let visit = engine.visit(snapshot, surroundings, argv, secret, visitor, cancel);
         tokio::join!(visit, piped.until_end()).0
     };
     ended.map_err(|error: BuildError| Arc::new(error).into())
 }
 
-/// Returns the exit code that says how a command ended.
-pub(super) fn ended(ended: Result<ExitStatus, Failure>) -> Result<ExitCode, Failure> {
-    let code = match ended {
-        Ok(ExitStatus::Code(code)) => code,
+/// Returns the exit code that says how a command ended, and tells of a limit that it came up against.
+pub(super) fn ended(ended: Result<Visited, Failure>) -> Result<ExitCode, Failure> {
+    let ended = ended.map_err(|failure| Failure::Instead(Box::new(failure)))?;
+    if ended.limit.is_some() && !ended.status.success() {
+        tell(format_args!("note: the command {}", ended.describe()));
+    }
+    let code = match ended.status {
+        ExitStatus::Code(code) => code,
         // As a shell has it.
-        Ok(ExitStatus::Signal(signal)) => 128 + signal,
-        Err(failure) => return Err(Failure::Instead(Box::new(failure))),
+        ExitStatus::Signal(signal) => 128 + signal,
     };
     Ok(ExitCode::from(u8::try_from(code & 0xff).expect("eight bits")))
 }

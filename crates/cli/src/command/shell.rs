@@ -3,9 +3,8 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use kiln_engine::{Engine, Settings, Surroundings};
+use kiln_engine::{Engine, Settings, Surroundings, Visited};
 use kiln_image::Images;
-use kiln_sandbox::ExitStatus;
 
 use super::build::secrets;
 use super::run::{ended, result, visit};
@@ -19,7 +18,7 @@ pub(super) fn run(arguments: &args::Shell) -> Result<ExitCode, Failure> {
     ended(open(arguments))
 }
 
-fn open(arguments: &args::Shell) -> Result<ExitStatus, Failure> {
+fn open(arguments: &args::Shell) -> Result<Visited, Failure> {
     let secrets = secrets(&arguments.secrets)?;
     let store = Arc::new(open_store(&arguments.store)?);
     let policy = arguments.sandbox.policy().with_files(arguments.config.config.as_deref())?;
@@ -36,5 +35,6 @@ fn open(arguments: &args::Shell) -> Result<ExitStatus, Failure> {
         tell(format_args!("note: the secret `{name}` of the step is not there; give it with --secret {name}:FILE"));
     }
     let cancel = cancel_on_signals().map_err(Failure::Runtime)?;
-    runtime()?.block_on(visit(&engine, snapshot, surroundings, None, &secrets, &cancel))
+    let timeout = arguments.sandbox.timeout();
+    runtime()?.block_on(visit(&engine, snapshot, surroundings, None, &secrets, timeout, &cancel))
 }

@@ -13,6 +13,9 @@ mod files;
 mod images;
 mod kernel;
 mod limits;
+// The attack is a program in the processor's own words.
+#[cfg(target_arch = "x86_64")]
+mod loader;
 mod neighbours;
 mod processes;
 mod users;

@@ -77,15 +77,16 @@ try 'one of the loopback interface' perl /connect 2 {port}
     });
 }
 
+/// Whatever changes when somebody writes to kiln's binary.
+pub(crate) fn state_of_kiln() -> impl PartialEq + std::fmt::Debug {
+    let meta = fs::metadata(env!("CARGO_BIN_EXE_kiln")).unwrap();
+    (meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec())
+}
+
 #[test]
 fn kiln_is_not_overwritten_by_what_it_starts() {
     needs_attackers!();
-    let kiln = env!("CARGO_BIN_EXE_kiln");
-    let state = || {
-        let meta = fs::metadata(kiln).unwrap();
-        (meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec())
-    };
-    let before = state();
+    let before = state_of_kiln();
     in_each(|arena| {
         arena.refuses(
             "mkdir /own; cp /bin/busybox /own/sleep; /own/sleep 1000 & own=$!
@@ -106,7 +107,7 @@ fn kiln_is_not_overwritten_by_what_it_starts() {
             assert!(matches!(built.code, 0 | 1), "{}", built.stderr);
         }
     });
-    assert_eq!(state(), before);
+    assert_eq!(state_of_kiln(), before);
 }
 
 #[test]

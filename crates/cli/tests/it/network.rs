@@ -63,3 +63,33 @@ fn the_network_is_no_part_of_a_steps_identity_and_nonsense_is_wrong_usage() {
     }
     env.build_with(&["--network-host", "private", "--network-proxy", "http://proxy"], LOOK).fails_with(2);
 }
+
+#[test]
+fn the_password_of_a_proxy_is_not_repeated() {
+    needs_builds!();
+    let env = TestEnv::new();
+    let mut told = String::new();
+    for flags in [
+        &["--network-proxy", "http://me:secret@proxy"][..],
+        &["--network-proxy=https://me:secret@proxy/x"],
+        &["--network-proxy", "me:secret@proxy:3128"],
+        &["--network-host", "http://me:secret@proxy"],
+        &["--network-porxy=http://me:secret@proxy"],
+        &["http://me:secret@proxy"],
+    ] {
+        let refused = env.build_with(flags, "").fails_with(2);
+        assert!(!refused.stderr.contains("secret"), "{}", refused.stderr);
+        told.push_str(&format!("{}\n", refused.stderr.lines().next().unwrap()));
+    }
+    env.write("config.toml", "[sandbox]\nnetwork_proxy = \"https://me:secret@proxy\"\n");
+    told.push_str(&env.build_with(&["--config", "config.toml"], "").fails_with(2).stderr);
+    insta::assert_snapshot!(told, @r"
+    error: invalid value 'http://***@proxy' for '--network-proxy <URL>': the proxy's URL has a user or password, which every step could read; use a proxy that asks for none
+    error: invalid value 'https://***@proxy/x' for '--network-proxy <URL>': the proxy's URL has a user or password, which every step could read; use a proxy that asks for none
+    error: invalid value '***@proxy:3128' for '--network-proxy <URL>': the proxy's URL has a user or password, which every step could read; use a proxy that asks for none
+    error: invalid value 'http://***@proxy' for '--network-host <NETWORK>'
+    error: unexpected argument '--network-porxy' found
+    error: unexpected argument 'http://***@proxy' found
+    error: config.toml:2:1: the proxy's URL has a user or password, which every step could read; use a proxy that asks for none
+    ");
+}

@@ -27,7 +27,7 @@ fn a_command_in_a_base_image_has_stdin_and_two_outputs() {
 }
 
 #[test]
-fn the_exit_code_is_the_commands_or_125() {
+fn the_exit_code_is_the_commands_or_that_of_wrong_usage_or_125() {
     needs_builds!();
     let env = TestEnv::new();
     let built = env.build(r#"(run (shell "echo built"))"#).ok();
@@ -45,15 +45,23 @@ fn the_exit_code_is_the_commands_or_125() {
     }
     let failed = env.build(r#"(run (shell "exit 7"))"#).fails_with(1);
     let failed = failed.stderr.split("kiln log ").nth(1).unwrap().trim_end_matches(['`', '\n']).to_owned();
-    for (arguments, error) in [
-        (&["run", "0123456789", "--", "true"][..], "no result"),
-        (&["run", &failed, "--", "true"], "only its log was kept"),
-        (&["run", "rootfs:nonesuch.tar", "--", "true"], "cannot import the base image"),
-        (&["run", "--user", "1000", id, "--", "true"], "expected a name, or UID:GID"),
-        (&["run", "--user", "nobody-here", id, "--", "true"], "who is not in the image's /etc/passwd"),
-        (&["shell", "0123456789"], "no result"),
+    for (code, arguments, error) in [
+        (2, &["run", "0123456789", "--", "true"][..], "no result"),
+        (2, &["run", &failed, "--", "true"], "only its log was kept"),
+        (2, &["run", "rootfs:nonesuch.tar", "--", "true"], "cannot import the base image"),
+        (2, &["run", "--user", "1000", id, "--", "true"], "expected a name, or UID:GID"),
+        (2, &["run", "--secret", "token", id, "--", "true"], "expected ID:FILE or ID=env:VAR"),
+        (2, &["run", "--secret", "token:nonesuch", id, "--", "true"], "cannot read nonesuch"),
+        (2, &["run", "--log-limit", "1G", id, "--", "true"], "unexpected argument '--log-limit'"),
+        (2, &["shell", "--no-mask", id], "unexpected argument '--no-mask'"),
+        (2, &["shell", "0123456789"], "no result"),
+        (2, &["shell", "--secret", "=x", id], "expected ID:FILE or ID=env:VAR"),
+        (2, &["run", "--store", "nonsense", id, "--", "true"], "is not a store"),
+        (125, &["run", "--user", "nobody-here", id, "--", "true"], "who is not in the image's /etc/passwd"),
+        (125, &["run", "--store", "overlayfs:src/..", id, "--", "true"], "the directory is not empty"),
+        (125, &["run", "--sandbox", "youki", id, "--", "true"], "youki"),
     ] {
-        let ran = env.run(arguments).fails_with(125);
+        let ran = env.run(arguments).fails_with(code);
         assert!(ran.stderr.contains(error), "{}", ran.stderr);
     }
     env.assert_clean();
@@ -161,6 +169,28 @@ fn a_command_that_is_cancelled_or_outlived_leaves_nothing() {
     // Whoever opens the store next sweeps.
     env.run(&["ls"]).ok();
     env.assert_clean();
+}
+
+#[test]
+fn a_command_has_the_time_that_it_is_given_and_the_settings_are_for_steps() {
+    needs_builds!();
+    let env = TestEnv::new();
+    let marker = format!("MARKER={}", env.marker());
+    let built = env.build(r#"(run (shell "echo built"))"#).ok();
+    let script = "trap '' TERM HUP INT; echo begun; while :; do sleep 1000; done";
+    let ran = env.run(&["run", "--timeout", "2s", "--env", &marker, built.id(), "--", "sh", "-c", script]);
+    assert_eq!((ran.code, &*ran.stdout), (137, "begun\n"), "{}", ran.stderr);
+    assert_eq!(ran.stderr, "note: the command was killed: ran longer than 2s\n");
+    let shell = with_input(&env, &["shell", "--timeout", "2s", built.id()], "sleep 1000\n");
+    assert_eq!((shell.code, &*shell.stderr), (137, "note: the command was killed: ran longer than 2s\n"));
+    env.assert_clean();
+    env.write("home/.config/kiln/config.toml", "[sandbox]\ntimeout = \"1ms\"\nlog_limit = \"1\"\n");
+    for arguments in [
+        &["run", built.id(), "--", "sh", "-c", "sleep 0.1; echo long"][..],
+        &["run", "--timeout", "1h", built.id(), "--", "echo", "long"],
+    ] {
+        assert_eq!(env.run(arguments).ok().stdout, "long\n");
+    }
 }
 
 #[test]

@@ -36,21 +36,91 @@ fn no_cache_makes_every_step_anew_once() {
     logs.sort();
     logs.dedup();
     assert_eq!(logs.len(), 4, "each build made its own");
-    assert_eq!(env.build(&spec).ok().made_and_found().0, 0, "what was replaced is found");
+    assert_eq!(env.build(&spec).ok().made_and_found().0, 0, "what was made last is found");
     env.assert_clean();
 }
 
 #[test]
-fn a_result_with_children_is_replaced_with_them() {
+fn what_stands_on_a_step_that_was_made_anew_is_made_anew_too() {
     needs_builds!();
     let env = TestEnv::new();
     let base = format!(r#"(run (shell "{RANDOM}"))"#);
     let child = format!(r#"{base} (run (shell "cat /out"))"#);
-    let before = env.log(&child);
+    let before = env.build(&child).ok();
+    let log = env.run(&["log", before.id()]).ok().stdout;
     env.build_with(&["--no-cache"], &base).ok();
     let built = env.build(&child).ok();
     assert_eq!(built.made_and_found(), (1, 2));
-    assert_ne!(env.run(&["log", built.id()]).stdout, before);
+    assert_ne!(env.run(&["log", built.id()]).stdout, log);
+    assert_eq!(env.run(&["run", before.id(), "--", "cat", "/out"]).ok().stdout, log, "the one before is as it was");
+}
+
+/// Steps that go as their secret, which is no part of what they are, says: done, failed, or waiting at the gate.
+fn as_told(gate: &Gate) -> String {
+    let told = format!(
+        "case $(cat /run/secrets/how) in bad) exit 7;; wait) {};; esac; cat /proc/sys/kernel/random/uuid > /out",
+        gate.wait()
+    );
+    format!(
+        r#"(run (shell "{RANDOM}")) (run (network host) (secrets (how)) (shell "{told}")) (run (shell "cat /out"))"#
+    )
+}
+
+#[test]
+fn what_was_there_stays_when_making_it_anew_fails_or_is_ended() {
+    needs_builds!();
+    let env = TestEnv::new();
+    let gate = Gate::new();
+    let spec = as_told(&gate);
+    let build = |how: &str, flags: &[&str]| {
+        env.write("how", how);
+        env.build_with(&[&["--secret", "how:how"], flags].concat(), &spec)
+    };
+    let first = build("good", &[]).ok();
+    env.run(&["pin", first.id()]).ok();
+    let is_there = || {
+        assert_eq!(
+            env.run(&["log", first.id()]).ok().stdout,
+            env.run(&["run", first.id(), "--", "cat", "/out"]).ok().stdout
+        );
+    };
+    build("bad", &["--no-cache"]).fails_with(1);
+    is_there();
+    for signal in [rustix::process::Signal::INT, rustix::process::Signal::KILL] {
+        env.write("how", "wait");
+        env.spec(&spec);
+        let arguments = ["build", "-f", "spec", "src", "--secret", "how:how", "--no-cache"];
+        let building = env.spawn(&mut env.kiln(&arguments));
+        let waiting = gate.arrival();
+        is_there();
+        building.signal(signal);
+        building.end();
+        waiting.death();
+        is_there();
+    }
+    // The first step was made anew each time, so what stands on it is not what stood on the one before.
+    let last = build("good", &[]).ok();
+    assert_eq!(last.made_and_found(), (2, 2));
+    is_there();
+    env.assert_clean();
+}
+
+#[test]
+fn what_was_made_anew_is_found_without_the_index_and_the_one_before_once_it_is_removed() {
+    needs_builds!();
+    let env = TestEnv::new();
+    let spec = format!(r#"(run (shell "{RANDOM}"))"#);
+    let first = env.build(&spec).ok();
+    let second = env.build_with(&["--no-cache"], &spec).ok();
+    assert_ne!(first.id(), second.id());
+    assert_eq!(env.build(&spec).ok().id(), second.id());
+    for file in ["index.sqlite", "index.sqlite-wal", "index.sqlite-shm"] {
+        let _ = std::fs::remove_file(env.at("store/state").join(file));
+    }
+    assert_eq!(env.build(&spec).ok().id(), second.id());
+    env.run(&["rm", second.id()]).ok();
+    assert_eq!(env.build(&spec).ok().id(), first.id());
+    env.assert_clean();
 }
 
 #[test]

@@ -130,6 +130,7 @@ fn a_filesystem_that_cannot_map_ids_has_the_hosts_users_and_the_build_says_so_on
     mount("mount", &["-t", "overlay", "overlay", "-o", &options]);
     let store = format!("copy:{}/store", place.display());
     let built = env.build_with(&["--store", &store], MAP);
+    let insisted = env.build_with(&["--store", &store, "--userns", "own", "--no-cache"], MAP);
     let by_choice = env.build_with(&["--store", &store, "--userns", "host", "--no-cache"], MAP);
     mount("umount", &["-l"]);
     let built = built.ok();
@@ -140,6 +141,10 @@ fn a_filesystem_that_cannot_map_ids_has_the_hosts_users_and_the_build_says_so_on
         notes[0].contains("root in steps is root of this machine") && notes[0].contains("joined/store"),
         "{notes:?}"
     );
+    let insisted = insisted.fails_with(3);
+    assert_eq!(maps(&insisted.stderr), [""; 0], "{}", insisted.stderr);
+    let error = insisted.stderr.lines().find(|line| line.starts_with("error:")).unwrap();
+    assert!(error.contains("a step cannot have users of its own: ") && error.contains("`--userns auto`"), "{error}");
     assert!(!by_choice.ok().stderr.contains("note:"));
 }
 
@@ -152,6 +157,13 @@ fn a_file_of_settings_chooses_and_the_flag_wins() {
     assert!(env.build(spec).ok().stderr.contains(HOSTS));
     let own = env.build_with(&["--userns", "auto", "--no-cache"], spec).ok();
     assert!(!own.stderr.contains(HOSTS) && own.stderr.contains(" 65536\n"), "{}", own.stderr);
+    env.write("home/.config/kiln/config.toml", "[sandbox]\nuserns = \"own\"\n");
+    let own = env.build_with(&["--no-cache"], spec).ok();
+    assert!(!own.stderr.contains(HOSTS) && own.stderr.contains(" 65536\n"), "{}", own.stderr);
+    if kiln_testkit::have(&[Need::Tool("runc", "runc")]) {
+        let refused = env.build_with(&["--sandbox", "runc", "--no-cache"], spec).fails_with(3);
+        assert!(refused.stderr.contains("this kind of sandbox has none"), "{}", refused.stderr);
+    }
     env.write("home/.config/kiln/config.toml", "[sandbox]\nuserns = \"mine\"\n");
     assert!(env.build(spec).fails_with(2).stderr.contains("config.toml:2:"));
 }

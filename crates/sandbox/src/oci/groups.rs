@@ -86,13 +86,18 @@ impl RunGroups {
     /// Removes the groups, when every process is dead.
     pub(crate) async fn remove(self) {
         let mounts = mounts();
-        // Who has been reaped may still be on its way out of its group; v1 tells nobody when it is empty.
-        for _ in 0..50 {
-            if remove(&mounts, &self.path) {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
+        until_left(|| remove(&mounts, &self.path)).await;
+    }
+}
+
+/// Calls `remove`, which returns whether groups of dead processes are gone, until they are, or for some time. Who has been reaped
+/// may still be on its way out of its group, and v1 tells nobody when it is empty.
+pub(crate) async fn until_left(mut remove: impl FnMut() -> bool) {
+    for _ in 0..50 {
+        if remove() {
+            break;
         }
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 

@@ -26,7 +26,7 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::groups::RunGroups;
+pub(crate) use self::groups::{RunGroups, until_left};
 pub use self::runtime::Runtime;
 pub(crate) use self::runtime::{Found, Said, said};
 

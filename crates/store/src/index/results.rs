@@ -13,8 +13,9 @@ use crate::{Id, StoreError};
 pub(super) const SCHEMA: &str = "
     CREATE TABLE results (
         id BLOB PRIMARY KEY, parent BLOB, created_ms INTEGER NOT NULL, last_used_ns INTEGER NOT NULL,
-        size_bytes INTEGER, summary TEXT NOT NULL) WITHOUT ROWID;
+        size_bytes INTEGER, summary TEXT NOT NULL, renews BLOB) WITHOUT ROWID;
     CREATE INDEX children ON results (parent);
+    CREATE INDEX renewals ON results (renews, created_ms) WHERE renews IS NOT NULL;
     CREATE INDEX oldest ON results (last_used_ns, id);
     CREATE INDEX not_measured ON results (id) WHERE size_bytes IS NULL;
     CREATE TABLE totals (results INTEGER NOT NULL, size_bytes INTEGER NOT NULL);
@@ -26,7 +27,7 @@ pub(super) const SCHEMA: &str = "
     CREATE TRIGGER measured AFTER UPDATE OF size_bytes ON results BEGIN
         UPDATE totals SET size_bytes = size_bytes - ifnull(OLD.size_bytes, 0) + ifnull(NEW.size_bytes, 0); END;";
 
-const COLUMNS: &str = "id, parent, created_ms, last_used_ns, size_bytes, summary";
+const COLUMNS: &str = "id, parent, created_ms, last_used_ns, size_bytes, summary, renews";
 
 /// So many rows are written at once: builders that commit wait for no more.
 const BATCH: usize = 500;
@@ -35,6 +36,7 @@ const BATCH: usize = 500;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Row {
     pub(crate) parent: Option<Id>,
+    pub(crate) renews: Option<Id>,
     pub(crate) created_ms: u64,
     /// Not before this: a use is only noted in the directory.
     pub(crate) last_used_ns: i64,
@@ -67,13 +69,14 @@ impl Index {
     pub(crate) fn insert(&self, id: &Id, row: &Row) -> Result<(), StoreError> {
         self.run(|database| {
             let mut insert = database.prepare_cached(
-                "INSERT INTO results VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET parent = excluded.parent,
+                "INSERT INTO results VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET parent = excluded.parent,
                     created_ms = excluded.created_ms, last_used_ns = excluded.last_used_ns,
-                    size_bytes = excluded.size_bytes, summary = excluded.summary",
+                    size_bytes = excluded.size_bytes, summary = excluded.summary, renews = excluded.renews",
             )?;
-            let Row { parent, created_ms, last_used_ns, size_bytes, summary } = row;
-            let (parent, size) = (parent.as_ref().map(Id::as_bytes), size_bytes.map(u64::cast_signed));
-            let values = params![id.as_bytes(), parent, created_ms.cast_signed(), last_used_ns, size, summary];
+            let Row { parent, renews, created_ms, last_used_ns, size_bytes, summary } = row;
+            let [parent, renews] = [parent, renews].map(|id| id.as_ref().map(Id::as_bytes));
+            let size = size_bytes.map(u64::cast_signed);
+            let values = params![id.as_bytes(), parent, created_ms.cast_signed(), last_used_ns, size, summary, renews];
             insert.execute(values).map(|_| ())
         })
     }
@@ -128,6 +131,15 @@ impl Index {
         })
     }
 
+    /// Returns the results that renew one, the last one first.
+    pub(crate) fn renewals(&self, id: &Id) -> Result<Vec<Id>, StoreError> {
+        self.run(|database| {
+            let mut select =
+                database.prepare_cached("SELECT id FROM results WHERE renews = ? ORDER BY created_ms DESC, id")?;
+            select.query_map([id.as_bytes()], |row| row.get(0).map(Id::new))?.collect()
+        })
+    }
+
     /// Returns how many results stand directly on one.
     pub(crate) fn children(&self, id: &Id) -> Result<usize, StoreError> {
         self.run(|database| {
@@ -173,6 +185,7 @@ fn read(row: &SqlRow<'_>) -> rusqlite::Result<(Id, Row)> {
         last_used_ns: row.get(3)?,
         size_bytes: row.get::<_, Option<i64>>(4)?.map(i64::cast_unsigned),
         summary: row.get(5)?,
+        renews: row.get::<_, Option<[u8; 32]>>(6)?.map(Id::new),
     };
     Ok((Id::new(row.get(0)?), read))
 }

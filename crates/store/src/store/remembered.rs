@@ -1,5 +1,6 @@
 //! What the store knows by its index, which may be lost at any time.
 
+use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 
 use super::Store;
@@ -21,6 +22,7 @@ impl Store {
             tracing::warn!(path = %path.display(), error = %source, "dropping the damaged index");
             *index = None;
             Index::delete(path);
+            self.index_is_filled.store(false, Ordering::Relaxed);
         }
         done
     }

@@ -58,6 +58,26 @@ fn told(store: &Store, number: u64) -> (Vec<String>, String, serde_json::Value) 
 }
 
 #[test]
+fn what_is_found_in_the_place_of_a_result_is_so_in_the_copy_too() {
+    need!(Need::Root);
+    let (from, to) = (TempStore::new(), TempStore::new());
+    let first = make(&from, 1, None);
+    let lease = from.lease(&id(2)).expect("a lease").expect("nobody has it").renewing(id(1));
+    let draft = from.begin(lease, None).expect("a draft");
+    assert_eq!(from.renewals(&id(1)).expect("readable"), [], "a draft is found by nobody");
+    let second = commit(&from, draft);
+    make(&from, 3, Some(&second));
+    assert_eq!(from.renewals(&id(1)).expect("readable"), [id(2)]);
+    assert_eq!(from.renewals(&id(2)).expect("readable"), []);
+    assert_eq!((first.meta().renews, second.meta().renews), (None, Some(id(1))));
+    copy(&from, &to);
+    assert_eq!(to.renewals(&id(1)).expect("readable"), [id(2)]);
+    drop((first, second));
+    from.remove(&id(2), true).expect("nobody uses it");
+    assert_eq!(from.renewals(&id(1)).expect("readable"), []);
+}
+
+#[test]
 fn every_result_is_copied_as_it_is() {
     need!(Need::Root);
     let (from, to) = (with_digests(), TempStore::new());

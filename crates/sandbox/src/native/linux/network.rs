@@ -223,7 +223,7 @@ impl Ends {
         sys::become_user(NOBODY, &[])?;
         self.tie_to_helper()?;
         rustix::io::write(&self.ready, b"r")?;
-        relay::serve(&listener, proxy)
+        Err(relay::serve(&listener, proxy))
     }
 }
 

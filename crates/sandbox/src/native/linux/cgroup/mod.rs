@@ -26,13 +26,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, open, stat};
 
 pub(super) use self::join::Joins;
 
 use self::host::{Controller, Hierarchy, Version};
+use crate::oci::until_left;
 use crate::{Limit, Limits, SandboxError, Usage};
 
 /// The directory of all runs.
@@ -172,15 +172,8 @@ impl Group {
     /// Removes the groups, when every process is dead.
     pub(super) async fn remove(mut self) {
         while let Some(part) = self.parts.pop() {
-            // Who has been reaped may still be on its way out of its group; v1 tells nobody when it is empty.
-            for _ in 0..50 {
-                match fs::remove_dir(&part.path) {
-                    Err(error) if error.kind() == ErrorKind::ResourceBusy => {
-                        tokio::time::sleep(Duration::from_millis(1)).await;
-                    }
-                    _ => break,
-                }
-            }
+            until_left(|| !matches!(fs::remove_dir(&part.path), Err(error) if error.kind() == ErrorKind::ResourceBusy))
+                .await;
         }
     }
 }
