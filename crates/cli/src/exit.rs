@@ -176,7 +176,9 @@ impl Failure {
                 BuildError::Sandbox { source: SandboxError::Limit { .. }, .. } => Some(UNKEPT_LIMIT.to_owned()),
                 _ => None,
             },
-            Self::Sandbox(SandboxError::Limit { .. }) => Some(UNKEPT_LIMIT.to_owned()),
+            Self::Sandbox(SandboxError::Limit { .. }) | Self::Store(StoreError::CannotLimit { .. }) => {
+                Some(UNKEPT_LIMIT.to_owned())
+            }
             Self::NoStats(_) => {
                 Some("only steps that ran a command have them, made by this version or a later one".to_owned())
             }

@@ -34,7 +34,7 @@ const WHOLE: (u32, u32) = (6, 7);
 
 /// Judges each thing by itself, in the order of a build's need.
 pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
-    let mut all = vec![kernel(facts), isolation(facts), users(facts), limits(facts), store(facts)];
+    let mut all = vec![kernel(facts), isolation(facts), users(facts), limits(facts), store(facts), quotas(facts)];
     all.extend(PROGRAMS.iter().map(|(name, package)| program(facts, name, package)));
     all.push(virtual_machines(facts));
     all
@@ -149,6 +149,14 @@ fn store(facts: &Facts) -> Finding {
     }
 }
 
+fn quotas(facts: &Facts) -> Finding {
+    match &facts.quotas {
+        Ok(()) => finding("disk limits", State::Good, format!("stores in {} keep them", facts.place.display()), None),
+        // What it says ends in what would help.
+        Err(reason) => finding("disk limits", State::Absent, reason, None),
+    }
+}
+
 fn program(facts: &Facts, name: &'static str, package: &str) -> Finding {
     let follows = match name {
         "newuidmap" => "without root, all files in steps belong to one user",
@@ -191,6 +199,7 @@ mod tests {
             has_kvm: true,
             place: "/var/lib".into(),
             stores: vec![(Kind::Overlayfs, Ok(())), (Kind::Xfs, Err("no reflinks".into()))],
+            quotas: Ok(()),
         }
     }
 
