@@ -39,6 +39,10 @@ pub(crate) enum Failure {
     Sandbox(#[from] SandboxError),
     #[error("OCI runtimes need root; without it there is the native sandbox only (`--sandbox native`)")]
     RuntimeNeedsRoot,
+    #[error(
+        "`{wanted}` needs the native sandbox (`--sandbox native`): an OCI runtime's command has no terminal and reads nothing"
+    )]
+    NoTalk { wanted: &'static str },
     #[error(transparent)]
     Rootless(#[from] RootlessError),
     /// The excerpt is rendered already, its first line being the message.
@@ -133,7 +137,8 @@ impl Failure {
             Self::Registry(error) if error.is_users_fault() => Fault::Usage,
             Self::ParseConfig { .. } | Self::BadRegistries { .. } | Self::NoPolicy => Fault::Usage,
             Self::NoStats(_) => Fault::Build,
-            Self::AllowsNothing => Fault::Usage,
+            Self::AllowsNothing | Self::NoTalk { .. } => Fault::Usage,
+            Self::Sandbox(SandboxError::Profile { .. }) => Fault::Usage,
             Self::Cancelled => Fault::Cancelled,
             Self::SourceDateEpoch { .. } | Self::CannotExport { .. } => Fault::Usage,
             Self::Export { .. } | Self::Registry(_) => Fault::Host,
@@ -171,7 +176,9 @@ impl Failure {
                 BuildError::Sandbox { source: SandboxError::Limit { .. }, .. } => Some(UNKEPT_LIMIT.to_owned()),
                 _ => None,
             },
-            Self::Sandbox(SandboxError::Limit { .. }) => Some(UNKEPT_LIMIT.to_owned()),
+            Self::Sandbox(SandboxError::Limit { .. }) | Self::Store(StoreError::CannotLimit { .. }) => {
+                Some(UNKEPT_LIMIT.to_owned())
+            }
             Self::NoStats(_) => {
                 Some("only steps that ran a command have them, made by this version or a later one".to_owned())
             }

@@ -68,6 +68,14 @@ pub(crate) struct Limits {
     #[arg(long, value_name = "N", value_parser = weight)]
     #[serde(deserialize_with = "word::<_, u32, Weight>")]
     pub(crate) io_weight: Option<Most<u32>>,
+    /// What it may add to its tree, and to each of its caches, as 10G; needs a store that has quotas
+    #[arg(long, value_name = "SIZE", value_parser = disk)]
+    #[serde(deserialize_with = "word::<_, u64, Disk>")]
+    pub(crate) disk: Option<Most<u64>>,
+    /// How many files, directories and links it may add to its tree, and to each of its caches
+    #[arg(long, value_name = "N", value_parser = inodes)]
+    #[serde(deserialize_with = "word::<_, u64, Inodes>")]
+    pub(crate) inodes: Option<Most<u64>>,
     /// How long it may run, as 1h
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     #[serde(deserialize_with = "word::<_, Duration, Time>")]
@@ -88,6 +96,8 @@ impl Limits {
             cpus: self.cpus.or(before.cpus),
             cpu_weight: self.cpu_weight.or(before.cpu_weight),
             io_weight: self.io_weight.or(before.io_weight),
+            disk: self.disk.or(before.disk),
+            inodes: self.inodes.or(before.inodes),
             timeout: self.timeout.or(before.timeout),
             log_limit: self.log_limit.or(before.log_limit),
         }
@@ -102,6 +112,8 @@ impl Limits {
         limits.cpu_millis = self.cpus.and_then(Most::value);
         limits.cpu_weight = self.cpu_weight.and_then(Most::value);
         limits.io_weight = self.io_weight.and_then(Most::value);
+        isolation.quota.bytes = self.disk.and_then(Most::value);
+        isolation.quota.files = self.inodes.and_then(Most::value);
         isolation.timeout = self.timeout.and_then(Most::value);
         if let Some(log_limit) = self.log_limit {
             isolation.log_limit_bytes = log_limit.value();
@@ -137,6 +149,8 @@ pub(crate) fn flag(limit: &Limit) -> &'static str {
         Limit::Sandbox(kiln_sandbox::Limit::Processes(_)) => "--pids",
         Limit::Time(_) => "--timeout",
         Limit::Log(_) => "--log-limit",
+        Limit::Disk(_) => "--disk",
+        Limit::Files(_) => "--inodes",
         // There are no others yet.
         _ => "kiln build --help",
     }
@@ -169,6 +183,8 @@ words! {
     Size size -> u64: args::size;
     Memory memory -> u64: |text| within(args::size(text)?, LEAST_MEMORY_BYTES.., "a step needs at least 4M");
     LogSize log_size -> u64: |text| within(args::size(text)?, 1.., "a log holds at least a byte");
+    Disk disk -> u64: |text| within(args::size(text)?, 1 << 20.., "it is at least 1M");
+    Inodes inodes -> u64: |text| within(number(text)?, 10.., "it is at least 10");
     Processes processes -> u64: |text| match number(text)? {
         ..2 => Err("a step has at least 2, with the sandbox's own".to_owned()),
         count => within(count, ..=MOST_PROCESSES, "no kernel has more than 4194304"),
@@ -233,8 +249,9 @@ mod tests {
     #[test]
     fn flags_and_files_say_the_same() {
         let all = "memory = \"4G\"\nswap = 0\npids = 4096\ncpus = 1.5\ncpu_weight = 50\nio_weight = 10000\n\
-                   timeout = \"1h 30m\"\nlog_limit = \"none\"";
-        let words = "--memory=4G --swap=0 --pids=4096 --cpus=1.5 --cpu-weight=50 --io-weight=10000 --log-limit=none";
+                   disk = \"10G\"\ninodes = 1000\ntimeout = \"1h 30m\"\nlog_limit = \"none\"";
+        let words = "--memory=4G --swap=0 --pids=4096 --cpus=1.5 --cpu-weight=50 --io-weight=10000 --log-limit=none \
+                     --disk=10G --inodes=1000";
         let words: Vec<&str> = words.split(' ').chain(["--timeout=1h 30m"]).collect();
         let limits = file(all).unwrap();
         assert_eq!(flags(&words).unwrap(), limits);
@@ -243,6 +260,7 @@ mod tests {
         assert_eq!(isolation.limits.memory_bytes, Some(4 << 30));
         assert_eq!((isolation.limits.swap_bytes, isolation.limits.processes), (Some(0), Some(4096)));
         assert_eq!((isolation.limits.cpu_millis, isolation.limits.cpu_weight), (Some(1500), Some(50)));
+        assert_eq!(isolation.quota, kiln_store::Quota { bytes: Some(10 << 30), files: Some(1000) });
         assert_eq!((isolation.timeout, isolation.log_limit_bytes), (Some(Duration::from_secs(5400)), None));
     }
 
@@ -277,6 +295,8 @@ mod tests {
             "--cpus=nan",
             "--cpu-weight=0",
             "--io-weight=10001",
+            "--disk=1K",
+            "--inodes=0",
         ] {
             assert!(flags(&[bad]).unwrap_err().contains("invalid value"), "{bad}");
         }

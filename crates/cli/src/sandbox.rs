@@ -28,6 +28,14 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// Looks whether people can talk to what runs in it, for `wanted`, which needs that.
+    pub(crate) fn check_talk(self, wanted: &'static str) -> Result<(), Failure> {
+        match self {
+            Self::Native => Ok(()),
+            Self::Runc | Self::Crun | Self::Youki => Err(Failure::NoTalk { wanted }),
+        }
+    }
+
     /// Makes the sandbox, and looks whether it can keep the limits.
     pub(crate) fn open(
         self,
@@ -53,6 +61,7 @@ impl Kind {
             Self::Youki => Runtime::Youki,
         };
         let sandbox = OciSandbox::new(HELPER, runtime, &search_path())?;
+        sandbox.check(&isolation.seccomp)?;
         limits.check(isolation, sandbox.native(), tell)?;
         Ok(Arc::new(sandbox))
     }

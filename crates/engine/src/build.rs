@@ -192,6 +192,17 @@ impl Shared {
         blocking(move || Ok(shared.store.begin(lease, parent)?)).await
     }
 
+    /// Starts a draft for a command: a copy of `parent` that can take what steps may.
+    pub(crate) async fn begin_limited(
+        self: &Arc<Self>,
+        lease: Lease,
+        parent: Arc<Snapshot>,
+    ) -> Result<Draft, BuildError> {
+        let shared = Arc::clone(self);
+        let quota = shared.settings.isolation.quota;
+        blocking(move || Ok(shared.store.begin_limited(lease, Some(parent), &quota)?)).await
+    }
+
     /// Commits the draft with its description, or discards it and returns why there is none.
     pub(crate) async fn finish(
         self: &Arc<Self>,

@@ -9,7 +9,7 @@ use bstr::BString;
 use kiln_image::Fetcher;
 use kiln_sandbox::{Limits, Network, Sandbox, Seccomp, SecretBytes};
 use kiln_spec::Spec;
-use kiln_store::{Snapshot, Store};
+use kiln_store::{Quota, Snapshot, Store};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -53,6 +53,9 @@ pub struct Isolation {
     pub network_host: Network,
     /// What the processes of a step may use together.
     pub limits: Limits,
+    /// What a step's tree, and each of its caches, may take on the disk beside what it starts with. A store that cannot
+    /// limit that fails the step: ask [`Store::check_quota`] first.
+    pub quota: Quota,
     /// How long a step may run. Waiting for its turn, or for another process that makes it, does not count.
     pub timeout: Option<Duration>,
     /// How long its log may become.
@@ -70,6 +73,7 @@ impl Default for Isolation {
             mask_secrets: true,
             network_host: Network::Host,
             limits: Limits::default(),
+            quota: Quota::NONE,
             timeout: None,
             log_limit_bytes: Some(1 << 30),
         }

@@ -234,6 +234,7 @@ impl BuildError {
             Self::StepFailed { .. } | Self::NoSuchUser { .. } => Fault::Build,
             Self::Copy { source: CopyError::Write { .. } | CopyError::Store(_), .. } => Fault::Host,
             Self::Copy { .. } => Fault::Build,
+            Self::Sandbox { source: SandboxError::Profile { .. }, .. } => Fault::Usage,
             // A directory or target that cannot be, in this image.
             Self::Sandbox { source: SandboxError::Invalid { .. }, .. } => Fault::Build,
             Self::Sandbox { source: SandboxError::Setup { step, source, .. }, .. }
@@ -258,8 +259,8 @@ impl BuildError {
 /// Returns how a command ended, to follow its name: `exited with status 2`.
 pub(crate) fn describe(status: ExitStatus, limit: Option<Limit>) -> String {
     let how = match (status, limit) {
-        (ExitStatus::Signal(_), Some(limit)) => return format!("was killed: {limit}"),
-        (ExitStatus::Signal(signal), None) => format!("was killed by signal {signal}"),
+        (_, Some(limit)) if limit.has_killed(status) => return format!("was killed: {limit}"),
+        (ExitStatus::Signal(signal), _) => format!("was killed by signal {signal}"),
         (ExitStatus::Code(code), _) => format!("exited with status {code}"),
     };
     match limit {

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use kiln_store::Meta;
+use kiln_sandbox::ExitStatus;
+use kiln_store::{Meta, Quota};
 use serde::{Deserialize, Serialize};
 
 /// A limit that a step came up against.
@@ -16,6 +17,35 @@ pub enum Limit {
     Time(Duration),
     /// It wrote more than this.
     Log(u64),
+    /// Its tree, or what it added to a cache, took so many bytes.
+    Disk(u64),
+    /// So many files, directories and links.
+    Files(u64),
+}
+
+impl Limit {
+    /// Returns the limit of `quota` that a command came up against which left so much of it: it failed, or not.
+    ///
+    /// Filesystems refuse what does not fit as a whole, and count ahead for what they may need; so nearly full is full.
+    pub(crate) fn of_quota(quota: &Quota, left: &Quota) -> Option<Self> {
+        const NEARLY_BYTES: u64 = 1 << 20;
+        const NEARLY_FILES: u64 = 1;
+        if let (Some(bytes), Some(left)) = (quota.bytes, left.bytes)
+            && left <= NEARLY_BYTES.max(bytes / 64)
+        {
+            return Some(Self::Disk(bytes));
+        }
+        match (quota.files, left.files) {
+            (Some(files), Some(left)) if left <= NEARLY_FILES => Some(Self::Files(files)),
+            _ => None,
+        }
+    }
+
+    /// Returns whether a command that ended so was killed for it.
+    pub(crate) fn has_killed(&self, status: ExitStatus) -> bool {
+        // Quotas kill nobody.
+        matches!(status, ExitStatus::Signal(_)) && !matches!(self, Self::Disk(_) | Self::Files(_))
+    }
 }
 
 impl fmt::Display for Limit {
@@ -25,6 +55,8 @@ impl fmt::Display for Limit {
             Self::Sandbox(kiln_sandbox::Limit::Processes(count)) => write!(f, "limit of {count} processes reached"),
             Self::Time(time) => write!(f, "ran longer than {}", humantime::format_duration(*time)),
             Self::Log(bytes) => write!(f, "the log reached {}", Size(*bytes)),
+            Self::Disk(bytes) => write!(f, "disk limit {} reached", Size(*bytes)),
+            Self::Files(count) => write!(f, "limit of {count} files reached"),
         }
     }
 }
@@ -47,6 +79,12 @@ impl fmt::Display for Size {
 pub struct StepUsage {
     /// How long it ran, in milliseconds.
     pub wall_ms: u64,
+    /// What its tree took on the disk, in bytes; kept where that was limited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<u64>,
+    /// How many files, directories and links it made; kept where that was limited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<u64>,
     /// The rest.
     #[serde(flatten)]
     pub sandbox: kiln_sandbox::Usage,
@@ -71,6 +109,8 @@ mod tests {
             Limit::Sandbox(kiln_sandbox::Limit::Processes(4096)),
             Limit::Time(Duration::from_secs(5400)),
             Limit::Log(100 << 20),
+            Limit::Disk(10 << 30),
+            Limit::Files(1000),
         ]
         .map(|limit| limit.to_string());
         let expected = [
@@ -79,15 +119,27 @@ mod tests {
             "limit of 4096 processes reached",
             "ran longer than 1h 30m",
             "the log reached 100 MiB",
+            "disk limit 10 GiB reached",
+            "limit of 1000 files reached",
         ];
         assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn what_is_nearly_full_is_full() {
+        let quota = Quota { bytes: Some(100 << 20), files: Some(1000) };
+        let limit = |bytes, files| Limit::of_quota(&quota, &Quota { bytes: Some(bytes), files: Some(files) });
+        assert_eq!(limit(50 << 20, 500), None);
+        assert_eq!(limit(1 << 20, 500), Some(Limit::Disk(100 << 20)));
+        assert_eq!(limit(50 << 20, 0), Some(Limit::Files(1000)));
+        assert_eq!(Limit::of_quota(&Quota::NONE, &Quota::NONE), None);
     }
 
     #[test]
     fn what_is_kept_is_read_again_and_unknown_numbers_do_not_hurt() {
         let mut sandbox = kiln_sandbox::Usage::default();
         sandbox.peak_memory_bytes = Some(5);
-        let usage = StepUsage { wall_ms: 7, sandbox };
+        let usage = StepUsage { wall_ms: 7, sandbox, ..StepUsage::default() };
         let json = serde_json::to_value(usage).unwrap();
         assert_eq!(json, serde_json::json!({ "wall_ms": 7, "peak_memory_bytes": 5 }));
         let newer = serde_json::json!({ "wall_ms": 7, "peak_memory_bytes": 5, "energy_joules": 3 });

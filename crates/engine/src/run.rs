@@ -14,7 +14,7 @@ use kiln_sandbox::{
     Ended, ExitStatus, Mount, Network, Process, Proxy, Root, Sandbox, SandboxError, SecretBytes, Source, UserNamespace,
 };
 use kiln_spec::User;
-use kiln_store::{CacheDraft, Draft, Store};
+use kiln_store::{CacheDraft, Draft, Quota, Store, StoreError};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
@@ -46,7 +46,17 @@ pub(crate) struct RunEnd {
 
 impl RunEnd {
     fn was_killed_by_limit(&self) -> bool {
-        self.limit.is_some() && matches!(self.status, ExitStatus::Signal(_))
+        self.limit.is_some_and(|limit| limit.has_killed(self.status))
+    }
+
+    /// Notes that the command left so much of its quota. What it came up against before counts more.
+    fn note_left(&mut self, quota: &Quota, left: Result<Quota, StoreError>) -> Quota {
+        let left = left.unwrap_or_else(|error| {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot tell what a step took on the disk");
+            Quota::NONE
+        });
+        self.limit = self.limit.or(Limit::of_quota(quota, &left));
+        left
     }
 }
 
@@ -78,18 +88,38 @@ impl Command {
         let mut process = self.process(&root, user, namespace)?;
         process.held.push(Arc::new(draft.lease().hold().at("hold the lease in", store.path())?));
         let caches = self.caches(store, user, &mut process).await?;
-        let ended = self.run_in(sandbox, root, &process, draft.log(), publisher, cancel).await;
+        let mut ended = self.run_in(sandbox, root, &process, draft.log(), publisher, cancel).await;
         // Its mounts of the caches must be gone before they are sealed.
         drop(process);
         let mut given_back = Ok(());
         let is_kept = ended.as_ref().is_ok_and(|end| !end.was_killed_by_limit());
+        let quota = self.isolation.quota;
+        if quota != Quota::NONE
+            && let Ok(end) = &mut ended
+        {
+            let (asked, id) = (Arc::clone(store), *draft.id());
+            let left = end.note_left(&quota, blocking(move || Ok(asked.left(&id))).await?);
+            let took = |most: Option<u64>, left: Option<u64>| Some(most?.saturating_sub(left?));
+            end.usage.disk_bytes = took(quota.bytes, left.bytes);
+            end.usage.files = took(quota.files, left.files);
+        }
         for cache in caches {
             let store = Arc::clone(store);
-            let gave = blocking(move || match is_kept {
-                true => Ok(store.commit_cache(cache).map(|_| ())?),
-                false => Ok(store.discard_cache(cache)?),
+            let gave = blocking(move || {
+                let left = (quota != Quota::NONE).then(|| store.left_in_cache(&cache));
+                let gave = match is_kept {
+                    true => store.commit_cache(cache).map(|_| ()),
+                    false => store.discard_cache(cache),
+                };
+                Ok((left, gave))
             });
-            if let Err(error) = gave.await {
+            let gave = gave.await.and_then(|(left, gave)| {
+                if let (Some(left), Ok(end)) = (left, &mut ended) {
+                    end.note_left(&quota, left);
+                }
+                Ok(gave?)
+            });
+            if let Err(error) = gave {
                 match &given_back {
                     Ok(()) if is_kept => given_back = Err(error),
                     // The step's own end, or what went wrong first, matters more.
@@ -172,7 +202,8 @@ impl Command {
         output.finish()?;
         // Too much is too much, also if the command ended before it could be killed for it.
         let killed = killed.or_else(|| output.is_full().then_some(Limit::Log(limit)));
-        let usage = |sandbox| StepUsage { wall_ms: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX), sandbox };
+        let wall_ms = u64::try_from(wall.as_millis()).unwrap_or(u64::MAX);
+        let usage = |sandbox| StepUsage { wall_ms, sandbox, ..StepUsage::default() };
         match (ended, killed) {
             (Ok(Ended { status, usage: used, hit }), None) => {
                 Ok(RunEnd { status, limit: hit.map(Limit::Sandbox), usage: usage(used) })
@@ -247,7 +278,9 @@ impl Command {
         let mut drafts = Vec::new();
         for cache in &self.run.caches {
             let (begun, name) = (Arc::clone(store), cache.name.clone());
-            let begun = blocking(move || Ok(begun.begin_cache(&name, (user.uid, user.gid))?)).await;
+            let quota = self.isolation.quota;
+            let owner = (user.uid, user.gid);
+            let begun = blocking(move || Ok(begun.begin_limited_cache(&name, owner, &quota)?)).await;
             let mounted = begun.and_then(|draft| {
                 let hold = draft.hold().at("hold a cache in", store.path());
                 let tree = ids::mount(draft.root(), &process.user_namespace).at("mount", store.path());

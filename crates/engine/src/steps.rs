@@ -89,7 +89,7 @@ impl Build {
         let failures = self.request.failures.clone();
         self.step(step, id, true, move |shared, publisher, cancel, lease| async move {
             let started = Instant::now();
-            let draft = shared.begin(lease, Some(parent)).await?;
+            let draft = shared.begin_limited(lease, parent).await?;
             publisher.log(draft.log(), 0);
             let place = shared.enter(|map| draft.root().mount_mapped(map), |why| build.notice(why)).await;
             let ended = match place {

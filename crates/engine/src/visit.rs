@@ -228,7 +228,7 @@ impl Engine {
         // A draft like a step's, of an id that nobody else can want: it is swept if we die.
         let lease = shared.store.lease(&Id::new(random()?))?;
         let lease = lease.ok_or_else(|| BuildError::Bug("a random id is not new".to_owned()))?;
-        let draft = shared.begin(lease, Some(snapshot)).await?;
+        let draft = shared.begin_limited(lease, snapshot).await?;
         let ended = command.visit(shared, &draft, argv, visitor, cancel).await;
         let store = Arc::clone(&shared.store);
         let discarded = blocking(move || Ok(store.discard(draft)?)).await;

@@ -63,6 +63,14 @@ pub enum SandboxError {
         /// What gets it.
         way_out: &'static str,
     },
+    /// The OCI runtime cannot keep the seccomp profile.
+    #[error("`{runtime}` cannot keep the seccomp profile: {why}; the native sandbox can (`--sandbox native`)")]
+    Profile {
+        /// What it is called.
+        runtime: String,
+        /// What it cannot do.
+        why: String,
+    },
     /// The OCI runtime failed; the command was not started, or its end is not known.
     #[error("`{runtime}` cannot run the command: {message}")]
     Runtime {

@@ -41,7 +41,7 @@ pub(crate) const CAPABILITIES: u64 = {
 
 /// Capabilities that root inside has too if its users are its own. They are over nothing then, as its network belongs to the host's
 /// users; but a program whose file has one that it cannot get is not executed at all, such as Debian 12's `ping`.
-const OVER_NOTHING: u64 = {
+pub(crate) const OVER_NOTHING: u64 = {
     let (net_bind_service, net_raw) = (10, 13);
     1 << net_bind_service | 1 << net_raw
 };

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use crate::mount::{self, Access, IdMap};
-use crate::{Name, StoreError};
+use crate::{Name, Quota, StoreError};
 
 /// Named trees on one filesystem. All policy (results, leases, caches, pruning) is in
 /// [`Store`](crate::Store), above.
@@ -39,6 +39,36 @@ pub trait Backend: Send + Sync + Debug {
     ///
     /// The filesystem fails; nothing is left then.
     fn clone_tree(&self, from: &Name, name: &Name) -> Result<Root, StoreError>;
+
+    /// Looks whether drafts can be kept to `quota`.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::CannotLimit`], which says what would help.
+    fn check_quota(&self, quota: &Quota) -> Result<(), StoreError> {
+        Err(quota.refused("this kind of store has no quotas; those on overlayfs and ZFS have"))
+    }
+
+    /// Starts a draft as [`Backend::create`] or, with `from`, [`Backend::clone_tree`] does. It can take `quota` beside what it
+    /// starts with, and no more: then writing fails with `EDQUOT` or `ENOSPC` for all without `CAP_SYS_RESOURCE`. Sealed, it
+    /// counts no more.
+    ///
+    /// # Errors
+    ///
+    /// As for those, and for [`Backend::check_quota`].
+    fn begin_limited(&self, _from: Option<&Name>, _name: &Name, quota: &Quota) -> Result<Root, StoreError> {
+        self.check_quota(quota)?;
+        Err(quota.refused("this kind of store has no quotas; those on overlayfs and ZFS have"))
+    }
+
+    /// Returns what a draft may still take, when nobody writes to it. May wait for the disk.
+    ///
+    /// # Errors
+    ///
+    /// The filesystem cannot be asked.
+    fn left(&self, _draft: &Name) -> Result<Quota, StoreError> {
+        Ok(Quota::NONE)
+    }
 
     /// Returns the bytes that the draft alone occupies: what removing it would free. `None` where the filesystem knows
     /// only some time after sealing; then [`Backend::sizes`] tells.

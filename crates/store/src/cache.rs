@@ -16,7 +16,7 @@ use crate::error::At;
 use crate::layout::{META, escape};
 use crate::lease::InUse;
 use crate::store::{lock, touch};
-use crate::{Name, Root, Store, StoreError, recover, remove};
+use crate::{Name, Quota, Root, Store, StoreError, recover, remove};
 
 /// A step's own copy of a cache.
 #[derive(Debug)]
@@ -53,20 +53,32 @@ impl Store {
     ///
     /// The filesystem fails; nothing is left then.
     pub fn begin_cache(&self, name: &[u8], owner: (u32, u32)) -> Result<CacheDraft, StoreError> {
-        self.begin_cache_as(escape(name), owner)
+        self.begin_cache_as(escape(name), owner, &Quota::NONE)
     }
 
-    /// As [`Store::begin_cache`], by the name of the cache's directory.
-    pub(crate) fn begin_cache_as(&self, cache: String, owner: (u32, u32)) -> Result<CacheDraft, StoreError> {
+    /// As [`Store::begin_cache`], of a copy that can take `quota` beside what it starts with, until it is committed.
+    ///
+    /// # Errors
+    ///
+    /// As there, and for [`Store::check_quota`].
+    pub fn begin_limited_cache(&self, name: &[u8], owner: (u32, u32), quota: &Quota) -> Result<CacheDraft, StoreError> {
+        self.begin_cache_as(escape(name), owner, quota)
+    }
+
+    /// As [`Store::begin_limited_cache`], by the name of the cache's directory.
+    pub(crate) fn begin_cache_as(
+        &self,
+        cache: String,
+        owner: (u32, u32),
+        quota: &Quota,
+    ) -> Result<CacheDraft, StoreError> {
         let draft = Name::cache_draft(&remove::unique());
         let base = self.latest_in_use(&cache)?;
         // Whoever sweeps waits here, so that it never sees the copy before its lock is taken.
         let drafts = self.layout.drafts();
         let creating = lock(&drafts, FlockOperation::LockShared)?;
-        let begun = match &base {
-            Some((generation, _)) => self.backend.clone_tree(&Name::cache(&cache, *generation), &draft),
-            None => self.backend.create(&draft),
-        };
+        let from = base.as_ref().map(|(generation, _)| Name::cache(&cache, *generation));
+        let begun = self.begin_tree(from.as_ref(), &draft, quota);
         let dir = self.layout.tree(&draft);
         let finish = |root: Root| -> Result<(Root, File), StoreError> {
             let lock = lock(&dir, FlockOperation::LockExclusive)?;
@@ -138,6 +150,15 @@ impl Store {
             tracing::warn!(%cache, %error, "cannot remove old generations of a cache");
         }
         Ok(true)
+    }
+
+    /// Returns what a limited copy may still take, when nobody writes to it. May wait for the disk.
+    ///
+    /// # Errors
+    ///
+    /// The filesystem cannot be asked.
+    pub fn left_in_cache(&self, draft: &CacheDraft) -> Result<Quota, StoreError> {
+        self.backend.left(&draft.name)
     }
 
     /// Drops the copy.

@@ -50,6 +50,14 @@ pub enum StoreError {
         /// What is missing, and what to do.
         reason: String,
     },
+    /// Steps cannot be kept to a limit on this store.
+    #[error("cannot limit the {what} of steps: {reason}")]
+    CannotLimit {
+        /// What was to be limited.
+        what: &'static str,
+        /// What is missing, and what to do.
+        reason: String,
+    },
     /// The directory holds something else, or a store of another version.
     #[error("{} is not a store that this version can read: {found}", path.display())]
     Format {

@@ -14,6 +14,7 @@
 //!   state/format       version of this layout, and the kind of the store; without root's rights, whose its files are
 //!   state/boot.json    which boot wrote last, and up to when its results are on the disk
 //!   state/index.sqlite derived: results, digests of source files, what references stood for
+//!   state/projects     flock held while a limited draft gets a project of its own (`quota.rs`)
 //!   state/maintainer   flock held by the one process that tidies up
 //!   state/leases/ID    flock held by the builder of ID; its content is the builder's pid
 //! ```
@@ -58,6 +59,11 @@ impl Name {
     /// Returns true for a generation of a cache.
     pub fn is_cache(&self) -> bool {
         self.0.starts_with("cache/")
+    }
+
+    /// Returns true for the draft of a result, and for a step's copy of a cache.
+    pub(crate) fn is_draft(&self) -> bool {
+        self.0.starts_with("draft/")
     }
 
     /// Returns the name as a path below the store's root.

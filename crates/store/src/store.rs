@@ -20,7 +20,9 @@ use crate::layout::{LOG, Layout, MANY_CHILDREN, META, PARENT, log_in};
 use crate::lease::{self, InUse, Lease};
 use crate::list::{DAMAGED, without_index};
 use crate::meta::{Description, Meta};
-use crate::{Backend, Id, Location, LogFollower, Name, Root, Space, StoreError, TreeDigest, open, recover, remove};
+use crate::{
+    Backend, Id, Location, LogFollower, Name, Quota, Root, Space, StoreError, TreeDigest, open, recover, remove,
+};
 
 /// Results, caches and drafts in one directory, shared with every other process that opens it.
 ///
@@ -263,6 +265,20 @@ impl Store {
     ///
     /// The filesystem fails; nothing is left then.
     pub fn begin(&self, lease: Lease, parent: Option<Arc<Snapshot>>) -> Result<Draft, StoreError> {
+        self.begin_limited(lease, parent, &Quota::NONE)
+    }
+
+    /// As [`Store::begin`], of a draft that can take `quota` beside what it starts with, until it is committed.
+    ///
+    /// # Errors
+    ///
+    /// As there, and for [`Store::check_quota`].
+    pub fn begin_limited(
+        &self,
+        lease: Lease,
+        parent: Option<Arc<Snapshot>>,
+        quota: &Quota,
+    ) -> Result<Draft, StoreError> {
         let id = *lease.id();
         let name = Name::draft(&id);
         // Whoever has the lease has looked: what is there cannot be read.
@@ -271,10 +287,8 @@ impl Store {
         }
         // A dead process may have left one; the lease says that no live one has.
         self.remove_draft(&id)?;
-        let started = match &parent {
-            Some(parent) => self.backend.clone_tree(&Name::result(parent.id()), &name),
-            None => self.backend.create(&name),
-        };
+        let from = parent.as_ref().map(|parent| Name::result(parent.id()));
+        let started = self.begin_tree(from.as_ref(), &name, quota);
         let path = log_in(&self.layout.draft(&id));
         let open = |root| {
             if let Some(parent) = &parent {
@@ -291,6 +305,32 @@ impl Store {
                 Err(error)
             }
         }
+    }
+
+    pub(crate) fn begin_tree(&self, from: Option<&Name>, name: &Name, quota: &Quota) -> Result<Root, StoreError> {
+        match from {
+            _ if *quota != Quota::NONE => self.backend.begin_limited(from, name, quota),
+            Some(from) => self.backend.clone_tree(from, name),
+            None => self.backend.create(name),
+        }
+    }
+
+    /// Looks whether drafts can be kept to `quota` on this store.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::CannotLimit`], which says what would help.
+    pub fn check_quota(&self, quota: &Quota) -> Result<(), StoreError> {
+        if *quota == Quota::NONE { Ok(()) } else { self.backend.check_quota(quota) }
+    }
+
+    /// Returns what the limited draft of `id` may still take, when nobody writes to it. May wait for the disk.
+    ///
+    /// # Errors
+    ///
+    /// The filesystem cannot be asked.
+    pub fn left(&self, id: &Id) -> Result<Quota, StoreError> {
+        self.backend.left(&Name::draft(id))
     }
 
     /// Counts the draft or result in `child` among the children of `parent`, by a link to its description.

@@ -30,7 +30,22 @@ impl LoopFs {
         }
         fs::File::create(&image)?.set_len(size_mib << 20)?;
         run(Command::new(format!("mkfs.{kind}")).arg("-q").arg(&image))?;
-        Self { dir }.mount(&image)
+        Self { dir }.mount(&image, "loop")
+    }
+
+    /// As [`LoopFs::new`], of an `ext4` or `xfs` that keeps project quotas.
+    ///
+    /// # Errors
+    ///
+    /// As there, and the kernel has no such quotas.
+    pub fn with_projects(kind: &str, size_mib: u64) -> io::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let image = dir.path().join("image");
+        fs::create_dir(dir.path().join("mnt"))?;
+        fs::File::create(&image)?.set_len(size_mib << 20)?;
+        let features: &[&str] = if kind == "ext4" { &["-O", "quota,project"] } else { &[] };
+        run(Command::new(format!("mkfs.{kind}")).arg("-q").args(features).arg(&image))?;
+        Self { dir }.mount(&image, "loop,prjquota")
     }
 
     /// Mounts the filesystem in the file `image`, which stays when this value goes.
@@ -41,11 +56,11 @@ impl LoopFs {
     pub fn of(image: &Path) -> io::Result<Self> {
         let dir = tempfile::tempdir()?;
         fs::create_dir(dir.path().join("mnt"))?;
-        Self { dir }.mount(image)
+        Self { dir }.mount(image, "loop")
     }
 
-    fn mount(self, image: &Path) -> io::Result<Self> {
-        run(Command::new("mount").args(["-o", "loop"]).arg(image).arg(self.path()))?;
+    fn mount(self, image: &Path, options: &str) -> io::Result<Self> {
+        run(Command::new("mount").args(["-o", options]).arg(image).arg(self.path()))?;
         Ok(self)
     }
 

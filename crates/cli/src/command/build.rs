@@ -50,7 +50,11 @@ pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> 
     let store = Arc::new(open_store(&arguments.store)?.with_digests(arguments.verify));
     let policy_of_steps = arguments.policy().with_files(arguments.config.config.as_deref())?;
     let mut isolation = policy_of_steps.isolation()?;
+    store.check_quota(&isolation.quota)?;
     let kind = policy_of_steps.sandbox.unwrap_or_default();
+    if arguments.shell_on_failure {
+        kind.check_talk("--shell-on-failure")?;
+    }
     let sandbox = kind.open(&policy_of_steps.limits, &mut isolation, |text| tell.tell(text))?;
     let settings = Settings { jobs: arguments.jobs.map_or_else(default_jobs, usize::from), isolation };
     let engine = Engine::new(Arc::clone(&store), sandbox, Arc::new(images.clone()), settings);

@@ -42,7 +42,7 @@ fn stats(store: &Store, id: &str) -> Result<(), Failure> {
         State::Failed => store.failure(&found.id)?.and_then(|(meta, _)| StepUsage::of(&meta)),
         State::Running => None,
     };
-    let StepUsage { wall_ms, sandbox } = usage.ok_or_else(|| Failure::NoStats(id.to_owned()))?;
+    let StepUsage { wall_ms, disk_bytes, files, sandbox, .. } = usage.ok_or_else(|| Failure::NoStats(id.to_owned()))?;
     let seconds = |ms: u64| format!("{}.{:03} s", ms / 1000, ms % 1000);
     let size = |bytes: u64| bytesize::ByteSize(bytes).to_string();
     let lines = [
@@ -50,6 +50,8 @@ fn stats(store: &Store, id: &str) -> Result<(), Failure> {
         ("processor, own code", sandbox.cpu_user_ms.map(seconds)),
         ("processor, kernel", sandbox.cpu_system_ms.map(seconds)),
         ("most memory", sandbox.peak_memory_bytes.map(size)),
+        ("taken on the disk", disk_bytes.map(size)),
+        ("files made", files.map(|count| count.to_string())),
         ("read from disks", sandbox.io_read_bytes.map(size)),
         ("written to disks", sandbox.io_written_bytes.map(size)),
         ("most processes", sandbox.peak_processes.map(|count| count.to_string())),

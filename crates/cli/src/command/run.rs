@@ -43,7 +43,9 @@ fn try_run(arguments: &args::Run, verbose: bool) -> Result<Visited, Failure> {
     let store = Arc::new(open_store(&arguments.store)?);
     let policy_of_steps = arguments.sandbox.policy().with_files(config)?;
     let mut isolation = policy_of_steps.isolation()?;
+    store.check_quota(&isolation.quota)?;
     let kind = policy_of_steps.sandbox.unwrap_or_default();
+    kind.check_talk("kiln run")?;
     let sandbox = kind.open(&policy_of_steps.limits, &mut isolation, |text| told.tell(text))?;
     let settings = Settings { jobs: 1, isolation };
     let engine = Engine::new(Arc::clone(&store), sandbox, Arc::new(images), settings);

@@ -23,7 +23,9 @@ fn open(arguments: &args::Shell) -> Result<Visited, Failure> {
     let store = Arc::new(open_store(&arguments.store)?);
     let policy = arguments.sandbox.policy().with_files(arguments.config.config.as_deref())?;
     let mut isolation = policy.isolation()?;
+    store.check_quota(&isolation.quota)?;
     let kind = policy.sandbox.unwrap_or_default();
+    kind.check_talk("kiln shell")?;
     let sandbox = kind.open(&policy.limits, &mut isolation, |text| tell(format_args!("note: {text}")))?;
     let settings = Settings { jobs: 1, isolation };
     let engine = Engine::new(Arc::clone(&store), sandbox, Arc::new(Images::default()), settings);

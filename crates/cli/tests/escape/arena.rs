@@ -75,7 +75,7 @@ impl Kind {
     }
 }
 
-const KINDS: [Kind; 5] = [
+const KINDS: [Kind; 7] = [
     Kind { name: "own users", flags: &["--userns", "auto"], runtime: None, root_outside: 0x7000_0000..=u32::MAX },
     Kind { name: "the host's users", flags: &["--userns", "host"], runtime: None, root_outside: 0..=0 },
     Kind {
@@ -83,6 +83,18 @@ const KINDS: [Kind; 5] = [
         flags: &[],
         runtime: None,
         root_outside: Unprivileged::ID..=Unprivileged::ID,
+    },
+    Kind {
+        name: "own users, by runc",
+        flags: &["--sandbox", "runc", "--userns", "auto"],
+        runtime: Some("runc"),
+        root_outside: 0x7000_0000..=u32::MAX,
+    },
+    Kind {
+        name: "own users, by crun",
+        flags: &["--sandbox", "crun", "--userns", "auto"],
+        runtime: Some("crun"),
+        root_outside: 0x7000_0000..=u32::MAX,
     },
     Kind {
         name: "the host's users, by runc",

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the failure")]
 
 mod arena;
+mod disk;
 mod ends;
 #[path = "../it/env.rs"]
 #[expect(dead_code, reason = "the other tests use all of it")]

@@ -59,12 +59,29 @@ fn the_exit_code_is_the_commands_or_that_of_wrong_usage_or_125() {
         (2, &["run", "--store", "nonsense", id, "--", "true"], "is not a store"),
         (125, &["run", "--user", "nobody-here", id, "--", "true"], "who is not in the image's /etc/passwd"),
         (125, &["run", "--store", "overlayfs:src/..", id, "--", "true"], "the directory is not empty"),
-        (125, &["run", "--sandbox", "youki", id, "--", "true"], "youki"),
     ] {
         let ran = env.run(arguments).fails_with(code);
         assert!(ran.stderr.contains(error), "{}", ran.stderr);
     }
     env.assert_clean();
+}
+
+#[test]
+fn what_people_talk_to_needs_the_native_sandbox_and_that_is_wrong_usage() {
+    needs_builds!();
+    let env = TestEnv::new();
+    let config = env.write("config.toml", "[sandbox]\nsandbox = \"runc\"");
+    let config = config.to_str().unwrap();
+    env.spec("(run (shell true))");
+    for (arguments, wanted) in [
+        (&["run", "--sandbox", "crun", "rootfs:base.tar", "--", "true"][..], "kiln run"),
+        (&["run", "--config", config, "rootfs:base.tar", "--", "true"], "kiln run"),
+        (&["shell", "--config", config, "0123456789"], "kiln shell"),
+        (&["build", "-f", "spec", "--sandbox", "runc", "--shell-on-failure", "src"], "--shell-on-failure"),
+    ] {
+        let ran = env.run(arguments).fails_with(2);
+        assert!(ran.stderr.contains(&format!("`{wanted}` needs the native sandbox")), "{}", ran.stderr);
+    }
 }
 
 #[test]

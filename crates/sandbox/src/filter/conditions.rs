@@ -17,6 +17,18 @@ pub(crate) enum Condition {
     MoreThan { index: u8, value: u64, not: bool },
 }
 
+impl Condition {
+    /// Returns which argument it is about.
+    pub(super) fn index(self) -> u8 {
+        match self {
+            Self::MaskedEqual { index, .. }
+            | Self::NotEqual { index, .. }
+            | Self::AtLeast { index, .. }
+            | Self::MoreThan { index, .. } => index,
+        }
+    }
+}
+
 /// What happens if all conditions hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Case {

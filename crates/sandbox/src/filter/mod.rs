@@ -2,7 +2,7 @@
 //!
 //! `table` says what is allowed and why; `arch` gives each architecture's numbers; `bpf` turns
 //! rules into a program and is tested by running it. `profile` reads rules of the user's own instead, and `conditions` are
-//! what those ask about arguments. `oci` says the rules in the words of OCI runtimes.
+//! what those ask about arguments. `oci` says the rules in the words of OCI runtimes, and `oci_profile` those of profiles.
 //!
 //! What it answers (`seccomp(2)`):
 //! * listed calls are allowed, a few after a look at an argument;
@@ -18,6 +18,7 @@ mod arch;
 mod bpf;
 mod conditions;
 mod oci;
+mod oci_profile;
 mod profile;
 mod table;
 
@@ -25,7 +26,6 @@ use std::borrow::Cow;
 use std::sync::OnceLock;
 
 pub(crate) use bpf::Instruction;
-pub(crate) use oci::seccomp as oci_seccomp;
 pub(crate) use profile::{Host, version};
 pub use profile::{Profile, ProfileError};
 
@@ -114,13 +114,9 @@ impl Filters {
         let program = match &process.seccomp {
             Seccomp::Default => return Ok(Cow::Borrowed(self.get(asked))),
             Seccomp::Unconfined => unconfined(asked),
-            Seccomp::Profile(profile) => {
-                let release = rustix::system::uname();
-                let kernel = release.release().to_str().ok().and_then(version).unwrap_or_default();
-                of_profile(profile, kernel, asked).ok_or(SandboxError::Invalid {
-                    what: "the seccomp profile compares more arguments than the kernel's 4096 instructions can",
-                })?
-            }
+            Seccomp::Profile(profile) => of_profile(profile, host().kernel, asked).ok_or(SandboxError::Invalid {
+                what: "the seccomp profile compares more arguments than the kernel's 4096 instructions can",
+            })?,
         };
         Ok(Cow::Owned(to_bytes(&program)))
     }
@@ -137,6 +133,19 @@ pub(crate) fn name(arch: u32, number: u32) -> Option<&'static str> {
     arch::NATIVE.iter().find(|native| native.audit == arch)?.name(number)
 }
 
+/// Returns `linux.seccomp` for an OCI runtime, which does not say where to send the listener; `None` if no filter is needed.
+///
+/// # Errors
+///
+/// What a profile says and a runtime cannot do.
+pub(crate) fn oci_seccomp(seccomp: &Seccomp, asked: Asked) -> Result<Option<serde_json::Value>, String> {
+    Ok(match seccomp {
+        Seccomp::Default => Some(oci::of_default(asked)),
+        Seccomp::Unconfined => oci_profile::unconfined(arch::NATIVE, asked),
+        Seccomp::Profile(profile) => Some(oci_profile::of_profile(arch::NATIVE, profile, host(), asked)?),
+    })
+}
+
 /// Returns the program that refuses nothing; there is none unless something is to be answered for the kernel.
 fn unconfined(asked: Asked) -> Vec<Instruction> {
     if !asked.fast_sync && !asked.asks_for_nodes && !asked.has_one_user {
@@ -150,6 +159,17 @@ fn unconfined(asked: Asked) -> Vec<Instruction> {
     bpf::assemble(bodies, &Action::Allow)
 }
 
+/// Returns what profiles ask about this machine.
+fn host() -> Host {
+    let release = rustix::system::uname();
+    let kernel = release.release().to_str().ok().and_then(version).unwrap_or_default();
+    host_with(kernel)
+}
+
+fn host_with(kernel: (u32, u32)) -> Host {
+    Host { arch: arch::GO, kernel, capabilities: crate::plan::CAPABILITIES }
+}
+
 /// Returns the program of a profile, or `None` if it is longer than the kernel takes.
 fn of_profile(profile: &Profile, kernel: (u32, u32), asked: Asked) -> Option<Vec<Instruction>> {
     let program = assemble_profile(arch::NATIVE, profile, kernel, asked);
@@ -157,9 +177,8 @@ fn of_profile(profile: &Profile, kernel: (u32, u32), asked: Asked) -> Option<Vec
 }
 
 fn assemble_profile(arches: &[Arch], profile: &Profile, kernel: (u32, u32), asked: Asked) -> Vec<Instruction> {
-    let host = Host { arch: arch::GO, kernel, capabilities: crate::plan::CAPABILITIES };
-    let covered = arches.iter().enumerate().filter(|(index, arch)| profile.covers(arch, *index == 0));
-    let bodies = covered.map(|(_, arch)| {
+    let host = host_with(kernel);
+    let bodies = profile.covered(arches).map(|arch| {
         let mut rules = profile.rules(arch, host);
         answer_ourselves(arch, &mut rules, asked);
         Body { arch, rules, newer: profile.newer(), x32: Action::Errno(table::ENOSYS) }

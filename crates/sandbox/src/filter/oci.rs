@@ -14,7 +14,6 @@ use serde_json::{Value, json};
 
 use super::arch::{self, Arch};
 use super::{Action, Asked, Check, rules, table};
-use crate::Process;
 
 /// All bits that count.
 const LOW: u32 = u32::MAX;
@@ -25,22 +24,30 @@ const ARM_PRIVATE: &[&str] = &["breakpoint", "cacheflush", "get_tls", "set_tls",
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Rule {
     names: Vec<&'static str>,
-    /// `None`: allowed.
-    errno: Option<u16>,
+    answer: Answer,
     args: Vec<Masked>,
+}
+
+/// What becomes of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Answer {
+    Allow,
+    Errno(u16),
+    /// Whoever listens decides.
+    Ask,
 }
 
 /// `argument & mask == value`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Masked {
+pub(super) struct Masked {
     index: u8,
     mask: u32,
     value: u32,
 }
 
-/// Returns `linux.seccomp` for this machine's architectures.
-pub(crate) fn seccomp(process: &Process) -> Value {
-    let rules = all(arch::NATIVE, Asked { asks_for_nodes: false, ..Asked::by(process) });
+/// Returns `linux.seccomp` of the default rules, for this machine's architectures.
+pub(super) fn of_default(asked: Asked) -> Value {
+    let rules = all(arch::NATIVE, asked);
     let syscalls: Vec<Value> = rules.iter().map(to_json).collect();
     json!({
         "defaultAction": "SCMP_ACT_ERRNO",
@@ -51,14 +58,11 @@ pub(crate) fn seccomp(process: &Process) -> Value {
 }
 
 fn to_json(rule: &Rule) -> Value {
-    let args: Vec<Value> = rule
-        .args
-        .iter()
-        .map(|arg| json!({ "index": arg.index, "value": arg.mask, "valueTwo": arg.value, "op": "SCMP_CMP_MASKED_EQ" }))
-        .collect();
-    let mut entry = match rule.errno {
-        None => json!({ "names": rule.names, "action": "SCMP_ACT_ALLOW" }),
-        Some(errno) => json!({ "names": rule.names, "action": "SCMP_ACT_ERRNO", "errnoRet": errno }),
+    let args: Vec<Value> = rule.args.iter().map(|arg| arg.to_json()).collect();
+    let mut entry = match rule.answer {
+        Answer::Allow => json!({ "names": rule.names, "action": "SCMP_ACT_ALLOW" }),
+        Answer::Errno(errno) => json!({ "names": rule.names, "action": "SCMP_ACT_ERRNO", "errnoRet": errno }),
+        Answer::Ask => json!({ "names": rule.names, "action": "SCMP_ACT_NOTIFY" }),
     };
     if !args.is_empty() {
         entry["args"] = args.into();
@@ -79,14 +83,14 @@ fn all(arches: &[Arch], asked: Asked) -> Vec<Rule> {
             names.extend(ARM_PRIVATE.iter().map(|name| (*name, Action::Allow)));
         }
     }
-    let mut plain: BTreeMap<Option<u16>, Vec<&'static str>> = BTreeMap::new();
+    let mut plain: BTreeMap<Answer, Vec<&'static str>> = BTreeMap::new();
     let mut checked: Vec<(Check, Vec<&'static str>)> = Vec::new();
     for (name, action) in names {
         match action {
-            Action::Allow => plain.entry(None).or_default().push(name),
+            Action::Allow => plain.entry(Answer::Allow).or_default().push(name),
             // The default. The others only profiles have.
             Action::Errno(table::ENOSYS) | Action::Other(_) | Action::Cases(_) => {}
-            Action::Errno(errno) => plain.entry(Some(errno)).or_default().push(name),
+            Action::Errno(errno) => plain.entry(Answer::Errno(errno)).or_default().push(name),
             Action::Check(check) => match checked.iter_mut().find(|(known, _)| *known == check) {
                 Some((_, names)) => names.push(name),
                 None => checked.push((check, vec![name])),
@@ -94,42 +98,54 @@ fn all(arches: &[Arch], asked: Asked) -> Vec<Rule> {
         }
     }
     let clone_flags = arches.first().map_or(0, |arch| arch.clone_flags);
-    let plain = plain.into_iter().map(|(errno, names)| Rule { names, errno, args: Vec::new() });
+    let plain = plain.into_iter().map(|(answer, names)| Rule { names, answer, args: Vec::new() });
     let checked = checked.into_iter().flat_map(|(check, names)| {
         let cases = cases(check, clone_flags);
-        cases.into_iter().map(move |(errno, args)| Rule { names: names.clone(), errno, args })
+        cases.into_iter().map(move |(answer, args)| Rule { names: names.clone(), answer, args })
     });
     plain.chain(checked).collect()
 }
 
 /// An answer, and the arguments that get it.
-type Case = (Option<u16>, Vec<Masked>);
+type Case = (Answer, Vec<Masked>);
+
+impl Masked {
+    pub(super) fn to_json(self) -> Value {
+        json!({ "index": self.index, "value": self.mask, "valueTwo": self.value, "op": "SCMP_CMP_MASKED_EQ" })
+    }
+}
+
+/// Returns what is asked of the argument with a file's mode: devices are left to who listens.
+pub(super) fn cases_of_nodes(index: u8) -> Vec<Case> {
+    let kinds = (0..=0o17).map(|kind: u32| kind << 12);
+    let answer = |kind| if table::DEVICES.contains(&kind) { Answer::Ask } else { Answer::Allow };
+    kinds.map(|value| (answer(value), vec![Masked { index, mask: table::FILE_KIND, value }])).collect()
+}
 
 /// Returns what is asked of arguments. Every value gets one answer.
 fn cases(check: Check, clone_flags: u8) -> Vec<Case> {
-    let eperm = Some(table::EPERM);
-    let one = |errno, index, (mask, value)| (errno, vec![Masked { index, mask, value }]);
+    let eperm = Answer::Errno(table::EPERM);
+    let one = |answer, index, (mask, value)| (answer, vec![Masked { index, mask, value }]);
     match check {
         Check::Clone => {
             let ours = table::NEW_NAMESPACES;
             let refused = bits(ours).map(|bit| one(eperm, clone_flags, (bit, bit)));
-            [one(None, clone_flags, (ours, 0))].into_iter().chain(refused).collect()
+            [one(Answer::Allow, clone_flags, (ours, 0))].into_iter().chain(refused).collect()
         }
         Check::Ioctl => {
             let refused =
                 [table::TIOCSTI, table::TIOCLINUX, table::BTRFS_SNAP_DESTROY_V2, table::BTRFS_SNAP_DESTROY_V2_POWERPC];
-            let allowed = others(&refused).into_iter().map(|masked| one(None, 1, masked));
+            let allowed = others(&refused).into_iter().map(|masked| one(Answer::Allow, 1, masked));
             refused.iter().map(|value| one(eperm, 1, (LOW, *value))).chain(allowed).collect()
         }
-        // Nobody answers in a runtime's place, so nobody is asked: see `seccomp`.
-        Check::Node { .. } => Vec::new(),
+        Check::Node { mode } => cases_of_nodes(mode),
         Check::Personality => {
             // All bits set is the question; otherwise no bit of these may be. Bit 31 is one of them and tells the question from
             // the rest.
             let (harmful, top) = (!table::HARMLESS_PERSONALITY, 1 << 31);
             let with_top = bits(LOW & !top).map(|bit| one(eperm, 0, (top | bit, top)));
             let without_top = bits(harmful & !top).map(|bit| one(eperm, 0, (top | bit, bit)));
-            [one(None, 0, (harmful, 0)), one(None, 0, (LOW, table::PERSONALITY_QUERY))]
+            [one(Answer::Allow, 0, (harmful, 0)), one(Answer::Allow, 0, (LOW, table::PERSONALITY_QUERY))]
                 .into_iter()
                 .chain(with_top)
                 .chain(without_top)
@@ -138,14 +154,15 @@ fn cases(check: Check, clone_flags: u8) -> Vec<Case> {
         Check::Socket => {
             let families = table::ADDRESS_FAMILIES;
             let known: Vec<u32> = families.iter().copied().chain([table::AF_NETLINK]).collect();
-            let netlink = |errno, (mask, value)| {
+            let netlink = |answer, (mask, value)| {
                 let family = Masked { index: 0, mask: LOW, value: table::AF_NETLINK };
-                (errno, vec![family, Masked { index: 2, mask, value }])
+                (answer, vec![family, Masked { index: 2, mask, value }])
             };
-            let allowed = families.iter().map(|family| one(None, 0, (LOW, *family)));
-            let unknown = others(&known).into_iter().map(|masked| one(Some(table::EAFNOSUPPORT), 0, masked));
-            let other_protocols = others(&[table::NETLINK_AUDIT]).into_iter().map(|masked| netlink(None, masked));
-            let audit = netlink(Some(table::EPROTONOSUPPORT), (LOW, table::NETLINK_AUDIT));
+            let allowed = families.iter().map(|family| one(Answer::Allow, 0, (LOW, *family)));
+            let unknown = others(&known).into_iter().map(|masked| one(Answer::Errno(table::EAFNOSUPPORT), 0, masked));
+            let other_protocols =
+                others(&[table::NETLINK_AUDIT]).into_iter().map(|masked| netlink(Answer::Allow, masked));
+            let audit = netlink(Answer::Errno(table::EPROTONOSUPPORT), (LOW, table::NETLINK_AUDIT));
             allowed.chain(unknown).chain(other_protocols).chain([audit]).collect()
         }
     }
@@ -180,31 +197,54 @@ mod tests {
     use super::super::bpf::machine::{Call, interpret};
     use super::*;
 
+    /// `SECCOMP_RET_USER_NOTIF`.
+    const ASK: u32 = 0x7fc0_0000;
+
     /// What the rules say of a call; fails the test if they disagree.
     fn answer(rules: &[Rule], name: &str, arguments: [u64; 6]) -> Action {
         let fits = |rule: &&Rule| {
             let fits = |arg: &Masked| arguments[usize::from(arg.index)] & u64::from(arg.mask) == u64::from(arg.value);
             rule.names.contains(&name) && rule.args.iter().all(fits)
         };
-        let mut answers: Vec<_> = rules.iter().filter(fits).map(|rule| rule.errno).collect();
+        let mut answers: Vec<_> = rules.iter().filter(fits).map(|rule| rule.answer).collect();
         answers.dedup();
         assert!(answers.len() <= 1, "{name} {arguments:x?}: {answers:?}");
         match answers.first() {
             None => Action::Errno(table::ENOSYS),
-            Some(None) => Action::Allow,
-            Some(Some(errno)) => Action::Errno(*errno),
+            Some(Answer::Allow) => Action::Allow,
+            Some(Answer::Errno(errno)) => Action::Errno(*errno),
+            Some(Answer::Ask) => Action::Other(ASK),
         }
     }
 
     #[test]
     fn it_says_the_same_as_the_native_program() {
-        let values = [0, 1, 2, 8, 9, 10, 16, 17, 40, 0x11, 0x5401, 0x0004_0000, 0x0006_0008, 0x0040_0000, 0x8000_0000];
+        let values = [
+            0,
+            1,
+            2,
+            8,
+            9,
+            10,
+            16,
+            17,
+            40,
+            0x11,
+            0o020_644,
+            0o060_600,
+            0o100_644,
+            0x5401,
+            0x0004_0000,
+            0x0006_0008,
+            0x0040_0000,
+            0x8000_0000,
+        ];
         let special = [table::TIOCSTI, table::TIOCLINUX, table::BTRFS_SNAP_DESTROY_V2, LOW, LOW - 1, LOW >> 1];
         let special = special.into_iter().chain([table::BTRFS_SNAP_DESTROY_V2_POWERPC]).chain(bits(LOW));
         let values: Vec<u64> = values.into_iter().chain(special).map(u64::from).collect();
         for arch in arch::ALL {
-            for fast_sync in [false, true] {
-                let asked = Asked { fast_sync, ..Asked::default() };
+            for (fast_sync, asks_for_nodes) in [(false, false), (true, false), (true, true)] {
+                let asked = Asked { fast_sync, asks_for_nodes, ..Asked::default() };
                 let program = generate(std::slice::from_ref(arch), asked);
                 let rules = all(std::slice::from_ref(arch), asked);
                 for number in 0..=arch.newest {
@@ -215,6 +255,7 @@ mod tests {
                                 let arguments = [low | high, low | high, high | third, 0, 0, 0];
                                 let expected = match interpret(&program, &Call { arch, number, arguments }) {
                                     0x7fff_0000 => Action::Allow,
+                                    ASK => Action::Other(ASK),
                                     refused => Action::Errno((refused & 0xffff) as u16),
                                 };
                                 assert_eq!(
@@ -225,7 +266,8 @@ mod tests {
                                 );
                             }
                         }
-                        if !table::CHECKED.iter().any(|(checked, _)| *checked == name) {
+                        let checked = table::CHECKED.iter().map(|(name, _)| name);
+                        if !checked.chain(table::NODES.iter().map(|(name, _)| name)).any(|checked| *checked == name) {
                             break;
                         }
                     }

@@ -132,20 +132,32 @@ enum Kind {
     Other(u32),
 }
 
+/// Other answers (`linux/seccomp.h`).
+const ANSWERS: &[(&str, u32)] = &[
+    ("SCMP_ACT_KILL", 0),
+    ("SCMP_ACT_KILL_PROCESS", 0x8000_0000),
+    ("SCMP_ACT_TRAP", 0x0003_0000),
+    ("SCMP_ACT_LOG", 0x7ffc_0000),
+];
+
+/// Returns the word for one of the other answers.
+pub(super) fn word(answer: u32) -> &'static str {
+    ANSWERS.iter().find(|(_, known)| *known == answer).map_or("SCMP_ACT_KILL", |(name, _)| name)
+}
+
 impl Meaning for Kind {
     fn of(word: &str) -> Result<Self, String> {
         Ok(match word {
             "SCMP_ACT_ALLOW" => Self::Allow,
             "SCMP_ACT_ERRNO" => Self::Errno,
-            // linux/seccomp.h.
-            "SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" => Self::Other(0),
-            "SCMP_ACT_KILL_PROCESS" => Self::Other(0x8000_0000),
-            "SCMP_ACT_TRAP" => Self::Other(0x0003_0000),
-            "SCMP_ACT_LOG" => Self::Other(0x7ffc_0000),
+            "SCMP_ACT_KILL_THREAD" => Self::Other(0),
             "SCMP_ACT_TRACE" | "SCMP_ACT_NOTIFY" => {
                 return Err(format!("action `{word}` needs somebody who decides, and there is nobody here"));
             }
-            _ => return Err(format!("unknown action `{word}`")),
+            _ => match ANSWERS.iter().find(|(name, _)| *name == word) {
+                Some((_, answer)) => Self::Other(*answer),
+                None => return Err(format!("unknown action `{word}`")),
+            },
         })
     }
 }
@@ -321,12 +333,18 @@ impl Profile {
         }
     }
 
-    /// Returns whether it is for `arch`. What is said of none is for the processor's own.
-    pub(super) fn covers(&self, arch: &Arch, is_first: bool) -> bool {
-        match self.architectures.is_empty() {
-            true => is_first,
+    /// Returns those of `arches` that it is for. What is said of none is for the processor's own, the first.
+    pub(super) fn covered<'a>(&self, arches: &'a [Arch]) -> impl Iterator<Item = &'a Arch> {
+        let is_for = |(index, arch): (usize, &Arch)| match self.architectures.is_empty() {
+            true => index == 0,
             false => self.architectures.iter().any(|name| name == arch.libseccomp),
-        }
+        };
+        arches.iter().enumerate().filter(move |(index, arch)| is_for((*index, arch))).map(|(_, arch)| arch)
+    }
+
+    /// Returns what becomes of calls that it does not name.
+    pub(super) fn default(&self) -> &Action {
+        &self.default
     }
 
     /// Returns what becomes of calls that no table has.

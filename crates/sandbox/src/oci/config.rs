@@ -7,8 +7,9 @@ use std::ffi::{CStr, CString};
 
 use serde_json::{Value, json};
 
-use super::PLACE;
+use super::{LISTENER, PLACE, Runtime};
 use crate::SandboxError;
+use crate::ids::IDS;
 use crate::plan::Plan;
 
 /// What a capability is called, by its number (`capabilities(7)`).
@@ -21,6 +22,8 @@ const CAPABILITIES: &[(u32, &str)] = &[
     (6, "CAP_SETGID"),
     (7, "CAP_SETUID"),
     (8, "CAP_SETPCAP"),
+    (10, "CAP_NET_BIND_SERVICE"),
+    (13, "CAP_NET_RAW"),
     (18, "CAP_SYS_CHROOT"),
     (27, "CAP_MKNOD"),
     (29, "CAP_AUDIT_WRITE"),
@@ -46,7 +49,14 @@ pub(super) fn remounted() -> Vec<CString> {
 }
 
 /// Returns the configuration for a plan. `group` is where the runtime makes control groups, below each hierarchy's root.
-pub(super) fn config(plan: &Plan, group: Option<&str>, seccomp: Value) -> Result<Value, SandboxError> {
+pub(super) fn config(
+    runtime: Runtime,
+    plan: &Plan,
+    group: Option<&str>,
+    seccomp: Option<Value>,
+) -> Result<Value, SandboxError> {
+    // In a user namespace crun 1.8 binds a directory without what is mounted in it, and takes nodes that are there.
+    let binds_dev = runtime != Runtime::Crun || plan.ids.is_none();
     let command = &plan.command;
     let listed: Vec<_> = CAPABILITIES
         .iter()
@@ -56,17 +66,29 @@ pub(super) fn config(plan: &Plan, group: Option<&str>, seccomp: Value) -> Result
     let own = if command.uid == 0 { listed.clone() } else { Vec::new() };
     let namespaces = ["pid", "mount", "ipc", "uts", "cgroup"];
     // The network is init's, and so is its loopback interface.
-    let namespaces: Vec<_> = namespaces.iter().map(|kind| json!({ "type": kind })).collect();
+    let own_users = plan.ids.map(|_| "user");
+    let namespaces: Vec<_> = namespaces.into_iter().chain(own_users).map(|kind| json!({ "type": kind })).collect();
     let rlimit = |kind: &str, value: u64| json!({ "type": kind, "soft": value, "hard": value });
     let mut linux = json!({
         "namespaces": namespaces,
         "maskedPaths": words(&plan.masked)?,
         "readonlyPaths": words(&plan.read_only)?,
         "resources": { "devices": devices() },
-        "seccomp": seccomp,
     });
+    if let Some(mut seccomp) = seccomp {
+        if plan.ids.is_some() {
+            seccomp["listenerPath"] = LISTENER.into();
+        }
+        linux["seccomp"] = seccomp;
+    }
     if let Some(group) = group {
         linux["cgroupsPath"] = group.into();
+    }
+    if let Some(ids) = plan.ids {
+        // The runtime makes a namespace of its own with the ids of ours, for which the trees are mounted.
+        for map in ["uidMappings", "gidMappings"] {
+            linux[map] = json!([{ "containerID": 0, "hostID": ids.first, "size": IDS }]);
+        }
     }
     Ok(json!({
         "ociVersion": "1.0.2",
@@ -89,19 +111,24 @@ pub(super) fn config(plan: &Plan, group: Option<&str>, seccomp: Value) -> Result
             "noNewPrivileges": false,
             "rlimits": [rlimit("RLIMIT_NOFILE", command.open_files), rlimit("RLIMIT_CORE", 1)],
         },
-        "mounts": [
-            { "destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "nodev", "noexec"] },
-            // As it is. That it is bound once more tells the runtime not to make device nodes of its own.
-            { "destination": "/dev", "type": "bind", "source": format!("{PLACE}/root/dev"), "options": ["rbind", "nosuid", "nodev", "noexec"] },
-            {
-                "destination": "/dev/mqueue",
-                "type": "mqueue",
-                "source": "mqueue",
-                "options": ["nosuid", "nodev", "noexec"],
-            },
-        ],
+        "mounts": mounts(binds_dev),
         "linux": linux,
     }))
+}
+
+/// Returns what is mounted over the tree.
+fn mounts(binds_dev: bool) -> Vec<Value> {
+    let options = ["nosuid", "nodev", "noexec"];
+    // As it is. That it is bound once more tells the runtime not to make device nodes of its own.
+    let dev = json!({
+        "destination": "/dev",
+        "type": "bind",
+        "source": format!("{PLACE}/root/dev"),
+        "options": ["rbind", "nosuid", "nodev", "noexec"],
+    });
+    let proc = json!({ "destination": "/proc", "type": "proc", "source": "proc", "options": options });
+    let mqueue = json!({ "destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": options });
+    [Some(proc), binds_dev.then_some(dev), Some(mqueue)].into_iter().flatten().collect()
 }
 
 /// Returns the hooks that make crun's root what init made it. crun binds the root once more and clears its `nodev`; this sets it again,
@@ -137,13 +164,13 @@ fn text(word: &CStr) -> Result<&str, SandboxError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{CAPABILITIES as NATIVE, plan};
+    use crate::plan::{CAPABILITIES as NATIVE, OVER_NOTHING, plan};
     use crate::{Limits, Mount, Network, Process, Root, SecretBytes, Source, User, UserNamespace};
 
     fn configured(process: &Process) -> Result<Value, SandboxError> {
         let (_, writer) = std::io::pipe().unwrap();
         let (plan, _) = plan(&Root::Dir("/root-of-it".into()), process, &writer.into(), &[])?;
-        config(&plan, Some("/kiln/1-1"), json!("as `filter::oci` says"))
+        config(Runtime::Runc, &plan, Some("/kiln/1-1"), Some(json!("as `filter::oci` says")))
     }
 
     fn process() -> Process {
@@ -167,7 +194,7 @@ mod tests {
     #[test]
     fn every_capability_has_its_name() {
         let named: u64 = CAPABILITIES.iter().map(|(number, _)| 1 << number).sum();
-        assert_eq!(named, NATIVE);
+        assert_eq!(named, NATIVE | OVER_NOTHING);
     }
 
     #[test]
@@ -183,7 +210,7 @@ mod tests {
         process.user = User { uid: 1000, gid: 1000 };
         let config = configured(&process).unwrap();
         let capabilities = &config["process"]["capabilities"];
-        assert_eq!(capabilities["bounding"].as_array().unwrap().len(), CAPABILITIES.len());
+        assert_eq!(capabilities["bounding"].as_array().unwrap().len(), NATIVE.count_ones() as usize);
         for set in ["effective", "permitted", "inheritable", "ambient"] {
             assert_eq!(capabilities[set], json!([]), "{set}");
         }

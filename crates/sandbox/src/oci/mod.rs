@@ -10,6 +10,8 @@
 //! into memory and starts the runtime, which sees the tree, the bundle and the host. So
 //!
 //! * whatever the image does with links, the runtime mounts only `/proc`, `/dev/mqueue` and what lies in them;
+//! * where users are the sandbox's own, the runtime makes the user namespace, with the ids for which init has mounted the tree, and
+//!   sends the filter's listener to the helper (`native/linux/mknod.rs`);
 //! * secrets, the bundle and the runtime's state are on no disk and in no namespace but this one;
 //! * when init or the helper dies, the kernel kills the runtime and all of the container, and nothing is mounted any
 //!   more. Control groups are all that can be left: `groups` removes them.
@@ -24,17 +26,22 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::groups::{RunGroups, until_left};
 pub use self::runtime::Runtime;
 pub(crate) use self::runtime::{Found, Said, said};
 
+use crate::filter::Asked;
 use crate::plan::{Plan, RuntimeGroups, RuntimePlan};
-use crate::{Ended, Io, NativeSandbox, Process, Root, Sandbox, SandboxError, Seccomp, filter};
+use crate::{Ended, Io, NativeSandbox, Process, Root, Sandbox, SandboxError, Seccomp, UserNamespace, filter};
 
 /// Where init gathers the tree, the bundle and the runtime's state: a directory that is empty for everyone else.
 pub(crate) const PLACE: &str = "/run/kiln/oci";
+
+/// Where init listens for the runtime, which sends the filter's listener there.
+pub(crate) const LISTENER: &str = "/run/kiln/oci/listener";
 
 /// Runs processes by an OCI runtime. Needs what [`NativeSandbox`] needs, since that prepares the tree.
 #[derive(Debug)]
@@ -56,6 +63,15 @@ impl OciSandbox {
         let native = NativeSandbox::new(helper)?;
         let runtime = Found::find(runtime, path)?;
         Ok(Self { native, runtime })
+    }
+
+    /// Looks whether the runtime can keep what is said of system calls.
+    ///
+    /// # Errors
+    ///
+    /// [`SandboxError::Profile`] with what of a profile it cannot.
+    pub fn check(&self, seccomp: &Seccomp) -> Result<(), SandboxError> {
+        self.runtime.seccomp(seccomp, Asked::default()).map(drop)
     }
 
     /// Returns the sandbox that prepares each run, and whose control groups keep its limits.
@@ -80,24 +96,23 @@ impl Sandbox for OciSandbox {
         }
         self.native.run_by(Some(&self.runtime), root, process, io, cancel).await
     }
+
+    fn user_namespace(&self) -> Result<UserNamespace, SandboxError> {
+        self.native.user_namespace()
+    }
 }
 
 impl Found {
+    fn seccomp(&self, seccomp: &Seccomp, asked: Asked) -> Result<Option<Value>, SandboxError> {
+        let profile = |why| SandboxError::Profile { runtime: self.kind.to_string(), why };
+        filter::oci_seccomp(seccomp, asked).map_err(profile)
+    }
+
     /// Changes a plan of the native sandbox so that this runtime starts the command.
     pub(crate) fn take_over(&self, plan: &mut Plan, process: &Process, groups: &RunGroups) -> Result<(), SandboxError> {
-        if process.user_namespace.mapped().is_some() {
-            return Err(SandboxError::Invalid {
-                what: "users of a runtime's process are the host's; ids of its own are native",
-            });
-        }
-        if process.seccomp != Seccomp::Default {
-            return Err(SandboxError::Invalid {
-                what: "a runtime gets the default rules for system calls; other ones are native",
-            });
-        }
         let remounted = config::remounted();
         let group = self.kind.uses_groups().then(|| groups.path());
-        let mut config = config::config(plan, group, filter::oci_seccomp(process))?;
+        let mut config = config::config(self.kind, plan, group, self.seccomp(&process.seccomp, Asked::by(process))?)?;
         if self.kind.clears_nodev() {
             config["hooks"] = config::hooks();
         }

@@ -89,6 +89,17 @@ async fn a_user_can_open_the_output_by_name() {
 }
 
 #[tokio::test]
+async fn stdin_is_empty_and_the_hosts_devices_stay_the_hosts() {
+    needs_sandbox!();
+    let null = || std::fs::metadata("/dev/null").map(|meta| (meta.uid(), meta.gid(), meta.mode())).unwrap();
+    let before = null();
+    let mut process = shell("cat; cat /dev/stdin; echo end");
+    process.user = crate::harness::BUILDER;
+    assert_eq!(Jail::new().ok(&process).await, "end\n");
+    assert_eq!(null(), before);
+}
+
+#[tokio::test]
 async fn shared_memory_and_the_devices_directory_are_bounded() {
     needs_sandbox!();
     let output = Jail::new().sh("df -m /dev /dev/shm | awk 'NR > 1 { print $2, $6 }'").await;

@@ -22,8 +22,8 @@ pub(crate) const RUNTIME: Option<Runtime> = match env!("CARGO_CRATE_NAME").as_by
 };
 /// The command's process id inside. A runtime gives it no init.
 pub(crate) const COMMAND: u32 = if RUNTIME.is_some() { 1 } else { 2 };
-/// Users are the sandbox's own, and in the binary `host_ids` the host's, as they are with runtimes.
-pub(crate) const MAPPED: bool = RUNTIME.is_none() && !matches!(env!("CARGO_CRATE_NAME").as_bytes(), b"host_ids");
+/// Users are the sandbox's own, and in the binary `host_ids` the host's.
+pub(crate) const MAPPED: bool = !matches!(env!("CARGO_CRATE_NAME").as_bytes(), b"host_ids");
 pub(crate) const HELPER: &str = env!("CARGO_BIN_EXE_kiln-sandbox-helper");
 pub(crate) const PROBE: &str = env!("CARGO_BIN_EXE_kiln-sandbox-probe");
 pub(crate) const ROOT: User = User { uid: 0, gid: 0 };

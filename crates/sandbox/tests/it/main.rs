@@ -17,4 +17,5 @@ mod secrets;
 mod system_calls;
 mod terminal;
 mod user_namespace;
+mod virtual_machine;
 mod world;

@@ -4,8 +4,6 @@ use kiln_sandbox::Runtime;
 
 const BOTH: &[Runtime] = &[Runtime::Runc, Runtime::Crun];
 
-const PROFILES: &str = "a profile, or none, is refused before anything runs";
-
 /// Tests that do not hold, by the end of their names.
 const NOT_KEPT: &[(&[Runtime], &str, &str)] = &[
     (BOTH, "ends::the_exit_status_is_the_commands", "the command is PID 1, which cannot kill itself by a signal"),
@@ -13,12 +11,8 @@ const NOT_KEPT: &[(&[Runtime], &str, &str)] = &[
     (
         BOTH,
         "devices::root_makes_nodes_as_the_kernel_would_and_users_make_none",
-        "PID 1 is the command, whose working directory is no secret; the kernel itself makes the nodes",
+        "PID 1 is the command, whose working directory is no secret",
     ),
-    (BOTH, "system_calls::a_profile_holds_for_the_other_abis_too", PROFILES),
-    (BOTH, "system_calls::a_profile_decides_what_is_refused_and_how", PROFILES),
-    (BOTH, "system_calls::unconfined_means_that_nothing_is_refused", PROFILES),
-    (BOTH, "system_calls::ordinary_programs_run_under_a_profile_as_without", PROFILES),
     (BOTH, "isolation::the_environment_is_the_given_one", "`HOME` is added if it is missing; a build always gives it"),
     (
         BOTH,

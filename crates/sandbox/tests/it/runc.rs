@@ -14,4 +14,5 @@ mod not_kept;
 mod privileges;
 mod secrets;
 mod system_calls;
+mod user_namespace;
 mod world;

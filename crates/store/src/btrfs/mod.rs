@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use crate::error::At;
 use crate::layout::{Layout, META};
 use crate::walk::open_path;
-use crate::{Backend, Name, Root, Space, StoreError, filesystem, remove, sys, user_namespace};
+use crate::{Backend, Name, Quota, Root, Space, StoreError, filesystem, remove, sys, user_namespace};
 
 pub(crate) use subvolume::destroy;
 
@@ -125,6 +125,13 @@ impl Backend for BtrfsStore {
 
     fn clone_tree(&self, from: &Name, name: &Name) -> Result<Root, StoreError> {
         begin(&self.layout.tree(name), Some(&self.layout.tree(from)))
+    }
+
+    fn check_quota(&self, quota: &Quota) -> Result<(), StoreError> {
+        // A limit on a tree does not hold for the subvolumes that anybody can make in it.
+        Err(quota.refused(
+            "on btrfs a step leaves its quota by making a subvolume; use a store on overlayfs on xfs or ext4, or on ZFS",
+        ))
     }
 
     fn size_bytes(&self, _draft: &Name) -> Result<Option<u64>, StoreError> {

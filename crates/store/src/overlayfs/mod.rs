@@ -26,7 +26,8 @@ use rustix::fs::{FileType, Mode};
 
 use crate::error::At;
 use crate::layout::Layout;
-use crate::{Backend, Name, Root, Space, StoreError, attributes, filesystem, remove, user_namespace};
+use crate::quota::{self, Project};
+use crate::{Backend, Name, Quota, Root, Space, StoreError, attributes, filesystem, remove, user_namespace};
 
 use chain::{Chain, Layer};
 use merge::Merged;
@@ -127,12 +128,34 @@ impl Backend for OverlayfsStore {
         Ok(root)
     }
 
+    fn check_quota(&self, quota: &Quota) -> Result<(), StoreError> {
+        quota::check(&self.layout, quota)
+    }
+
+    fn begin_limited(&self, from: Option<&Name>, name: &Name, quota: &Quota) -> Result<Root, StoreError> {
+        let root = match from {
+            Some(from) => self.clone_tree(from, name)?,
+            None => self.create(name)?,
+        };
+        let (layer, work) = (self.layer(name), self.layout.tree(name).join("work"));
+        // Of one project: overlayfs moves files from one directory to the other.
+        let both = [layer.as_path(), &work];
+        let directories = if from.is_some() { &both[..] } else { &both[..1] };
+        Project::begin(&self.layout, directories)?.limit(&self.layout, quota)?;
+        Ok(root)
+    }
+
+    fn left(&self, draft: &Name) -> Result<Quota, StoreError> {
+        quota::left(&self.layout, &self.layer(draft))
+    }
+
     fn size_bytes(&self, draft: &Name) -> Result<Option<u64>, StoreError> {
         crate::size::all(&self.layer(draft)).map(Some)
     }
 
     fn seal(&self, draft: &Name, name: &Name) -> Result<(), StoreError> {
         let dir = self.layout.tree(draft);
+        quota::lift(&self.layout, &self.layer(draft))?;
         let chain = self.extend(draft, name)?;
         chain.write(&dir.join("chain"))?;
         remove::below(&self.layout, &dir.join("work"))?;
@@ -156,6 +179,9 @@ impl Backend for OverlayfsStore {
     }
 
     fn remove(&self, name: &Name) -> Result<(), StoreError> {
+        if name.is_draft() {
+            quota::lift(&self.layout, &self.layer(name))?;
+        }
         remove::tree(&self.layout, &self.layout.tree(name))
     }
 

@@ -3,6 +3,7 @@
 
 mod btrfs;
 mod fiemap;
+mod quota;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -17,6 +18,7 @@ pub(crate) use btrfs::{
     snapshot_subvolume, subvolume_id,
 };
 pub(crate) use fiemap::shared_bytes;
+pub(crate) use quota::{ProjectUsage, limit_project, limits_projects, project, project_usage, set_project};
 
 /// Gives the calling thread a mount namespace, root and working directory of its own.
 pub(crate) fn unshare_mounts_of_this_thread() -> Result<(), Errno> {

@@ -18,7 +18,7 @@ use crate::error::At;
 use crate::layout::log_in;
 use crate::meta::Meta;
 use crate::store::{ids_in, set_last_used};
-use crate::{Changes, Id, Lease, Listed, LogFollower, Name, Snapshot, Store, StoreError};
+use crate::{Changes, Id, Lease, Listed, LogFollower, Name, Quota, Snapshot, Store, StoreError};
 
 /// What a copy came to.
 #[derive(Debug, Default)]
@@ -250,7 +250,7 @@ impl Store {
         let Some((generation, _in_use)) = from.latest_in_use(cache)? else { return Ok(None) };
         let name = Name::cache(cache, generation);
         let changes = Changes { below: None, tree: from.backend.open(&name)?, own: None };
-        let draft = self.begin_cache_as(cache.to_owned(), (0, 0))?;
+        let draft = self.begin_cache_as(cache.to_owned(), (0, 0), &Quota::NONE)?;
         match write::write(&changes, draft.root(), &from.layout.tree(&name)) {
             Ok(bytes) => Ok(self.commit_cache(draft)?.then_some(bytes)),
             Err(error) => {

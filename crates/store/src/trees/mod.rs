@@ -25,8 +25,11 @@ use crate::copy::{self, Content};
 use crate::error::At;
 use crate::layout::Layout;
 use crate::overlayfs::merge::{self, Merged};
+use crate::quota::{self, Project};
 use crate::walk::open_path;
-use crate::{Backend, CopyMode, Kind, Name, Root, Space, StoreError, attributes, filesystem, overlayfs, remove, size};
+use crate::{
+    Backend, CopyMode, Kind, Name, Quota, Root, Space, StoreError, attributes, filesystem, overlayfs, remove, size,
+};
 
 /// A store of whole trees.
 #[derive(Debug)]
@@ -108,6 +111,47 @@ impl TreeStore {
         Ok(path)
     }
 
+    /// Starts a draft. `prepare` is given the directories that it consists of while they are empty.
+    fn start(
+        &self,
+        from: Option<&Name>,
+        name: &Name,
+        prepare: impl FnOnce(&[&Path]) -> Result<(), StoreError>,
+    ) -> Result<Root, StoreError> {
+        let Some(from) = from else {
+            let tree = self.begin(name, "tree")?;
+            prepare(&[&tree])?;
+            return Ok(Root::Dir(tree));
+        };
+        let from_tree = self.tree(from);
+        if self.clones == Clones::Files {
+            let layer = self.begin(name, "layer")?;
+            let work = self.begin(name, "work")?;
+            prepare(&[&layer, &work])?;
+            // The root directory of an overlay shows the attributes of its writable layer's.
+            attributes::copy_path(&from_tree, &layer)?;
+            let below = self.layout.tree(name).join("below");
+            fs::write(&below, from.as_str()).at("write", &below)?;
+            return Ok(Root::Overlay { lower: vec![from_tree], writable: Some((layer, work)) });
+        }
+        let tree = self.begin(name, "tree")?;
+        prepare(&[&tree])?;
+        let content = if self.clones == Clones::Blocks { Content::Shared } else { Content::Copied };
+        let (source, target) = (open_path(&from_tree).at("read", &from_tree)?, open_path(&tree).at("read", &tree)?);
+        copy::tree(source, target, content).at("copy a tree to", &tree)?;
+        if self.clones == Clones::Blocks {
+            let cloned = self.layout.tree(name).join("cloned");
+            File::create(&cloned).at("write", &cloned)?;
+        }
+        Ok(Root::Dir(tree))
+    }
+
+    /// Returns the directory that a draft's changes are in: `layer` where it is an overlay.
+    fn written(&self, draft: &Name) -> PathBuf {
+        let layer = self.layout.tree(draft).join("layer");
+        if layer.exists() { layer } else { self.tree(draft) }
+    }
+
     /// Makes a whole tree of a draft that is an overlay.
     fn merge(&self, draft: &Name) -> Result<(), StoreError> {
         let dir = self.layout.tree(draft);
@@ -126,29 +170,32 @@ impl TreeStore {
 
 impl Backend for TreeStore {
     fn create(&self, name: &Name) -> Result<Root, StoreError> {
-        self.begin(name, "tree").map(Root::Dir)
+        self.start(None, name, |_| Ok(()))
     }
 
     fn clone_tree(&self, from: &Name, name: &Name) -> Result<Root, StoreError> {
-        let from_tree = self.tree(from);
-        if self.clones == Clones::Files {
-            let layer = self.begin(name, "layer")?;
-            // The root directory of an overlay shows the attributes of its writable layer's.
-            attributes::copy_path(&from_tree, &layer)?;
-            let work = self.begin(name, "work")?;
-            let below = self.layout.tree(name).join("below");
-            fs::write(&below, from.as_str()).at("write", &below)?;
-            return Ok(Root::Overlay { lower: vec![from_tree], writable: Some((layer, work)) });
+        self.start(Some(from), name, |_| Ok(()))
+    }
+
+    fn check_quota(&self, quota: &Quota) -> Result<(), StoreError> {
+        quota::check(&self.layout, quota)
+    }
+
+    fn begin_limited(&self, from: Option<&Name>, name: &Name, quota: &Quota) -> Result<Root, StoreError> {
+        let mut project = None;
+        // Before the copy: what is not a file or directory gets a project only when it is made.
+        let root = self.start(from, name, |directories| {
+            project = Some(Project::begin(&self.layout, directories)?);
+            Ok(())
+        })?;
+        if let Some(project) = project {
+            project.limit(&self.layout, quota)?;
         }
-        let tree = self.begin(name, "tree")?;
-        let content = if self.clones == Clones::Blocks { Content::Shared } else { Content::Copied };
-        let (source, target) = (open_path(&from_tree).at("read", &from_tree)?, open_path(&tree).at("read", &tree)?);
-        copy::tree(source, target, content).at("copy a tree to", &tree)?;
-        if self.clones == Clones::Blocks {
-            let cloned = self.layout.tree(name).join("cloned");
-            File::create(&cloned).at("write", &cloned)?;
-        }
-        Ok(Root::Dir(tree))
+        Ok(root)
+    }
+
+    fn left(&self, draft: &Name) -> Result<Quota, StoreError> {
+        quota::left(&self.layout, &self.written(draft))
     }
 
     fn size_bytes(&self, draft: &Name) -> Result<Option<u64>, StoreError> {
@@ -157,12 +204,12 @@ impl Backend for TreeStore {
         if let Ok(cloned) = fs::symlink_metadata(dir.join("cloned")) {
             return size::unshared_since(&tree, (cloned.ctime(), cloned.ctime_nsec().cast_unsigned())).map(Some);
         }
-        let layer = dir.join("layer");
-        size::all(if layer.exists() { &layer } else { &tree }).map(Some)
+        size::all(&self.written(draft)).map(Some)
     }
 
     fn seal(&self, draft: &Name, name: &Name) -> Result<(), StoreError> {
         let (dir, target) = (self.layout.tree(draft), self.layout.tree(name));
+        quota::lift(&self.layout, &self.written(draft))?;
         self.merge(draft)?;
         let cloned = dir.join("cloned");
         match fs::remove_file(&cloned) {
@@ -183,6 +230,9 @@ impl Backend for TreeStore {
     }
 
     fn remove(&self, name: &Name) -> Result<(), StoreError> {
+        if name.is_draft() {
+            quota::lift(&self.layout, &self.written(name))?;
+        }
         remove::tree(&self.layout, &self.layout.tree(name))
     }
 

@@ -13,6 +13,13 @@ pub(super) enum Verb<'a> {
     CreateStore(&'a str),
     /// Sets what trees need of the dataset that they inherit from.
     Prepare(&'a str),
+    /// Lets a dataset with its snapshots, but for what it shares, occupy so much; `none` for any.
+    Quota {
+        quota: &'a str,
+        dataset: &'a str,
+    },
+    /// Prints the quota of a dataset and what it occupies, in bytes.
+    QuotaAndUsed(&'a str),
     /// Makes an empty tree.
     Create(&'a str),
     Snapshot(&'a str),
@@ -46,6 +53,8 @@ impl Verb<'_> {
             Self::CreateStore(dataset) => vec!["create", dataset],
             // Attributes in the inode: those in hidden directories are slow. ACLs as Linux has them.
             Self::Prepare(dataset) => vec!["set", "xattr=sa", "acltype=posix", "atime=off", dataset],
+            Self::Quota { quota, dataset } => vec!["set", quota, dataset],
+            Self::QuotaAndUsed(dataset) => vec!["list", "-H", "-p", "-o", "quota,used", dataset],
             Self::Create(dataset) => [&["create"][..], &NOT_MOUNTED, &[dataset]].concat(),
             Self::Snapshot(snapshot) => vec!["snapshot", snapshot],
             Self::Clone { snapshot, dataset } => [&["clone"][..], &NOT_MOUNTED, &[snapshot, dataset]].concat(),

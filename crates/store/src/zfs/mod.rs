@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! NAME/dataset          the last part of the name of the tree's dataset: TREE.UNIQUE
+//! NAME/limited          a draft whose dataset has a quota
 //! POOL/DATASET/TREE.UNIQUE          the tree
 //! POOL/DATASET/TREE.UNIQUE@UNIQUE   the tree as it was sealed
 //! ```
@@ -21,11 +22,12 @@ use std::path::{Path, PathBuf};
 
 use crate::error::At;
 use crate::layout::{Layout, META};
-use crate::{Backend, Name, Root, Space, StoreError, remove, user_namespace};
+use crate::{Backend, Name, Quota, Root, Space, StoreError, remove, user_namespace};
 
 use command::{Complaint, Kind, Verb};
 
 const DATASET: &str = "dataset";
+const LIMITED: &str = "limited";
 const FILESYSTEM: &str = "zfs";
 
 /// A store on ZFS.
@@ -195,6 +197,39 @@ impl Backend for ZfsStore {
         self.begin(name, |dataset| self.run(&Verb::Clone { snapshot: &snapshot, dataset }))
     }
 
+    fn check_quota(&self, quota: &Quota) -> Result<(), StoreError> {
+        match quota.files {
+            None => Ok(()),
+            Some(_) => Err(Quota { bytes: None, ..*quota }.refused("ZFS does not count those of a dataset")),
+        }
+    }
+
+    fn begin_limited(&self, from: Option<&Name>, name: &Name, quota: &Quota) -> Result<Root, StoreError> {
+        self.check_quota(quota)?;
+        let root = match from {
+            Some(from) => self.clone_tree(from, name)?,
+            None => self.create(name)?,
+        };
+        if let (Some(bytes), Root::Filesystem { source, .. }) = (quota.bytes, &root) {
+            let limited = self.layout.tree(name).join(LIMITED);
+            fs::write(&limited, "").at("write", &limited)?;
+            // What a new clone occupies is a little, and counts; what it shares does not.
+            self.run(&Verb::Quota { quota: &format!("quota={bytes}"), dataset: source })?;
+        }
+        Ok(root)
+    }
+
+    fn left(&self, draft: &Name) -> Result<Quota, StoreError> {
+        if !self.layout.tree(draft).join(LIMITED).exists() {
+            return Ok(Quota::NONE);
+        }
+        // What is on its way to the disk does not count yet.
+        self.flush()?;
+        let listed = self.run(&Verb::QuotaAndUsed(&self.dataset_of(draft)?))?;
+        let numbers: Vec<u64> = listed.split_whitespace().filter_map(|number| number.parse().ok()).collect();
+        Ok(Quota { bytes: numbers.get(1).map(|used| numbers[0].saturating_sub(*used)), files: None })
+    }
+
     fn size_bytes(&self, _draft: &Name) -> Result<Option<u64>, StoreError> {
         // What was just written has no size yet.
         Ok(None)
@@ -229,7 +264,14 @@ impl Backend for ZfsStore {
     }
 
     fn seal(&self, draft: &Name, name: &Name) -> Result<(), StoreError> {
-        self.run(&Verb::Snapshot(&snapshot_of(&self.dataset_of(draft)?)))?;
+        let dataset = self.dataset_of(draft)?;
+        let limited = self.layout.tree(draft).join(LIMITED);
+        if limited.exists() {
+            // A clone can only be promoted to what its quota has room for.
+            self.run(&Verb::Quota { quota: "quota=none", dataset: &dataset })?;
+            fs::remove_file(&limited).at("remove", &limited)?;
+        }
+        self.run(&Verb::Snapshot(&snapshot_of(&dataset)))?;
         let (directory, target) = (self.layout.tree(draft), self.layout.tree(name));
         fs::rename(&directory, &target).at("rename", &directory)
     }

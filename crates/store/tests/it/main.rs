@@ -16,6 +16,7 @@ mod lease;
 mod many;
 mod power;
 mod prune;
+mod quota;
 mod repair;
 mod result;
 mod rootless;

@@ -37,7 +37,7 @@ mod inside {
     use std::time::Instant;
 
     use kiln_store::{Kind, Limits, Location, Name, Store, ZfsStore};
-    use kiln_testkit::store::{Fixture, Sizes, Suite, id};
+    use kiln_testkit::store::{Fixture, Sizes, Suite, id, limits_are_kept};
 
     use crate::fixture::{begin, commit, make, names, view, write};
 
@@ -94,6 +94,12 @@ mod inside {
     #[ignore = "runs in a virtual machine"]
     fn zfs_conforms() {
         Suite { sizes: Sizes::SLOW_MACHINE, lacks: &[] }.run(fixture);
+    }
+
+    #[test]
+    #[ignore = "runs in a virtual machine"]
+    fn zfs_limits() {
+        limits_are_kept(fixture(), false);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use kiln_store::{Backend, Name, Root, Space, StoreError};
+use kiln_store::{Backend, Name, Quota, Root, Space, StoreError};
 
 /// Passes every verb on, and kills its own process with `SIGKILL` at a given one: verb `n` is preceded by moment
 /// `2n` and followed by moment `2n + 1`.
@@ -44,6 +44,18 @@ impl Backend for DiesAt {
 
     fn clone_tree(&self, from: &Name, name: &Name) -> Result<Root, StoreError> {
         self.verb(|| self.inner.clone_tree(from, name))
+    }
+
+    fn check_quota(&self, quota: &Quota) -> Result<(), StoreError> {
+        self.verb(|| self.inner.check_quota(quota))
+    }
+
+    fn begin_limited(&self, from: Option<&Name>, name: &Name, quota: &Quota) -> Result<Root, StoreError> {
+        self.verb(|| self.inner.begin_limited(from, name, quota))
+    }
+
+    fn left(&self, draft: &Name) -> Result<Quota, StoreError> {
+        self.verb(|| self.inner.left(draft))
     }
 
     fn size_bytes(&self, draft: &Name) -> Result<Option<u64>, StoreError> {

@@ -2,12 +2,13 @@
 //!
 //! [`conformance`] proves the contract of [`Backend`], on the real thing. Its checks are named functions, by story:
 //! `life.rs` (from a draft to its removal), `content.rs` (what a tree keeps), `isolation.rs` (who sees whose
-//! changes) and `scale.rs` (many, long, wide and deep). [`Strict`] and [`DiesAt`] are for tests of what stands on a backend.
+//! changes) and `scale.rs` (many, long, wide and deep); `limits.rs` is for those that can limit drafts. [`Strict`] and [`DiesAt`] are for tests of what stands on a backend.
 
 mod content;
 mod dies_at;
 mod isolation;
 mod life;
+mod limits;
 mod scale;
 mod strict;
 
@@ -19,6 +20,7 @@ use std::path::PathBuf;
 use kiln_store::{Backend, Id, Name};
 
 pub use dies_at::DiesAt;
+pub use limits::limits_are_kept;
 pub use scale::{a_long_line_of_changes_is_kept, deepen};
 pub use strict::Strict;
 

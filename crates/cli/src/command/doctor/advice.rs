@@ -34,7 +34,7 @@ const WHOLE: (u32, u32) = (6, 7);
 
 /// Judges each thing by itself, in the order of a build's need.
 pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
-    let mut all = vec![kernel(facts), isolation(facts), users(facts), limits(facts), store(facts)];
+    let mut all = vec![kernel(facts), isolation(facts), users(facts), limits(facts), store(facts), quotas(facts)];
     all.extend(PROGRAMS.iter().map(|(name, package)| program(facts, name, package)));
     all.extend([tun(facts), virtual_machines(facts)]);
     all
@@ -115,7 +115,9 @@ fn limits(facts: &Facts) -> Finding {
     };
     let says = format!("none on {}: {reason}", lacking.join(", "));
     if !facts.is_root {
-        return finding("limits", State::Absent, says, Some("run kiln as root"));
+        let fix =
+            "with cgroups v2, start kiln by `systemd-run --user --scope -p Delegate=yes kiln …`, or run it as root";
+        return finding("limits", State::Absent, says, Some(fix));
     }
     finding("limits", State::Lacking, says, Some("boot with systemd.unified_cgroup_hierarchy=1, for cgroups v2"))
 }
@@ -144,6 +146,14 @@ fn store(facts: &Facts) -> Finding {
             format!("{place} can hold {}, but not overlayfs, the fastest: {reason}", kinds.join(", ")),
             Some("put the store on ext4, xfs, btrfs or tmpfs"),
         ),
+    }
+}
+
+fn quotas(facts: &Facts) -> Finding {
+    match &facts.quotas {
+        Ok(()) => finding("disk limits", State::Good, format!("stores in {} keep them", facts.place.display()), None),
+        // What it says ends in what would help.
+        Err(reason) => finding("disk limits", State::Absent, reason, None),
     }
 }
 
@@ -197,6 +207,7 @@ mod tests {
             has_kvm: true,
             place: "/var/lib".into(),
             stores: vec![(Kind::Overlayfs, Ok(())), (Kind::Xfs, Err("no reflinks".into()))],
+            quotas: Ok(()),
         }
     }
 

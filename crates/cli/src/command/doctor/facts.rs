@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use kiln_sandbox::{Limits, NativeSandbox, Sandbox as _, check_tun, settings_against_user_namespaces};
-use kiln_store::{CopyMode, IdMap, Kind, Location, Root, Store};
+use kiln_store::{CopyMode, IdMap, Kind, Location, Quota, Root, Store, StoreError};
 
 /// Programs that kiln can use, each with the Debian package that it is in.
 pub(super) const PROGRAMS: [(&str, &str); 8] = [
@@ -48,6 +48,8 @@ pub(super) struct Facts {
     pub(super) place: PathBuf,
     /// Kinds of stores that are possible there, the best first; and why others are not.
     pub(super) stores: Vec<(Kind, Result<(), String>)>,
+    /// Whether the best of them can limit what steps take on the disk; the reason why not.
+    pub(super) quotas: Result<(), String>,
 }
 
 impl Facts {
@@ -72,6 +74,9 @@ impl Facts {
             has_kvm: fs::File::options().read(true).write(true).open("/dev/kvm").is_ok(),
             place: place.to_owned(),
             stores: stores(place),
+            quotas: try_store(place, Kind::Auto, |store| {
+                store.check_quota(&Quota { bytes: Some(1 << 30), files: None })
+            }),
         }
     }
 }
@@ -117,18 +122,18 @@ fn find_program(name: &str) -> Option<PathBuf> {
 /// Tries which kinds of stores `place` can hold.
 fn stores(place: &Path) -> Vec<(Kind, Result<(), String>)> {
     let kinds = [Kind::Overlayfs, Kind::Btrfs, Kind::Xfs, Kind::Copy(CopyMode::Hardlink), Kind::Copy(CopyMode::Copy)];
-    let tried = kinds.into_iter().map(|kind| {
-        let dir = place.join(format!(".kiln-doctor-{}-{}", std::process::id(), kind.name()));
-        let opened = Store::open(&Location { kind, place: dir.clone() }).map(drop);
-        let removed = match fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(format!("cannot remove {}: {error}", dir.display()))
-            }
-            _ => Ok(()),
-        };
-        (kind, opened.map_err(|error| chain(&error)).and(removed))
-    });
-    tried.collect()
+    kinds.into_iter().map(|kind| (kind, try_store(place, kind, |_| Ok(())))).collect()
+}
+
+/// Makes a store in a directory of its own in `place`, asks it something, and removes it again.
+fn try_store(place: &Path, kind: Kind, ask: impl FnOnce(&Store) -> Result<(), StoreError>) -> Result<(), String> {
+    let dir = place.join(format!(".kiln-doctor-{}-{}", std::process::id(), kind.name()));
+    let asked = Store::open(&Location { kind, place: dir.clone() }).and_then(|store| ask(&store));
+    let removed = match fs::remove_dir_all(&dir) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(format!("cannot remove {}: {error}", dir.display())),
+        _ => Ok(()),
+    };
+    asked.map_err(|error| chain(&error)).and(removed)
 }
 
 /// Returns an error with its causes, in a line.

@@ -123,7 +123,7 @@ async fn run(root: &str, helper: &str, kind: &str, script: &str, network: Networ
             "crun" => Box::new(OciSandbox::new(helper, Runtime::Crun, &path)?),
             _ => Box::new(NativeSandbox::new(helper)?),
         };
-        if kind == "own" {
+        if kind != "host" {
             process.user_namespace = sandbox.user_namespace()?;
         }
         sandbox.run(Root::Dir(root.into()), &process, Io::Output(output), &CancellationToken::new()).await

@@ -15,7 +15,7 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space}
 
 use super::cgroup::Joins;
 use super::init;
-use super::mknod::Nodes;
+use super::mknod::{Home, Nodes};
 use super::network::Companion;
 use super::sys::{self, SingleThread};
 use super::user_namespace;
@@ -68,7 +68,13 @@ fn help(link: &OwnedFd) -> Result<(), Failure> {
     let nodes = descriptors
         .namespace
         .as_ref()
-        .map(|namespace| Nodes::new(namespace.try_clone()?, descriptors.are_ids_mapped))
+        .map(|namespace| {
+            let home = match plan.runtime {
+                None => Home::Namespace(namespace.try_clone()?),
+                Some(_) => Home::ChildOf(std::fs::File::open("/proc/self/ns/user")?.into()),
+            };
+            Nodes::new(home, descriptors.are_ids_mapped)
+        })
         .transpose();
     let (mut nodes, listens) = nodes.at(Step::LoadFilter)?.unzip();
     let own_pids = std::fs::File::open("/proc/self/ns/pid").at(Step::MakeNamespaces)?;

@@ -44,7 +44,8 @@ pub(super) fn run(
         .and_then(|()| set_up(plan, &mut descriptors, thread))
         .and_then(|inside| match &plan.runtime {
             Some(runtime) => {
-                runtime::start_and_reap(runtime, plan, descriptors, inside.root.as_fd(), inside.cwd.as_fd(), thread)
+                let place = (inside.root.as_fd(), inside.cwd.as_fd());
+                runtime::start_and_reap(runtime, plan, (descriptors, listens), place, thread)
             }
             None => start_and_reap(plan, (descriptors, listens), link, inside, &helper, thread),
         });

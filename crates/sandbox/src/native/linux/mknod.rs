@@ -10,14 +10,17 @@
 //! * A child of the helper's goes where the caller is (same root, same directory), becomes whoever the caller is, and lets the kernel
 //!   follow the path there. So it comes no further than the caller does. The magic links of `/proc` are not followed:
 //!   those of init's are closed to the caller.
+//!
+//! An OCI runtime loads the filter itself, and sends the listener to a socket that init made.
 
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::PollFlags;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
+use rustix::net::SocketFlags;
 use rustix::process::{WaitOptions, chroot, fchdir, waitpid};
 use rustix::thread::{CapabilitySet, CapabilitySets, Gid, set_capabilities, set_thread_groups};
 
@@ -36,16 +39,37 @@ const OVER_FILES: CapabilitySet = CapabilitySet::DAC_OVERRIDE
 pub(super) struct Nodes {
     /// The host's `/proc`, which this process can no longer reach by its name.
     proc: OwnedFd,
-    /// The one user namespace whose root may make nodes.
-    namespace: OwnedFd,
+    home: Home,
     may_make: bool,
     from: From,
 }
 
+/// The one user namespace whose root may make nodes.
+pub(super) enum Home {
+    Namespace(OwnedFd),
+    /// The one that an OCI runtime makes below this one.
+    ChildOf(OwnedFd),
+}
+
+impl Home {
+    fn is(&self, namespace: OwnedFd) -> io::Result<bool> {
+        let (ours, theirs) = match self {
+            Self::Namespace(ours) => (ours, namespace),
+            Self::ChildOf(ours) => (ours, sys::parent_namespace(namespace.as_fd())?),
+        };
+        let (ours, theirs) = (rustix::fs::fstat(ours)?, rustix::fs::fstat(theirs)?);
+        Ok((ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino))
+    }
+}
+
 /// Where calls come from.
 enum From {
-    /// The command sends the listener when it has loaded the filter.
-    Command(OwnedFd),
+    /// The command sends the listener when it has loaded the filter; or init, before that, a socket.
+    Inside(OwnedFd),
+    /// To which an OCI runtime connects.
+    Socket(OwnedFd),
+    /// It sends the listener.
+    Runtime(OwnedFd),
     Listener(OwnedFd),
 }
 
@@ -53,26 +77,31 @@ impl Nodes {
     /// Returns it and the end of the command, which is to [`send`] the listener there.
     ///
     /// `may_make`: we are the host's root. Nobody else can make a device node.
-    pub(super) fn new(namespace: OwnedFd, may_make: bool) -> io::Result<(Self, OwnedFd)> {
+    pub(super) fn new(home: Home, may_make: bool) -> io::Result<(Self, OwnedFd)> {
         let proc = rustix::fs::open(c"/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let (ours, theirs) = wire::pair()?;
-        Ok((Self { proc, namespace, may_make, from: From::Command(ours) }, theirs))
+        Ok((Self { proc, home, may_make, from: From::Inside(ours) }, theirs))
     }
 
     /// Returns what to wait for.
     pub(super) fn watched(&self) -> BorrowedFd<'_> {
         match &self.from {
-            From::Command(fd) | From::Listener(fd) => fd.as_fd(),
+            From::Inside(fd) | From::Socket(fd) | From::Runtime(fd) | From::Listener(fd) => fd.as_fd(),
         }
     }
 
     /// Answers what waits. Returns false if nothing more will come.
     pub(super) fn answer(&mut self, events: PollFlags, thread: &SingleThread) -> bool {
         match &self.from {
-            From::Command(link) => match wire::receive_descriptor(link.as_fd()) {
+            From::Inside(link) | From::Runtime(link) => match wire::receive_descriptor(link.as_fd()) {
+                Ok(Some(socket)) if is_socket(&socket) => self.from = From::Socket(socket),
                 Ok(Some(listener)) => self.from = From::Listener(listener),
                 // It ended before.
                 Ok(None) | Err(_) => return false,
+            },
+            From::Socket(socket) => match rustix::net::accept_with(socket, SocketFlags::CLOEXEC) {
+                Ok(runtime) => self.from = From::Runtime(runtime),
+                Err(_) => return false,
             },
             From::Listener(_) if !events.contains(PollFlags::IN) => return false,
             From::Listener(listener) => {
@@ -110,13 +139,11 @@ impl Nodes {
                 .map_err(|error| if error == Errno::NOENT { Errno::BADF } else { error })?,
         };
         let caller = Caller::read(process.as_fd())?;
-        let inside = rustix::fs::statat(&process, "ns/user", AtFlags::empty())?;
-        let ours = rustix::fs::fstat(&self.namespace)?;
+        let inside = rustix::fs::openat(&process, "ns/user", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         // Until here the number could have become that of another process.
         sys::notification_is_valid(listener, call.id)?;
         // As the kernel has it: in a namespace within the sandbox's, nobody has the right.
-        let is_at_home = (inside.st_dev, inside.st_ino) == (ours.st_dev, ours.st_ino);
-        if !is_at_home || !caller.capabilities.contains(CapabilitySet::MKNOD) {
+        if !self.home.is(inside)? || !caller.capabilities.contains(CapabilitySet::MKNOD) {
             return Err(Errno::PERM.into());
         }
         // The kernel takes these arguments as `umode_t` and `unsigned int`.
@@ -134,7 +161,11 @@ impl Nodes {
     }
 }
 
-/// Sends the listener, in the command.
+fn is_socket(fd: &OwnedFd) -> bool {
+    rustix::fs::fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Socket)
+}
+
+/// Sends the listener, in the command; or the socket, in init.
 pub(super) fn send(link: &OwnedFd, listener: &OwnedFd) -> io::Result<()> {
     wire::send_with(link.as_fd(), &[0], &[listener.as_fd()]).map(drop)
 }

@@ -7,18 +7,20 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, Uid};
+use rustix::fs::{FileType, Mode, Uid};
 use rustix::mount::{UnmountFlags, unmount};
+use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, WaitOptions, setsid};
 
 use super::command::{CANNOT_EXECUTE, NOT_FOUND};
 use super::helper::Descriptors;
+use super::mknod;
 use super::mounts;
 use super::sys::{self, SingleThread, Words};
 use super::walk::{Missing, open_on_host, walk};
 use super::wire::{At, Failure, Report};
 use crate::error::Step;
-use crate::oci::{PLACE, Said, said};
+use crate::oci::{LISTENER, PLACE, Said, said};
 use crate::plan::{Attributes, Filesystem, Plan, RuntimeGroups, RuntimePlan};
 
 /// [`PLACE`], where everything is gathered.
@@ -68,9 +70,8 @@ fn cover(place: &CStr, kind: &CStr) -> io::Result<()> {
 pub(super) fn start_and_reap(
     runtime: &RuntimePlan,
     plan: &Plan,
-    descriptors: Descriptors,
-    root: BorrowedFd<'_>,
-    cwd: BorrowedFd<'_>,
+    (descriptors, listens): (Descriptors, Option<OwnedFd>),
+    (root, cwd): (BorrowedFd<'_>, BorrowedFd<'_>),
     thread: &SingleThread,
 ) -> Result<Report, Failure> {
     let Some(output) = descriptors.io.into_iter().next() else {
@@ -87,6 +88,9 @@ pub(super) fn start_and_reap(
         unmount(path.as_slice(), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).at_path(Step::WriteBundle, target)?;
     }
     write_bundle(runtime).at_path(Step::WriteBundle, STAGING_PLACE)?;
+    if let Some(link) = listens {
+        listen().and_then(|socket| mknod::send(&link, &socket)).at_path(Step::WriteBundle, STAGING_PLACE)?;
+    }
     let pid = start(runtime, plan, output.as_fd(), thread).at_path(Step::StartRuntime, &runtime.program)?;
     drop((descriptors.mounts, output));
     let mut reaped = Vec::new();
@@ -145,13 +149,25 @@ fn write_bundle(runtime: &RuntimePlan) -> io::Result<()> {
     fs::write(format!("{PLACE}/bundle/config.json"), &runtime.config)
 }
 
+/// Makes the socket to which the runtime sends the filter's listener.
+fn listen() -> io::Result<OwnedFd> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    bind(&socket, &SocketAddrUnix::new(LISTENER)?)?;
+    listen(&socket, 1)?;
+    Ok(socket)
+}
+
 /// Starts the runtime. Its environment is empty, since it would hand some of it on.
 fn start(runtime: &RuntimePlan, plan: &Plan, output: BorrowedFd<'_>, thread: &SingleThread) -> io::Result<Pid> {
-    // Or the user could write to stdout, but not open /dev/stdout. Only a pipe: that has no other owner.
-    if FileType::from_raw_mode(rustix::fs::fstat(output)?.st_mode) == FileType::Fifo {
-        rustix::fs::fchown(output, Some(Uid::from_raw(plan.owner.0)), None)?;
+    // Not /dev/null: crun gives what it gets here to the command's user, and that would be the host's.
+    let (stdin, _) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    for descriptor in [stdin.as_fd(), output] {
+        // Or the user could write to stdout, but not open /dev/stdout. Only a pipe: that has no other owner.
+        if FileType::from_raw_mode(rustix::fs::fstat(descriptor)?.st_mode) == FileType::Fifo {
+            rustix::fs::fchown(descriptor, Some(Uid::from_raw(plan.owner.0)), None)?;
+        }
     }
-    let stdin = rustix::fs::openat(CWD, "/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     let words: Vec<CString> = [&runtime.program].into_iter().chain(&runtime.arguments).cloned().collect();
     let (argv, env) = (Words::new(&words), Words::new(&[]));
     // Not by posix_spawn(3): the C library would leave two signals ignored, in the command too.

@@ -216,6 +216,17 @@ pub(super) fn notification_is_valid(listener: BorrowedFd<'_>, id: u64) -> io::Re
     check(unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ID_VALID, &raw const id) })
 }
 
+/// Returns the parent of a user namespace (`ioctl_ns(2)`). `EPERM`: it is none that we may know.
+pub(super) fn parent_namespace(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // linux/nsfs.h.
+    const NS_GET_PARENT: c_ulong = 0xb702;
+    // SAFETY: takes no argument and touches no memory.
+    let fd = unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_PARENT) };
+    check(fd)?;
+    // SAFETY: the kernel has just made this descriptor, which nobody else knows.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Makes the call with this id return `errno`, or success if that is 0.
 pub(super) fn answer_notification(listener: BorrowedFd<'_>, id: u64, errno: c_int) -> io::Result<()> {
     let mut answer = libc::seccomp_notif_resp { id, val: 0, error: -errno, flags: 0 };

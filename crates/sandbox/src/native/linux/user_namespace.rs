@@ -41,6 +41,11 @@ pub(super) fn make(helper: &OwnedFd) -> io::Result<Slot> {
     }
 }
 
+/// Returns whether this process is in another user namespace than the host's.
+pub(super) fn is_ours() -> bool {
+    ids_of_this_namespace().is_ok_and(|maps| maps.is_some())
+}
+
 /// A line of a map: inside, outside, count.
 type Extent = (u32, u32, u32);
 

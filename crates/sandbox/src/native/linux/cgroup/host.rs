@@ -10,6 +10,8 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use super::OURS;
+
 /// What of a process is counted and limited by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Controller {
@@ -52,9 +54,36 @@ impl Controller {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Hierarchy {
     pub(super) version: Version,
+    /// The group below which ours are: its root; or, where it is delegated, the group in which we are.
     pub(super) mount: PathBuf,
+    pub(super) is_delegated: bool,
     /// Those of its controllers that we know.
     pub(super) controllers: Vec<Controller>,
+}
+
+/// Returns what of `hierarchies` is there for a user without root's rights: the group that this process is in, of v2, if
+/// it has been handed over. `own`: `/proc/self/cgroup`.
+pub(super) fn delegated(
+    hierarchies: Vec<Hierarchy>,
+    own: &str,
+    is_ours: impl Fn(&Path) -> bool,
+    available: impl Fn(&Path) -> Option<String>,
+) -> Vec<Hierarchy> {
+    let Some(path) = own.lines().find_map(|line| line.strip_prefix("0::/")) else { return Vec::new() };
+    // Whoever has made room, or was started by somebody who has, is in one of the groups below.
+    let path = match Path::new(path) {
+        path if path.parent().is_some_and(|ours| ours.ends_with(OURS)) => path.ancestors().nth(2).unwrap_or(path),
+        path => path,
+    };
+    let v2 = hierarchies.into_iter().filter(|hierarchy| hierarchy.version == Version::Two);
+    let own = v2.map(|Hierarchy { version, mount, controllers, .. }| {
+        let mount = mount.join(path);
+        let names = available(&mount.join("cgroup.controllers")).unwrap_or_default();
+        let is_there = |controller: &Controller| names.split_whitespace().any(|name| name == controller.name(version));
+        let controllers = controllers.into_iter().filter(is_there).collect();
+        Hierarchy { version, mount, is_delegated: true, controllers }
+    });
+    own.filter(|hierarchy| !hierarchy.controllers.is_empty() && is_ours(&hierarchy.mount)).collect()
 }
 
 /// Returns the hierarchies in a `/proc/PID/mountinfo`. `available`: what is in a file of a v2 hierarchy's root.
@@ -79,7 +108,7 @@ pub(super) fn hierarchies(mountinfo: &str, available: impl Fn(&Path) -> Option<S
         // Only named ones: v1 without, as systemd's own, and what is mounted a second time, are of no use.
         let controllers: Vec<_> = Controller::all(version).iter().copied().filter(is_named).collect();
         if !controllers.is_empty() {
-            hierarchies.push(Hierarchy { version, mount, controllers });
+            hierarchies.push(Hierarchy { version, mount, is_delegated: false, controllers });
         }
     }
     hierarchies
@@ -169,6 +198,29 @@ mod tests {
 900 899 0:32 /docker/0af3 /sys/fs/cgroup/memory ro,nosuid master:15 - cgroup cgroup rw,memory";
         assert_eq!(found(mountinfo, ""), ["One /sys/fs/cgroup/memory [Memory]"]);
         assert!(found("1390 1389 0:101 / /sys ro - sysfs sysfs ro", "").is_empty());
+    }
+
+    #[test]
+    fn a_user_has_the_group_that_is_handed_over_and_what_it_has() {
+        let mountinfo =
+            "30 22 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n33 23 0:30 / /v1 rw - cgroup cgroup rw,blkio";
+        let own = "5:blkio:/\n0::/user.slice/run-7.scope\n";
+        let found = |own: &str, is_ours: bool| {
+            let available = |path: &Path| {
+                let names =
+                    if path.starts_with("/sys/fs/cgroup/user.slice") { "memory pids" } else { "cpu memory pids" };
+                Some(names.to_owned())
+            };
+            let found = delegated(hierarchies(mountinfo, available), own, |_| is_ours, available);
+            let shown = |found: Hierarchy| (found.mount.display().to_string(), found.controllers);
+            found.into_iter().map(shown).collect::<Vec<_>>()
+        };
+        let controllers = vec![Controller::Memory, Controller::Processes];
+        let ours = [("/sys/fs/cgroup/user.slice/run-7.scope".to_owned(), controllers)];
+        assert_eq!(found(own, true), ours);
+        assert_eq!(found("0::/user.slice/run-7.scope/kiln/12-0\n", true), ours);
+        assert_eq!(found(own, false), []);
+        assert_eq!(found("5:blkio:/\n", true), []);
     }
 
     #[test]

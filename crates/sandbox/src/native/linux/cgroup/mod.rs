@@ -9,6 +9,9 @@
 //! They stand below the root and not below the caller's own group, because in v2 a group with processes in it cannot give
 //! controllers to groups below it. So whatever limits the caller's own group has do not hold for runs.
 //!
+//! Without root's rights, they stand below the caller's own group if that has been handed over to the user, and the caller goes from there
+//! into one of the groups below.
+//!
 //! Init joins first of all, before the cgroup namespace is made: that begins at the group in which its maker is. The helper stays
 //! outside, so that what kills or starves the run lets the watcher live.
 //!
@@ -26,10 +29,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, open, stat};
+use rustix::fs::{Access, FlockOperation, Mode, OFlags, flock, fstat, open, stat};
 
 pub(super) use self::join::Joins;
+
+use super::user_namespace;
 
 use self::host::{Controller, Hierarchy, Version};
 use crate::oci::until_left;
@@ -38,21 +44,32 @@ use crate::{Limit, Limits, SandboxError, Usage};
 /// The directory of all runs.
 const OURS: &str = "kiln";
 
+/// What starts a program in a control group that its user may divide.
+const GIVE: &str = "systemd-run --user --scope -p Delegate=yes kiln …";
+
 /// The control groups that this host has.
 #[derive(Debug)]
 pub(super) struct Cgroups {
     hierarchies: Vec<Hierarchy>,
+    /// They are those of a user without root's rights.
+    is_users: bool,
 }
 
 impl Cgroups {
     /// Looks what there is, and removes what callers that were killed have left.
     pub(super) fn of_this_host() -> Self {
         let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let hierarchies = host::hierarchies(&mountinfo, |path| fs::read_to_string(path).ok());
+        let read = |path: &Path| fs::read_to_string(path).ok();
+        let mut hierarchies = host::hierarchies(&mountinfo, read);
+        let is_users = user_namespace::is_ours();
+        if is_users {
+            let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+            hierarchies = host::delegated(hierarchies, &own, is_handed_over, read);
+        }
         for hierarchy in &hierarchies {
             sweep(&hierarchy.mount.join(OURS));
         }
-        Self { hierarchies }
+        Self { hierarchies, is_users }
     }
 
     /// Makes the groups of one run. What is only counted, and not limited, is left out where that fails.
@@ -64,7 +81,13 @@ impl Cgroups {
         let asked = settings::asked(limits);
         for (controller, limit) in &asked {
             if !self.hierarchies.iter().any(|hierarchy| hierarchy.controllers.contains(controller)) {
-                let what = format!("this host has no control groups for `{}`", controller.name(Version::Two));
+                let name = controller.name(Version::Two);
+                let what = match self.is_users {
+                    false => format!("this host has no control groups for `{name}`"),
+                    true => format!(
+                        "this user has been given no control group with `{name}`; where control groups are v2, `{GIVE}` gives one"
+                    ),
+                };
                 return Err(SandboxError::Limit { limit, what, source: None });
             }
         }
@@ -96,6 +119,26 @@ fn sweep(ours: &Path) {
             tracing::debug!(path = %path.display(), %error, "a control group is left");
         }
     }
+}
+
+/// Returns whether a group's directory, and the files of it by which it is divided, are ours to write.
+fn is_handed_over(group: &Path) -> bool {
+    let files = ["", "cgroup.procs", "cgroup.subtree_control"].map(|file| group.join(file));
+    files.iter().all(|file| rustix::fs::access(file, Access::WRITE_OK).is_ok())
+}
+
+/// Moves this process, which is to outlive its runs, out of the group that is divided: in v2 a group has processes in it or
+/// gives controllers to groups below it.
+fn make_room(ours: &Path) -> Result<(), Failed> {
+    static OWN: Mutex<Option<OwnedFd>> = Mutex::new(None);
+    let mut own = OWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if own.is_none() {
+        let (path, lock) = make_locked(ours)?;
+        let file = path.join("cgroup.procs");
+        write(&file, "0").map_err(|error| Failed::new(format!("cannot write to {}", file.display()), error))?;
+        *own = Some(lock);
+    }
+    Ok(())
 }
 
 fn open_dir(path: &Path) -> io::Result<OwnedFd> {
@@ -221,7 +264,7 @@ impl Part {
         limits: &Limits,
         asked: &[(Controller, &'static str)],
     ) -> Result<Option<Self>, Failed> {
-        let Hierarchy { version, mount, controllers } = hierarchy;
+        let Hierarchy { version, mount, is_delegated, controllers } = hierarchy;
         let limit_of = |wanted| asked.iter().find(|(controller, _)| *controller == wanted).map(|(_, limit)| *limit);
         // It counts nothing, and sharing processors group by group changes who gets how much.
         let mut controllers = controllers.clone();
@@ -235,6 +278,9 @@ impl Part {
                 return Err(Failed::new(format!("cannot make {}", ours.display()), error));
             }
             _ => {}
+        }
+        if *is_delegated {
+            make_room(&ours)?;
         }
         if *version == Version::Two {
             for dir in [mount, &ours] {
