@@ -7,7 +7,7 @@
 //! each step through `flight`, which finds it in the store, joins whoever is making it, or makes it. `steps` knows the three
 //! kinds of step, and `base`, `import`, `run` and `copy` how to make each; `mask` hides secrets in logs. `key` says what a
 //! step's identity is made of. `export` says what image a result would be, and `limits` how much a step may use and did.
-//! `visit` runs what a user wants to see of one.
+//! `text` is a build's log as people and programs read it. `visit` runs what a user wants to see of one.
 #![forbid(unsafe_code)]
 
 mod base;
@@ -28,12 +28,15 @@ mod passwd;
 mod plan;
 mod run;
 mod steps;
+mod text;
 mod visit;
 
 pub use engine::{Built, Engine, Isolation, Request, Settings, UserIds};
 pub use error::{BuildError, Fault};
 pub use events::{Event, Events, StepInfo};
 pub use export::{RunsAs, image};
+pub use kiln_sandbox::SecretBytes;
 pub use limits::{Limit, StepUsage};
 pub use plan::PlanError;
+pub use text::{Lines, LogText, one_line};
 pub use visit::{FailedStep, Surroundings, Visited, Visitor};

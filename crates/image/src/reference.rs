@@ -126,6 +126,20 @@ pub enum ReferenceError {
 }
 
 impl Reference {
+    /// Returns true if this names something on this machine, which only its own users may read, and not something that anybody can have.
+    pub fn is_on_this_machine(&self) -> bool {
+        match self {
+            Self::Rootfs(_)
+            | Self::Dir(_)
+            | Self::OciLayout { .. }
+            | Self::OciArchive { .. }
+            | Self::DockerArchive { .. }
+            | Self::DockerDaemon { .. }
+            | Self::ContainersStorage { .. } => true,
+            Self::Scratch | Self::Debootstrap { .. } | Self::Registry(_) => false,
+        }
+    }
+
     /// Parses `text`; relative paths in it are relative to `relative_to`, the directory of the spec.
     ///
     /// The argument of `rootfs:` and `dir:` is a path to its end. That of `oci:`, `oci-archive:` and

@@ -22,9 +22,18 @@ impl Dockerd {
     ///
     /// What it said last: not every machine can run one.
     pub fn start() -> Result<Self, String> {
+        Self::start_with("{}")
+    }
+
+    /// Like [`start`](Self::start), with this as its `daemon.json`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`start`](Self::start).
+    pub fn start_with(configuration: &str) -> Result<Self, String> {
         let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
         let path = |name: &str| dir.path().join(name);
-        fs::write(path("configuration"), "{}").map_err(|error| error.to_string())?;
+        fs::write(path("configuration"), configuration).map_err(|error| error.to_string())?;
         let mut child = Command::new("dockerd")
             .arg("--data-root")
             .arg(path("data"))
