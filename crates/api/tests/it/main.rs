@@ -1,0 +1,13 @@
+//! What the crate promises, from outside.
+
+mod attacks;
+mod behaviour;
+mod crafted;
+mod current;
+mod generated;
+mod raw;
+mod replay;
+mod tls;
+mod vat;
+mod wire;
+mod world;
