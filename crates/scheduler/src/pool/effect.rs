@@ -1,0 +1,79 @@
+//! What a pool wants done.
+
+use std::fmt;
+
+use bstr::BString;
+
+/// A job in a pool. Later jobs have greater numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct JobId(pub u64);
+
+/// One registration of a worker: a worker that connects again gets another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WorkerId(pub u64);
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+impl fmt::Display for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// What is to be done after an operation, in this order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Answer one `pop` of the worker with the job, which runs from now on. End it with
+    /// [`Pool::finished`](super::Pool::finished); if the answer cannot be delivered, with
+    /// [`Pool::requeue`](super::Pool::requeue).
+    Start {
+        /// Who runs it.
+        worker: WorkerId,
+        /// What.
+        job: JobId,
+    },
+    /// The worker that ran the job is gone. Say how it goes on: [`Pool::requeue`](super::Pool::requeue) or
+    /// [`Pool::finished`](super::Pool::finished).
+    Lost {
+        /// The job that it ran.
+        job: JobId,
+    },
+    /// A job of the worker ended, and this many run there now: whoever waits for the worker to have nothing to do looks
+    /// at this.
+    Running {
+        /// Whose number it is.
+        worker: WorkerId,
+        /// Jobs that run there.
+        jobs: usize,
+    },
+    /// Keep: the worker ran a job with this hint, for the first time.
+    SaveHint {
+        /// The hint, never empty.
+        hint: BString,
+        /// The worker's name.
+        worker: BString,
+    },
+    /// Keep: the worker is known, and paused by an administrator or not.
+    SaveWorker {
+        /// The worker's name.
+        worker: BString,
+        /// Whether an administrator paused it.
+        paused: bool,
+    },
+    /// Keep no longer that the worker is known.
+    ForgetWorker {
+        /// The worker's name.
+        worker: BString,
+    },
+    /// Keep the client's rate; `None`: keep none.
+    SaveRate {
+        /// The client's name.
+        client: BString,
+        /// Workers' worth of share.
+        rate: Option<f64>,
+    },
+}

@@ -1,0 +1,268 @@
+//! The life of a job in a pool.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use bstr::{BStr, BString};
+
+use super::effect::{Effect, JobId, WorkerId};
+use super::fair::{Charge, Client};
+use super::gauges::Gauges;
+use super::hints::{COLD, Hint, Hints};
+use super::names::{Names, Row};
+use super::queue::{Queue, Turn};
+use super::worker::{Machine, Worker};
+
+/// The workers of one kind of machine, and the jobs for them.
+pub struct Pool {
+    pub(super) name: BString,
+    pub(super) jobs: BTreeMap<JobId, Job>,
+    pub(super) backlog: Queue,
+    /// The jobs in queues of workers, by when they will have waited there for too long.
+    pub(super) overdue: BTreeSet<(Duration, JobId)>,
+    pub(super) workers: BTreeMap<WorkerId, Worker>,
+    /// The `pop`s that wait, the longest first. While there are any, the backlog is empty.
+    pub(super) ready: BTreeMap<u64, WorkerId>,
+    /// Whether what happened last was that a worker found nothing to do, not that a job found no worker. Only
+    /// [`show`](Pool::show) needs to know.
+    pub(super) is_ready: bool,
+    pub(super) machines: Names<Machine>,
+    pub(super) clients: Names<Client>,
+    pub(super) hints: Hints,
+    pub(super) effects: Vec<Effect>,
+    /// `backlog` and `ready` are filled in when asked for.
+    pub(super) counts: Gauges,
+    next_job: u64,
+    next_worker: u64,
+    pub(super) next_pop: u64,
+}
+
+/// A job that waits or runs.
+pub(super) struct Job {
+    client: Row<Client>,
+    pub(super) hint: Option<Row<Hint>>,
+    pub(super) urgent: bool,
+    pub(super) charge: Charge,
+    /// When it has waited for a worker's cache for long enough, once it has begun to.
+    pub(super) patience: Option<Duration>,
+    pub(super) place: Place,
+}
+
+pub(super) enum Place {
+    Backlog,
+    /// In a worker's queue, where it adds `cost` to the workload.
+    Assigned {
+        worker: WorkerId,
+        cost: Duration,
+    },
+    /// On a worker, which had run the hint before if `warm`. `cost` is what it was expected to take.
+    Running {
+        worker: WorkerId,
+        since: Duration,
+        warm: bool,
+        cost: Duration,
+    },
+    /// It ran on a worker that is gone.
+    Lost,
+}
+
+/// What the pool must know of a job that is submitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Request<'a> {
+    /// Jobs with the same hint share cached work. Empty: no hint.
+    pub hint: &'a BStr,
+    /// Goes before all that are not.
+    pub urgent: bool,
+}
+
+/// How a job ended that was running or lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It came to its end, good or bad: so long such jobs take.
+    Finished,
+    /// It was cancelled, or lost for good. What it did not use is given back.
+    Cancelled,
+}
+
+/// Where a job was when it was cancelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cancelled {
+    /// It waited. It is gone and never starts.
+    Queued,
+    /// It runs: its worker is to be told. It stays until [`Pool::finished`].
+    Running(WorkerId),
+    /// Its worker is gone. It is gone too.
+    Lost,
+    /// There is no such job, or not any more.
+    Unknown,
+}
+
+impl Pool {
+    /// Returns a pool in which nothing is.
+    pub fn new(name: impl Into<BString>) -> Pool {
+        Pool {
+            name: name.into(),
+            jobs: BTreeMap::new(),
+            backlog: Queue::default(),
+            overdue: BTreeSet::new(),
+            workers: BTreeMap::new(),
+            ready: BTreeMap::new(),
+            is_ready: false,
+            machines: Names::default(),
+            clients: Names::default(),
+            hints: Hints::default(),
+            effects: Vec::new(),
+            counts: Gauges::default(),
+            next_job: 0,
+            next_worker: 0,
+            next_pop: 0,
+        }
+    }
+
+    /// Returns the name it was given.
+    pub fn name(&self) -> &BStr {
+        self.name.as_ref()
+    }
+
+    /// Returns what is to be done since this was last asked. To be called after each operation that takes `&mut self`.
+    #[must_use = "what is not done is lost"]
+    pub fn take_effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// Adds a job of a client. If a worker waits for one it may start at once.
+    pub fn submit(&mut self, now: Duration, client: &BStr, request: Request<'_>) -> JobId {
+        let id = JobId(self.next_job);
+        self.next_job += 1;
+        let (hint, cost) = if request.hint.is_empty() {
+            (None, COLD)
+        } else {
+            let (row, known) = self.hints.begin(request.hint);
+            (Some(row), self.hints.cost(row, known))
+        };
+        let fair_now = self.fair_now(now);
+        let client = self.clients.find_or_add(client, || Client::new(Client::RATE));
+        let share = self.clients.get_mut(client);
+        share.seen = true;
+        share.jobs.add(request.urgent);
+        let charge = share.charge(fair_now, cost);
+        let urgent = request.urgent;
+        self.jobs.insert(id, Job { client, hint, urgent, charge, patience: None, place: Place::Backlog });
+        self.counts.submitted_total += 1;
+        self.place(now, id);
+        id
+    }
+
+    /// Cancels a job. One that waits is gone at once; for one that runs, the answer says whom to tell.
+    pub fn cancel(&mut self, now: Duration, id: JobId) -> Cancelled {
+        let Some(job) = self.jobs.get(&id) else { return Cancelled::Unknown };
+        let cancelled = match job.place {
+            Place::Running { worker, .. } => return Cancelled::Running(worker),
+            Place::Lost => {
+                self.counts.running -= 1;
+                Cancelled::Lost
+            }
+            Place::Backlog => {
+                self.backlog.remove(job.turn(id));
+                self.counts.cancelled_total += 1;
+                Cancelled::Queued
+            }
+            Place::Assigned { .. } => {
+                self.unassign(id);
+                self.counts.cancelled_total += 1;
+                Cancelled::Queued
+            }
+        };
+        self.remove(now, id, 0.0);
+        cancelled
+    }
+
+    /// Notes that a job has ended that was running or lost. Does nothing for others: a worker may report what is no
+    /// longer so.
+    pub fn finished(&mut self, now: Duration, id: JobId, end: End) {
+        let Some(job) = self.jobs.get(&id) else { return };
+        let mut used = 0.0;
+        match job.place {
+            Place::Running { since, warm, cost, .. } => {
+                let took = now.saturating_sub(since);
+                match (end, job.hint) {
+                    (End::Finished, hint) => {
+                        used = 1.0;
+                        hint.into_iter().for_each(|hint| self.hints.took(hint, warm, took));
+                    }
+                    (End::Cancelled, _) => used = took.as_secs_f64() / cost.as_secs_f64(),
+                }
+                self.stop(id);
+            }
+            Place::Lost => {}
+            Place::Backlog | Place::Assigned { .. } => return,
+        }
+        self.counts.running -= 1;
+        self.remove(now, id, used);
+    }
+
+    /// Puts a job that is running or lost back to where it was in the order of things, to be started again. Returns
+    /// whether there is such a job.
+    ///
+    /// When its worker is gone, that is to be [unregistered](Pool::unregister) first: it could be given the job again.
+    pub fn requeue(&mut self, now: Duration, id: JobId) -> bool {
+        match self.jobs.get(&id).map(|job| &job.place) {
+            Some(Place::Running { .. }) => self.stop(id),
+            Some(Place::Lost) => {}
+            _ => return false,
+        }
+        self.counts.running -= 1;
+        self.place(now, id);
+        true
+    }
+
+    /// Takes a running job off its worker.
+    fn stop(&mut self, id: JobId) {
+        let Some(Place::Running { worker, .. }) = self.jobs.get(&id).map(|job| &job.place) else { return };
+        let worker = *worker;
+        if let Some(content) = self.workers.get_mut(&worker) {
+            content.running.remove(&id);
+            self.effects.push(Effect::Running { worker, jobs: content.running.len() });
+        }
+    }
+
+    /// Removes a job that is nowhere, and settles its account.
+    fn remove(&mut self, now: Duration, id: JobId, used: f64) {
+        let fair_now = self.fair_now(now);
+        let Some(job) = self.jobs.remove(&id) else { return };
+        let client = self.clients.get_mut(job.client);
+        client.jobs.subtract(job.urgent);
+        client.refund(fair_now, job.charge, used);
+        if let Some(hint) = job.hint {
+            self.hints.end(hint);
+        }
+        self.drop_client_if_removed(job.client);
+    }
+
+    /// Returns the earliest time at which a client's share begins that has not been used: now, but in a pool that has
+    /// more work than it can do, the start time up to which it has come. If it were now, the pool would fall behind
+    /// everyone's shares, and all jobs would be run in the order in which they come, whatever the rates.
+    fn fair_now(&self, now: Duration) -> Duration {
+        self.backlog.least_start().map_or(now, |start| start.min(now))
+    }
+
+    /// Returns a number for a new registration.
+    pub(super) fn new_worker(&mut self) -> WorkerId {
+        let id = WorkerId(self.next_worker);
+        self.next_worker += 1;
+        id
+    }
+
+    /// Returns whose job it is, and how it is shown.
+    pub(super) fn describe(&self, turn: Turn) -> Option<(&BStr, &BStr, &Job)> {
+        let job = self.jobs.get(&turn.job)?;
+        let hint = job.hint.map_or(BStr::new(""), |hint| self.hints.names.name(hint));
+        Some((self.clients.name(job.client), hint, job))
+    }
+}
+
+impl Job {
+    pub(super) fn turn(&self, id: JobId) -> Turn {
+        Turn { patient: !self.urgent, start: self.charge.start, job: id }
+    }
+}

@@ -1,0 +1,246 @@
+//! A pool as text, for people, and for scripts that look for words in it.
+//!
+//! Layout and line breaks are those of OCluster's `show`, which fills lines as OCaml's `Format` does.
+
+use std::io::Write;
+use std::time::Duration;
+
+use bstr::{BStr, BString, ByteSlice as _, ByteVec as _};
+
+use super::job::{Place, Pool};
+use super::queue::Queue;
+use super::worker::{Pauses, Worker};
+
+/// What a line holds, in bytes: `Format` breaks lines at this width when it is not told another.
+const WIDTH: usize = 77;
+/// How many queued jobs are shown in all, how many waiting `pop`s, and how many clients.
+const MOST: usize = 1000;
+/// How many workers are shown.
+const MOST_WORKERS: usize = 10_000;
+
+impl Pool {
+    /// Returns the pool's state as text. Strangers choose names, and terminals show them: bytes that are not for display are escaped.
+    ///
+    /// ```text
+    /// capacity: 2
+    /// queue: (backlog) [bob:ocaml-5@10s bob:ocaml-4@0s+urgent]      next to run last, and its fair start time
+    /// registered:
+    ///   w1 (20): [bob:ocaml-4@5s(10) alice:ocaml-4@4s(10)] (1 running)     seconds of work in its queue, of each job
+    ///   w2 (0): (inactive: worker pause, admin pause) (0 running)
+    /// disconnected:
+    ///   w3 (paused)
+    /// clients: alice(1) bob(2)+14s           rates, and when their next jobs would start if that is later than now
+    /// ```
+    ///
+    /// Of long lists, what is next to run is shown, and how much more there is.
+    pub fn show(&self, now: Duration) -> BString {
+        let mut out = Filler::default();
+        let mut left = MOST;
+        out.text(format!("capacity: {}\nqueue: ", self.counts.capacity));
+        if self.is_ready {
+            self.show_ready(&mut out);
+        } else {
+            out.text("(backlog) ");
+            self.show_queue(&mut out, now, &self.backlog, false, &mut left);
+        }
+        out.text("\nregistered:");
+        let mut more = 0;
+        for (name, _, machine) in self.machines.iter() {
+            let Some(worker) = machine.worker.and_then(|id| self.workers.get(&id)) else { continue };
+            match out.lines < MOST_WORKERS {
+                true => self.show_worker(&mut out, now, name, worker, &mut left),
+                false => more += 1,
+            }
+        }
+        out.more_lines(more);
+        out.text("\ndisconnected:");
+        let (mut shown, mut more) = (0, 0);
+        for (name, _, machine) in self.machines.iter().filter(|(_, _, it)| it.known && it.worker.is_none()) {
+            if shown == MOST_WORKERS {
+                more += 1;
+                continue;
+            }
+            shown += 1;
+            out.text("\n  ");
+            out.text(displayed(name));
+            out.text(if machine.paused { " (paused)" } else { "" });
+        }
+        out.more_lines(more);
+        out.text("\nclients: ");
+        self.show_clients(&mut out, now);
+        out.text("\n");
+        out.out
+    }
+
+    fn show_ready(&self, out: &mut Filler) {
+        out.begin();
+        out.text("(ready) [");
+        let mut items: Vec<BString> = Vec::new();
+        if self.ready.len() > MOST {
+            items.push(and_more(self.ready.len() - MOST));
+        }
+        let mut first: Vec<BString> = self
+            .ready
+            .values()
+            .take(MOST)
+            .filter_map(|&worker| self.worker_name(worker))
+            .map(|name| displayed(name.as_ref()))
+            .collect();
+        first.reverse();
+        items.append(&mut first);
+        match items.last_mut() {
+            // The bracket belongs to the last item: it is not alone on a line.
+            Some(last) => last.push(b']'),
+            None => out.text("]"),
+        }
+        out.fill(items);
+    }
+
+    fn show_worker(&self, out: &mut Filler, now: Duration, name: &BStr, worker: &Worker, left: &mut usize) {
+        out.lines += 1;
+        out.text("\n  ");
+        out.text(displayed(name));
+        out.text(format!(" ({}): ", seconds(worker.workload.as_secs_f64())));
+        if worker.pauses.is_active() {
+            self.show_queue(out, now, &worker.queue, true, left);
+        } else {
+            out.text(format!("(inactive: {})", reasons(worker.pauses)));
+        }
+        out.text(format!(" ({} running)", worker.running.len()));
+    }
+
+    fn show_queue(&self, out: &mut Filler, now: Duration, queue: &Queue, costs: bool, left: &mut usize) {
+        let mut items: Vec<BString> = Vec::new();
+        for turn in queue.iter().take(*left) {
+            let Some((client, hint, job)) = self.describe(turn) else { continue };
+            let mut item = displayed(client);
+            item.push(b':');
+            item.extend_from_slice(&displayed(hint));
+            item.push(b'@');
+            item.extend_from_slice(rough(turn.start.as_secs_f64() - now.as_secs_f64()).as_bytes());
+            let urgent = if job.urgent { "+urgent" } else { "" };
+            let end = match job.place {
+                Place::Assigned { cost, .. } if costs => format!("({}{urgent})", seconds(cost.as_secs_f64())),
+                _ => urgent.to_owned(),
+            };
+            item.extend_from_slice(end.as_bytes());
+            items.push(item);
+        }
+        *left -= items.len();
+        if items.len() < queue.len() {
+            items.push(and_more(queue.len() - items.len()));
+        }
+        items.reverse();
+        out.text("[");
+        out.begin();
+        out.fill(items);
+        out.text("]");
+    }
+
+    fn show_clients(&self, out: &mut Filler, now: Duration) {
+        let mut items: Vec<BString> = Vec::new();
+        let mut more = 0;
+        for (name, _, client) in self.clients.iter().filter(|(_, _, client)| client.seen) {
+            if items.len() == MOST {
+                more += 1;
+                continue;
+            }
+            let mut item = displayed(name);
+            item.extend_from_slice(format!("({:.0})", client.rate).as_bytes());
+            if client.next > now {
+                let delay = client.next.as_secs_f64() - now.as_secs_f64();
+                item.extend_from_slice(format!("+{}", rough(delay)).as_bytes());
+            }
+            items.push(item);
+        }
+        if more > 0 {
+            items.push(and_more(more));
+        }
+        out.begin();
+        out.fill(items);
+    }
+}
+
+/// Returns a name as a terminal may have it: without what moves its cursor, ends lines or turns the direction of writing.
+fn displayed(name: &BStr) -> BString {
+    let mut out = BString::default();
+    for (start, end, char) in name.char_indices() {
+        match char {
+            '\u{FFFD}' => {
+                name[start..end].iter().for_each(|byte| out.extend_from_slice(format!("\\x{byte:02x}").as_bytes()))
+            }
+            '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}' => out.push_str(char.escape_unicode().to_string()),
+            char if char.is_control() => out.push_str(char.escape_default().to_string()),
+            char => out.push_char(char),
+        }
+    }
+    out
+}
+
+fn reasons(pauses: Pauses) -> String {
+    let all =
+        [(pauses.worker, "worker pause"), (pauses.administrator, "admin pause"), (pauses.leaving, "shutting down")];
+    all.iter().filter(|(is, _)| *is).map(|(_, text)| *text).collect::<Vec<_>>().join(", ")
+}
+
+/// A time span, roughly: seconds up to two minutes, then minutes.
+fn rough(of: f64) -> String {
+    if of < 120.0 { format!("{}s", seconds(of)) } else { format!("{}m", seconds(of / 60.0)) }
+}
+
+fn seconds(of: f64) -> String {
+    format!("{of:.0}")
+}
+
+fn and_more(count: usize) -> BString {
+    format!("… and {count} more").into()
+}
+
+/// Text, in which lists are broken into lines.
+#[derive(Default)]
+struct Filler {
+    out: BString,
+    /// Where the current line starts in `out`.
+    line: usize,
+    /// Where lines of the current list are continued.
+    indent: usize,
+    /// Lines of workers so far.
+    lines: usize,
+}
+
+impl Filler {
+    fn text(&mut self, text: impl AsRef<[u8]>) {
+        let text = text.as_ref();
+        if let Some(newline) = text.iter().rposition(|&byte| byte == b'\n') {
+            self.line = self.out.len() + newline + 1;
+        }
+        self.out.extend_from_slice(text);
+    }
+
+    /// Starts a list here.
+    fn begin(&mut self) {
+        self.indent = self.out.len() - self.line;
+    }
+
+    fn fill(&mut self, items: Vec<BString>) {
+        for (index, item) in items.into_iter().enumerate() {
+            if index > 0 {
+                if self.out.len() - self.line + 1 + item.len() <= WIDTH {
+                    self.text(" ");
+                } else {
+                    self.text("\n");
+                    self.out.resize(self.line + self.indent, b' ');
+                }
+            }
+            self.text(item);
+        }
+    }
+
+    fn more_lines(&mut self, count: usize) {
+        if count > 0 {
+            // Writing to memory does not fail.
+            let _ = write!(self.out, "\n  … and {count} more");
+            self.line = self.out.len();
+        }
+    }
+}

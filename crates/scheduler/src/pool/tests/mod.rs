@@ -1,0 +1,105 @@
+//! What a pool does, seen through what it shows and wants.
+
+mod examples;
+mod model;
+mod size;
+
+use std::time::Duration;
+
+use bstr::BStr;
+
+use super::{Effect, JobId, Pool, Request, WorkerId};
+
+/// A moment, in seconds.
+fn at(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn b(text: &str) -> &BStr {
+    BStr::new(text)
+}
+
+/// Submits `client:hint`, which is urgent if it ends in `!`.
+fn submit(pool: &mut Pool, now: u64, job: &str) -> JobId {
+    let (job, urgent) = job.strip_suffix('!').map_or((job, false), |job| (job, true));
+    let (client, hint) = job.split_once(':').expect("client:hint");
+    pool.submit(at(now), b(client), Request { hint: b(hint), urgent })
+}
+
+/// Registers a worker that is active at once.
+fn worker(pool: &mut Pool, now: u64, name: &str) -> WorkerId {
+    let worker = pool.register(b(name), 1).expect("the name is free");
+    pool.set_active(at(now), worker, true);
+    worker
+}
+
+/// Returns which jobs were started since this was last asked, and where, and leaves other effects alone.
+fn started(pool: &mut Pool) -> Vec<(WorkerId, JobId)> {
+    let effects = pool.take_effects().into_iter();
+    effects
+        .filter_map(|effect| if let Effect::Start { worker, job } = effect { Some((worker, job)) } else { None })
+        .collect()
+}
+
+/// Lets a worker ask for a job, and returns what it gets at once.
+fn pop(pool: &mut Pool, now: u64, worker: WorkerId) -> Option<JobId> {
+    let _ = pool.take_effects();
+    pool.pop(at(now), worker);
+    let started = started(pool);
+    assert!(started.iter().all(|(on, _)| *on == worker) && started.len() <= 1, "{started:?}");
+    started.first().map(|(_, job)| *job)
+}
+
+impl Pool {
+    /// Checks that all that is kept twice agrees.
+    fn check(&self) {
+        use std::collections::BTreeMap;
+
+        use super::gauges::Lengths;
+        use super::job::Place;
+
+        let (mut backlog, mut assigned, mut running) = (Lengths::default(), Lengths::default(), 0);
+        let mut workloads: BTreeMap<WorkerId, Duration> = BTreeMap::new();
+        for (id, job) in &self.jobs {
+            match job.place {
+                Place::Backlog => {
+                    backlog.add(job.urgent);
+                    assert!(self.backlog.iter().any(|turn| turn == job.turn(*id)));
+                }
+                Place::Assigned { worker, cost } => {
+                    assigned.add(job.urgent);
+                    *workloads.entry(worker).or_default() += cost;
+                    assert!(self.workers[&worker].queue.iter().any(|turn| turn == job.turn(*id)));
+                    assert!(self.overdue.contains(&(job.patience.expect("it began to wait"), *id)));
+                }
+                Place::Running { worker, .. } => {
+                    running += 1;
+                    assert!(self.workers[&worker].running.contains(id));
+                }
+                Place::Lost => running += 1,
+            }
+        }
+        let gauges = self.gauges();
+        assert_eq!((gauges.backlog, gauges.assigned, gauges.running), (backlog, assigned, running));
+        assert_eq!(
+            (self.backlog.len(), self.overdue.len()),
+            (backlog.high + backlog.low, assigned.high + assigned.low)
+        );
+        assert!(self.ready.is_empty() || self.backlog.len() == 0, "somebody waits while there is work");
+        let mut ready = 0;
+        for (id, worker) in &self.workers {
+            assert_eq!(worker.workload, workloads.get(id).copied().unwrap_or_default());
+            assert_eq!(self.machines.get(worker.machine).worker, Some(*id));
+            assert!(worker.ready.iter().all(|place| self.ready.get(place) == Some(id)));
+            let active = worker.pauses.is_active();
+            assert_eq!(worker.ready.len(), if active { worker.waiting } else { 0 });
+            assert!(worker.queue.len() == 0 || (active && worker.waiting == 0), "it could run what it has");
+            ready += worker.ready.len();
+        }
+        assert_eq!((ready, self.workers.len()), (self.ready.len(), gauges.connected));
+        assert_eq!(self.workers.values().filter(|worker| !worker.pauses.is_active()).count(), gauges.paused);
+        assert_eq!(self.workers.values().map(|worker| u64::from(worker.capacity)).sum::<u64>(), gauges.capacity);
+        let clients = self.client_jobs().fold(0, |sum, (_, jobs)| sum + jobs.high + jobs.low);
+        assert_eq!(clients, self.jobs.len());
+    }
+}

@@ -1,0 +1,103 @@
+//! What workers get: a place in a pool, and jobs.
+
+use std::rc::Rc;
+
+use bstr::{BStr, BString};
+use kiln_api::{Answer, Error, Job, JobDescription, Queue, QueueServer, RegistrationServer, Worker, answer};
+
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::pool::LivePool;
+use crate::pool::WorkerId;
+
+/// The most jobs that a worker may say it runs at once.
+const MAX_CAPACITY: u32 = 10_000;
+
+/// The longest name of a worker, in bytes, and how many names a pool takes note of. They are kept for ever.
+const MAX_NAME: usize = 255;
+const MAX_NAMES: usize = 100_000;
+
+/// The right to be a worker of a pool.
+pub(super) struct Entrance {
+    pub(super) pool: Rc<LivePool>,
+    /// Cancelled when the connection through which it was had is over.
+    pub(super) connection: CancellationToken,
+}
+
+impl RegistrationServer for Entrance {
+    fn register(&self, name: BString, worker: Worker, capacity: i32) -> Answer<Queue> {
+        answer(self.enter(name.as_ref(), worker, capacity))
+    }
+}
+
+impl Entrance {
+    fn enter(&self, name: &BStr, worker: Worker, capacity: i32) -> Result<Queue, Error> {
+        let capacity = u32::try_from(capacity).ok().filter(|capacity| *capacity <= MAX_CAPACITY);
+        let capacity = capacity.ok_or_else(|| Error::failed(format!("a capacity is between 0 and {MAX_CAPACITY}")))?;
+        if name.len() > MAX_NAME {
+            return Err(Error::failed(format!("a worker's name is at most {MAX_NAME} bytes long")));
+        }
+        let pool = &self.pool;
+        if pool.look(|pool, _| pool.worker_names() >= MAX_NAMES && !pool.is_known(name)) {
+            return Err(Error::failed(format!(
+                "this pool has seen {MAX_NAMES} names of workers, and takes no new ones"
+            )));
+        }
+        let id = pool.register(name, worker, capacity).map_err(|error| Error::failed(error.to_string()))?;
+        tracing::info!(pool = %pool.name, worker = ?name, capacity, "a worker has come");
+        let left = CancellationToken::new();
+        // A worker can make its queue hold on to itself, by saying that the one is the other.
+        let (connection, gone, of) = (self.connection.clone(), left.clone(), Rc::clone(pool));
+        tokio::task::spawn_local(async move {
+            tokio::select! {
+                () = connection.cancelled() => of.unregister(id),
+                () = gone.cancelled() => {}
+            }
+        });
+        Ok(Queue::serve(Membership { pool: Rc::clone(pool), id, name: name.to_owned(), _left: left.drop_guard() }))
+    }
+}
+
+/// A worker's place in a pool. Dropping it is leaving.
+struct Membership {
+    pool: Rc<LivePool>,
+    id: WorkerId,
+    name: BString,
+    _left: DropGuard,
+}
+
+impl QueueServer for Membership {
+    fn pop(&self, job: Job) -> Answer<JobDescription> {
+        let (number, popped) = self.pool.pop(self.id, job);
+        let request = Request { pool: Rc::clone(&self.pool), worker: self.id, number };
+        Box::pin(async move {
+            let _request = request;
+            popped.await.map_err(|_| Error::failed("the worker has left the pool"))
+        })
+    }
+
+    fn set_active(&self, active: bool) -> Answer<()> {
+        self.pool.act(|pool, now| pool.set_active(now, self.id, active));
+        answer(Ok(()))
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        tracing::info!(pool = %self.pool.name, worker = ?self.name, "a worker has gone");
+        self.pool.unregister(self.id);
+    }
+}
+
+/// A request for a job that may be given up: its future is dropped.
+struct Request {
+    pool: Rc<LivePool>,
+    worker: WorkerId,
+    number: u64,
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.pool.give_up_pop(self.worker, self.number);
+    }
+}

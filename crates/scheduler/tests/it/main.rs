@@ -1,0 +1,12 @@
+//! A scheduler on real sockets, with workers, clients and administrators.
+
+mod administration;
+mod attacks;
+mod clients;
+mod end;
+mod jobs;
+mod migration;
+mod peers;
+mod replay;
+mod workers;
+mod world;

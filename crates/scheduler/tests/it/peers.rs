@@ -1,0 +1,241 @@
+//! A worker that does what a test says.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use bstr::BString;
+use kiln_api::{
+    Action, Answer, Error, Job, JobDescription, JobServer, LogChunk, MAX_CHUNK, Metric, MetricsSource, Progress,
+    ProgressServer, Queue, Submission, Worker, WorkerServer, answer,
+};
+use tokio::sync::watch;
+
+use crate::world::{Guest, Wire, World};
+
+pub(crate) struct TestWorker {
+    pub(crate) connection: Wire,
+    pub(crate) queue: Queue,
+    pub(crate) updates: Updates,
+}
+
+/// What it does when it is to update itself.
+pub(crate) type Updates = Rc<RefCell<Box<dyn FnMut() -> Answer<()>>>>;
+
+struct Itself {
+    name: String,
+    updates: Updates,
+}
+
+impl WorkerServer for Itself {
+    fn metrics(&self, source: MetricsSource) -> Answer<Metric> {
+        let data = format!("metrics of {} ({source:?})\n", self.name).into();
+        answer(Ok(Metric { content_type: "text/plain; version=0.0.4".into(), data }))
+    }
+
+    fn self_update(&self) -> Answer<()> {
+        (self.updates.borrow_mut())()
+    }
+
+    fn additional_metric(&self, source: BString) -> Answer<Option<Metric>> {
+        answer(Ok((source == "page").then(|| Metric { content_type: "text/html".into(), data: "<b>".into() })))
+    }
+}
+
+impl TestWorker {
+    pub(crate) async fn register(world: &World, name: &str, capacity: i32) -> Result<Self, Error> {
+        Self::register_at(world.registration().await, name, capacity).await
+    }
+
+    pub(crate) async fn register_at(
+        at: Guest<kiln_api::Registration>,
+        name: &str,
+        capacity: i32,
+    ) -> Result<Self, Error> {
+        let updates: Updates = Rc::new(RefCell::new(Box::new(|| answer(Err(Error::failed("no update"))))));
+        let itself = Worker::serve(Itself { name: name.to_owned(), updates: Rc::clone(&updates) });
+        let queue = at.register(name.as_bytes(), itself, capacity).await?;
+        Ok(Self { connection: at.connection, queue, updates })
+    }
+
+    /// Takes one job.
+    pub(crate) async fn take(&self) -> Task {
+        self.try_take().await.expect("there is a job")
+    }
+
+    pub(crate) async fn try_take(&self) -> Result<Task, Error> {
+        let work = Rc::new(Work::default());
+        let job = Job::serve(Served(Rc::clone(&work)));
+        let description = self.queue.pop(job).await?;
+        Ok(Task { description, work })
+    }
+
+    /// Does everything that comes, `lanes` jobs at once, and says so to `done`, until the future is dropped.
+    pub(crate) async fn work(&self, lanes: usize, done: impl Fn(&JobDescription)) {
+        let lane = async || {
+            while let Ok(task) = self.try_take().await {
+                done(&task.description);
+                task.finish(Ok("".into()));
+            }
+        };
+        futures::future::join_all((0..lanes).map(|_| lane())).await;
+    }
+}
+
+/// A job that a worker has.
+pub(crate) struct Task {
+    pub(crate) description: JobDescription,
+    work: Rc<Work>,
+}
+
+#[derive(Default)]
+struct Work {
+    log: RefCell<Vec<u8>>,
+    result: RefCell<Option<Result<BString, Error>>>,
+    is_cancelled: Cell<bool>,
+    is_dropped: Cell<bool>,
+    changed: watch::Sender<()>,
+}
+
+impl Work {
+    async fn until(&self, condition: impl Fn(&Work) -> bool) {
+        let mut changed = self.changed.subscribe();
+        while !condition(self) {
+            changed.changed().await.expect("it is here");
+        }
+    }
+
+    fn end(&self, result: Result<BString, Error>) {
+        self.result.borrow_mut().get_or_insert(result);
+        self.changed.send_replace(());
+    }
+}
+
+impl Task {
+    pub(crate) fn write(&self, text: &str) {
+        self.work.log.borrow_mut().extend_from_slice(text.as_bytes());
+        self.work.changed.send_replace(());
+    }
+
+    pub(crate) fn finish(&self, result: Result<BString, Error>) {
+        self.work.end(result);
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.work.is_cancelled.get()
+    }
+
+    /// Waits until nobody refers to the job any more.
+    pub(crate) async fn dropped(&self) {
+        self.work.until(|work| work.is_dropped.get()).await;
+    }
+
+    pub(crate) fn is_dropped(&self) -> bool {
+        self.work.is_dropped.get()
+    }
+
+    /// Waits until somebody cancels the job.
+    pub(crate) async fn cancelled(&self) {
+        self.work.until(|work| work.is_cancelled.get()).await;
+    }
+}
+
+struct Served(Rc<Work>);
+
+impl JobServer for Served {
+    fn log(&self, start: i64) -> Answer<LogChunk> {
+        let work = Rc::clone(&self.0);
+        Box::pin(async move {
+            let start = usize::try_from(start).map_err(|_| Error::failed("not in this test"))?;
+            work.until(|work| work.log.borrow().len() > start || work.result.borrow().is_some()).await;
+            let log = work.log.borrow();
+            let end = log.len().min(start + MAX_CHUNK);
+            let bytes = log.get(start..end).unwrap_or_default().to_vec();
+            Ok(LogChunk { bytes, next: i64::try_from(end).expect("it is small") })
+        })
+    }
+
+    fn result(&self) -> Answer<BString> {
+        let work = Rc::clone(&self.0);
+        Box::pin(async move {
+            work.until(|work| work.result.borrow().is_some()).await;
+            work.result.borrow().clone().expect("there is one")
+        })
+    }
+
+    fn cancel(&self) -> Answer<()> {
+        self.0.is_cancelled.set(true);
+        self.0.end(Err(Error::failed("Build cancelled")));
+        answer(Ok(()))
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.0.is_dropped.set(true);
+        self.0.end(Err(Error::failed("Build cancelled")));
+    }
+}
+
+/// Descriptions of jobs, by their hints.
+pub(crate) trait JobDescriptions {
+    fn job(&self) -> JobDescription;
+}
+
+impl JobDescriptions for str {
+    fn job(&self) -> JobDescription {
+        JobDescription {
+            action: Action::OBuilder(format!("((from {self}))").into()),
+            cache_hint: self.into(),
+            repository: "".into(),
+            commits: vec![],
+            secrets: vec![],
+        }
+    }
+}
+
+/// Reads a log to its end.
+pub(crate) async fn whole_log(job: &Job) -> Result<String, Error> {
+    let (mut text, mut start) = (Vec::new(), 0);
+    loop {
+        let chunk = job.log(start).await?;
+        if chunk.bytes.is_empty() {
+            return Ok(String::from_utf8_lossy(&text).into_owned());
+        }
+        text.extend_from_slice(&chunk.bytes);
+        start = chunk.next;
+    }
+}
+
+/// Submits, and returns the ticket.
+pub(crate) fn submit(client: &Submission, hint: &str) -> kiln_api::Ticket {
+    client.submit(crate::world::POOL, &hint.job(), false).expect("it is small")
+}
+
+/// Notes what it is told.
+#[derive(Clone, Default)]
+pub(crate) struct Notes(Rc<RefCell<Vec<String>>>, watch::Sender<()>);
+
+impl Notes {
+    pub(crate) fn progress(&self) -> Progress {
+        Progress::serve(self.clone())
+    }
+
+    pub(crate) fn all(&self) -> Vec<String> {
+        self.0.borrow().clone()
+    }
+
+    pub(crate) async fn until(&self, wanted: &str) {
+        let mut changed = self.1.subscribe();
+        while !self.0.borrow().iter().any(|note| note == wanted) {
+            changed.changed().await.expect("it is here");
+        }
+    }
+}
+
+impl ProgressServer for Notes {
+    fn report(&self, status: &[u8]) -> Answer<()> {
+        self.0.borrow_mut().push(String::from_utf8_lossy(status).into_owned());
+        self.1.send_replace(());
+        answer(Ok(()))
+    }
+}
