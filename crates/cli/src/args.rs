@@ -1,5 +1,8 @@
 //! The command line.
 
+mod cluster;
+mod worker;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,8 +18,12 @@ use crate::config::{Policy, SandboxPolicy};
 use crate::limits::{self, Limits, Most};
 use crate::network;
 use crate::output::{self, OutputTo};
+use crate::personality::Voice;
 use crate::sandbox;
 use crate::settings::{KILN_CONFIG, KILN_REGISTRIES, KILN_STORE, REGISTRY_AUTH_FILE};
+
+pub(crate) use cluster::*;
+pub(crate) use worker::Worker;
 
 /// Sandboxed, cached builds.
 #[derive(Debug, Parser)]
@@ -27,6 +34,9 @@ pub(crate) struct Kiln {
     pub(crate) verbose: bool,
     #[command(subcommand)]
     pub(crate) command: Command,
+    /// How it says what it has to say.
+    #[arg(skip)]
+    pub(crate) voice: Voice,
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 the build failed by its own fault, or a check found something; \
@@ -67,12 +77,29 @@ pub(crate) enum Command {
     Check(Check),
     /// Prints the Dockerfile that does what a spec does
     Dockerfile(Dockerfile),
+    /// Runs a scheduler: takes clients' jobs, and gives them to workers
+    Scheduler(Box<Scheduler>),
+    /// Runs a worker: takes jobs of a pool, and does them
+    Worker(Box<Worker>),
+    /// Submits a job to a scheduler, and follows it
+    Submit(Submit),
+    /// Administrates a scheduler
+    Admin(Admin),
+    /// Runs a scheduler and a worker on this machine, and prints how to use them
+    Cluster(Cluster),
     /// Marks what is stored as safely on the disk and prunes; `build` starts this by itself
     #[command(hide = true)]
     Maintain(Maintain),
     /// Says where it runs; what `doctor` builds runs this
     #[command(hide = true)]
     SelfTest,
+}
+
+impl Command {
+    /// Whether it runs until it is told to end, for others.
+    pub(crate) fn serves(&self) -> bool {
+        matches!(self, Self::Scheduler(_) | Self::Worker(_))
+    }
 }
 
 #[derive(Debug, Args)]

@@ -12,10 +12,16 @@ use kiln_engine::{BuildError, Fault};
 use kiln_image::RegistryError;
 use kiln_image::export::ExportError;
 use kiln_sandbox::{RootlessError, SandboxError};
+use kiln_scheduler::SchedulerError;
+use kiln_scheduler::state::StateError;
 use kiln_store::StoreError;
+use kiln_worker::agent::AgentError;
+use kiln_worker::context::ContextError;
 use thiserror::Error;
 
 use crate::limits;
+use crate::peer::PeerError;
+use crate::personality::{self, Voice};
 use crate::render::tell;
 use crate::settings::DEFAULT_SPEC;
 
@@ -103,6 +109,25 @@ pub(crate) enum Failure {
     /// The start of an id, as given.
     #[error("nothing is kept of what {0} used")]
     NoStats(String),
+    #[error("there is no home directory for the cluster; set HOME, or name a directory")]
+    NoHomeForCluster,
+    #[error(transparent)]
+    Scheduler(#[from] SchedulerError),
+    /// A scheduler that was asked for something.
+    #[error(transparent)]
+    Peer(#[from] PeerError),
+    #[error(transparent)]
+    Worker(#[from] AgentError),
+    #[error("a worker's clones of repositories cannot be used")]
+    Clones(#[from] ContextError),
+    #[error("{path} is no key that can be used")]
+    Key {
+        path: String,
+        #[source]
+        source: kiln_api::KeyError,
+    },
+    #[error("{} is larger than {most}", path.display())]
+    TooLarge { path: PathBuf, most: String },
     #[error("cancelled")]
     Cancelled,
     /// What was said before tells more.
@@ -121,11 +146,14 @@ impl From<Arc<BuildError>> for Failure {
 }
 
 impl Failure {
-    fn fault(&self) -> Fault {
+    /// Returns whose fault it is.
+    pub(crate) fn fault(&self) -> Fault {
         match self {
             Self::Build(error) => error.fault(),
             Self::Instead(failure) => failure.fault(),
-            Self::CannotVisit { .. } | Self::User { .. } => Fault::Usage,
+            Self::CannotVisit { .. }
+            | Self::User { .. }
+            | Self::Worker(AgentError::UnknownCapability | AgentError::WrongKey(_)) => Fault::Usage,
             Self::Store(
                 StoreError::BadLocation { .. } | StoreError::NoSuchResult(_) | StoreError::Ambiguous { .. },
             ) => Fault::Usage,
@@ -146,9 +174,15 @@ impl Failure {
             // What the user named is not there.
             Self::Read { .. } => Fault::Usage,
             Self::SelfTest { .. } => Fault::Host,
+            Self::Peer(error) if error.is_usage() => Fault::Usage,
+            Self::Peer(error) if error.is_jobs() => Fault::Build,
+            Self::Peer(_) | Self::Scheduler(_) => Fault::Host,
+            Self::Key { .. } | Self::TooLarge { .. } | Self::NoHomeForCluster => Fault::Usage,
             Self::Store(_)
             | Self::Sandbox(_)
             | Self::Rootless(_)
+            | Self::Worker(AgentError::Key(_))
+            | Self::Clones(_)
             | Self::RuntimeNeedsRoot
             | Self::Write { .. }
             | Self::Runtime(_)
@@ -178,6 +212,10 @@ impl Failure {
             },
             Self::Sandbox(SandboxError::Limit { .. }) | Self::Store(StoreError::CannotLimit { .. }) => {
                 Some(UNKEPT_LIMIT.to_owned())
+            }
+            Self::Peer(error) => error.hint().map(str::to_owned),
+            Self::Scheduler(SchedulerError::State(StateError::InUse { .. })) => {
+                Some("end that one first, or give this one a directory of its own with `--state-dir`".to_owned())
             }
             Self::NoStats(_) => {
                 Some("only steps that ran a command have them, made by this version or a later one".to_owned())
@@ -216,8 +254,8 @@ fn code(fault: Fault) -> u8 {
     }
 }
 
-/// Prints why the program failed, if it did, and returns its exit code.
-pub(crate) fn report(result: Result<ExitCode, Failure>) -> ExitCode {
+/// Prints why the program failed, if it did, and returns its exit code: as `voice` has it.
+pub(crate) fn report(result: Result<ExitCode, Failure>, voice: Voice) -> ExitCode {
     let failure = match result {
         Ok(code) => return code,
         Err(failure) => failure,
@@ -225,6 +263,9 @@ pub(crate) fn report(result: Result<ExitCode, Failure>) -> ExitCode {
     // Whoever reads our output has seen enough.
     if matches!(&failure, Failure::Stdout(error) if error.kind() == io::ErrorKind::BrokenPipe) {
         return ExitCode::SUCCESS;
+    }
+    if voice != Voice::Kiln {
+        return personality::report(&failure, voice);
     }
     let fault = failure.fault();
     if fault == Fault::Cancelled {

@@ -12,7 +12,8 @@ static OWNERS: OnceLock<Owners> = OnceLock::new();
 
 /// Goes into the namespace, if this is not root and the command works on a store. To be called before any thread exists.
 pub(crate) fn enter(command: &Command) -> Result<(), Failure> {
-    if let Command::Fmt(_) | Command::Check(_) | Command::Dockerfile(_) = command {
+    use Command as C;
+    if let C::Fmt(_) | C::Check(_) | C::Dockerfile(_) | C::Scheduler(_) | C::Submit(_) | C::Admin(_) = command {
         return Ok(());
     }
     match become_root_in_a_namespace() {

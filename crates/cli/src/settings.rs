@@ -25,6 +25,8 @@ pub(crate) const REGISTRY_AUTH_FILE: &str = "REGISTRY_AUTH_FILE";
 pub(crate) const KILN_REGISTRIES: &str = "KILN_REGISTRIES";
 /// The file with settings, unless `--config` is given.
 pub(crate) const KILN_CONFIG: &str = "KILN_CONFIG";
+/// The capability file of a scheduler, unless `--connect` is given.
+pub(crate) const KILN_CAP: &str = "KILN_CAP";
 /// Seconds since 1970: no time in an exported image is later. See reproducible-builds.org.
 const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
 
@@ -43,6 +45,12 @@ fn default_store() -> Result<PathBuf, Failure> {
     }
     let data = directory("XDG_DATA_HOME").or_else(|| Some(directory("HOME")?.join(".local/share")));
     data.map(|data| data.join("kiln")).ok_or(Failure::NoHome)
+}
+
+/// Where `kiln cluster` keeps what it has: with the user's other state.
+pub(crate) fn default_cluster() -> Result<PathBuf, Failure> {
+    let state = directory("XDG_STATE_HOME").or_else(|| Some(directory("HOME")?.join(".local/state")));
+    state.map(|state| state.join("kiln/cluster")).ok_or(Failure::NoHomeForCluster)
 }
 
 pub(crate) fn directory(variable: &str) -> Option<PathBuf> {

@@ -17,13 +17,14 @@ use super::{cancel_on_signals, export, failure, maintain, print, runtime};
 use crate::args::{self, Progress};
 use crate::config::Policy;
 use crate::exit::Failure;
+use crate::personality::Voice;
 use crate::render::{self, Json, Pausable, Plain, Quiet, Tty};
 use crate::settings::{DEFAULT_SPEC, default_jobs, open_store, registries};
 
 /// Larger ones are no secrets but data.
 const MAX_SECRET_BYTES: u64 = 256 << 10;
 
-pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> {
+pub(super) fn run(arguments: args::Build, verbose: bool, voice: Voice) -> Result<(), Failure> {
     let file = arguments.file.clone().unwrap_or_else(|| arguments.dir.join(DEFAULT_SPEC));
     let (_, spec) = super::spec::read(&file)?;
     let mut request = Request {
@@ -37,7 +38,10 @@ pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> 
         failures: None,
     };
     let is_exported = export::is_wanted(&arguments.output)?;
-    let Shown { events, notices, shows_logs } = Shown::new(&arguments.show, verbose);
+    let Shown { events, notices, shows_logs } = match voice {
+        Voice::OBuilder => Shown::by(Plain::on_stdout(), Plain::notice, |_, _| {}, true),
+        Voice::Kiln | Voice::OCluster => Shown::new(&arguments.show, verbose),
+    };
     let (failures, failed) = failure::channel(arguments.shell_on_failure);
     request.failures = failures;
     let tell = notices.clone();
@@ -86,6 +90,7 @@ pub(super) fn run(arguments: args::Build, verbose: bool) -> Result<(), Failure> 
     }
     match built {
         Ok(_) if export::takes_stdout(&arguments.output) => Ok(()),
+        Ok(snapshot) if voice == Voice::OBuilder => print(format!("Got: \"{}\"\n", snapshot.id())),
         Ok(snapshot) => print(format!("{}\n", snapshot.id())),
         Err(failure) => {
             if !shows_logs && let Failure::Build(error) = &failure {

@@ -1,6 +1,8 @@
 //! One file a subcommand. Each takes its arguments and returns why it failed.
 
+mod admin;
 mod build;
+mod cluster;
 mod doctor;
 mod export;
 mod failure;
@@ -11,9 +13,12 @@ mod pin;
 mod prune;
 mod rm;
 mod run;
+mod scheduler;
 mod shell;
 mod spec;
 mod store;
+mod submit;
+mod worker;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -27,14 +32,15 @@ use crate::terminal;
 
 /// Does what the arguments ask for.
 pub(crate) fn run(arguments: Kiln) -> Result<ExitCode, Failure> {
+    let voice = arguments.voice;
     let done = match arguments.command {
         Command::Run(run) => return run::run(&run, arguments.verbose),
         Command::Shell(shell) => return shell::run(&shell),
-        Command::Build(build) => build::run(*build, arguments.verbose),
+        Command::Build(build) => build::run(*build, arguments.verbose, voice),
         Command::Export(export) => export::run(&export, arguments.verbose),
         Command::Log(log) => log::run(&log),
         Command::Ls(ls) => ls::run(&ls),
-        Command::Rm(rm) => rm::run(&rm),
+        Command::Rm(rm) => rm::run(&rm, voice),
         Command::Prune(prune) => prune::run(&prune),
         Command::Pin(pin) => pin::pin(&pin),
         Command::Unpin(pin) => pin::unpin(&pin),
@@ -43,7 +49,12 @@ pub(crate) fn run(arguments: Kiln) -> Result<ExitCode, Failure> {
         Command::Check(check) => spec::check(&check),
         Command::Dockerfile(dockerfile) => spec::dockerfile(&dockerfile),
         Command::Doctor(doctor) => doctor::doctor(&doctor),
-        Command::Healthcheck(doctor) => doctor::healthcheck(&doctor),
+        Command::Healthcheck(doctor) => doctor::healthcheck(&doctor, voice),
+        Command::Worker(worker) => return worker::run(&worker),
+        Command::Scheduler(scheduler) => scheduler::run(&scheduler, voice),
+        Command::Submit(submit) => submit::run(&submit, voice),
+        Command::Admin(admin) => admin::run(&admin, voice),
+        Command::Cluster(cluster) => cluster::run(&cluster),
         Command::Maintain(maintain) => maintain::run(&maintain),
         Command::SelfTest => doctor::inside(),
     };
@@ -93,7 +104,7 @@ fn step_back() {
 }
 
 /// Writes a result to stdout.
-fn print(bytes: impl AsRef<[u8]>) -> Result<(), Failure> {
+pub(crate) fn print(bytes: impl AsRef<[u8]>) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(bytes.as_ref()).and_then(|()| stdout.flush()).map_err(Failure::Stdout)
 }

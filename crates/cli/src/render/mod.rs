@@ -9,10 +9,11 @@ use std::fmt::Display;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 
-use kiln_engine::{BuildError, Event, Events};
+use kiln_engine::{BuildError, Event, Events, Lines};
 use kiln_store::Store;
 
 pub(crate) use json::Json;
+pub(crate) use kiln_engine::one_line;
 pub(crate) use pause::Pausable;
 pub(crate) use plain::Plain;
 pub(crate) use tty::Tty;
@@ -75,18 +76,6 @@ fn copy_harmless(log: &mut impl Read, out: &mut impl Write) -> io::Result<()> {
     }
 }
 
-/// Returns the text of a step as one line that cannot disturb a terminal.
-pub(crate) fn one_line(text: &str) -> String {
-    let mut line = String::with_capacity(text.len());
-    for word in text.split_whitespace() {
-        if !line.is_empty() {
-            line.push(' ');
-        }
-        line.extend(word.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }));
-    }
-    line
-}
-
 /// Returns a line of a step's output without what could disturb a terminal: escape sequences and
 /// control characters. Of a line that overwrites itself, what is seen last.
 pub(crate) fn harmless(line: &[u8]) -> String {
@@ -94,33 +83,6 @@ pub(crate) fn harmless(line: &[u8]) -> String {
     let text = console::strip_ansi_codes(&text);
     let last = text.trim_end_matches('\r').rsplit('\r').next().unwrap_or_default();
     last.chars().map(|c| if c == '\t' { ' ' } else { c }).filter(|c| !c.is_control()).collect()
-}
-
-/// Splits a stream of pieces into lines.
-#[derive(Debug, Default)]
-pub(crate) struct Lines {
-    rest: Vec<u8>,
-}
-
-impl Lines {
-    /// A line longer than this is cut, so that a step cannot fill our memory.
-    const LONGEST: usize = 64 << 10;
-
-    /// Adds a piece; calls `line` for each line that it completes, without its end.
-    pub(crate) fn add(&mut self, bytes: &[u8], mut line: impl FnMut(&[u8])) {
-        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
-            self.rest.extend_from_slice(piece);
-            if piece.ends_with(b"\n") || self.rest.len() > Self::LONGEST {
-                line(self.rest.strip_suffix(b"\n").unwrap_or(&self.rest));
-                self.rest.clear();
-            }
-        }
-    }
-
-    /// Returns the last line, if it has no end.
-    pub(crate) fn finish(&mut self) -> Option<Vec<u8>> {
-        (!self.rest.is_empty()).then(|| std::mem::take(&mut self.rest))
-    }
 }
 
 #[cfg(test)]
@@ -135,17 +97,5 @@ mod tests {
         let mut shown = Vec::new();
         copy_harmless(&mut &b"one\x1b[2J\ntwo"[..], &mut shown).unwrap();
         assert_eq!(shown, b"one\ntwo\n");
-    }
-
-    #[test]
-    fn pieces_become_lines() {
-        let mut lines = Lines::default();
-        let mut seen = Vec::new();
-        for piece in [&b"a"[..], b"b\nc\n", b"\nd"] {
-            lines.add(piece, |line| seen.push(line.to_vec()));
-        }
-        assert_eq!(seen, [&b"ab"[..], b"c", b""]);
-        assert_eq!(lines.finish().unwrap(), b"d");
-        assert_eq!(lines.finish(), None);
     }
 }

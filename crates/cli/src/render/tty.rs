@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use console::Style;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use kiln_engine::{Event, Events, StepInfo};
+use kiln_engine::{Event, Events, Lines, StepInfo};
 
-use super::{Lines, harmless, one_line};
+use super::{harmless, one_line};
 
 /// How many lines of a running step's log are seen.
 const TAIL: usize = 6;

@@ -37,6 +37,13 @@ pub(crate) struct Ran {
 
 impl TestEnv {
     pub(crate) fn new() -> Self {
+        let env = Self::without_base();
+        kiln_testkit::busybox_tar(&env.at("base.tar")).unwrap();
+        env
+    }
+
+    /// Without `base.tar`, for what does not build.
+    pub(crate) fn without_base() -> Self {
         // Every build is followed by a flush of its filesystem: in memory, unless asked otherwise, that costs nothing.
         let memory = Path::new("/dev/shm");
         let dir = match std::env::var_os("TMPDIR").is_none() && memory.is_dir() {
@@ -48,7 +55,6 @@ impl TestEnv {
         fs::set_permissions(env.path(), fs::Permissions::from_mode(0o755)).unwrap();
         fs::create_dir(env.at("src")).unwrap();
         fs::create_dir(env.at("home")).unwrap();
-        kiln_testkit::busybox_tar(&env.at("base.tar")).unwrap();
         env
     }
 
@@ -92,6 +98,17 @@ impl TestEnv {
 
     pub(crate) fn kiln_as_root(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
+        self.set_up(command.args(arguments));
+        command
+    }
+
+    /// The program, called by another name.
+    pub(crate) fn program(&self, name: &str, arguments: &[&str]) -> Command {
+        let link = self.at(name);
+        if !link.exists() {
+            std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_kiln"), &link).unwrap();
+        }
+        let mut command = Command::new(link);
         self.set_up(command.args(arguments));
         command
     }
@@ -147,7 +164,7 @@ impl TestEnv {
     pub(crate) fn spawn(&self, command: &mut Command) -> Running {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
-        Running { child, stderr, seen: Vec::new(), dir: self.path().to_owned() }
+        Running { child, stderr, seen: Vec::new(), printed: Vec::new(), dir: self.path().to_owned() }
     }
 
     /// The processes whose command line or environment has the marker.
@@ -269,10 +286,28 @@ pub(crate) struct Running {
     child: Child,
     stderr: BufReader<ChildStderr>,
     seen: Vec<u8>,
+    printed: Vec<u8>,
     dir: PathBuf,
 }
 
 impl Running {
+    /// Waits until it has printed the line `text`.
+    #[track_caller]
+    pub(crate) fn wait_until_printed(&mut self, text: &str) {
+        let out = self.child.stdout.as_mut().unwrap();
+        let line = format!("{text}\n");
+        let mut start = self.printed.len();
+        while self.printed[start..] != *line.as_bytes() {
+            if self.printed[start..].ends_with(b"\n") {
+                start = self.printed.len();
+            }
+            let mut byte = [0];
+            let length = out.read(&mut byte).unwrap();
+            assert_ne!(length, 0, "it ended without `{text}`: {}", String::from_utf8_lossy(&self.printed));
+            self.printed.push(byte[0]);
+        }
+    }
+
     /// Waits until it has said a line with `text`.
     #[track_caller]
     pub(crate) fn wait_for(&mut self, text: &str) {
@@ -299,7 +334,7 @@ impl Running {
     /// Waits for its end.
     pub(crate) fn end(mut self) -> Ran {
         self.stderr.read_to_end(&mut self.seen).unwrap();
-        let mut stdout = Vec::new();
+        let mut stdout = std::mem::take(&mut self.printed);
         if let Some(mut reader) = self.child.stdout.take() {
             reader.read_to_end(&mut stdout).unwrap();
         }

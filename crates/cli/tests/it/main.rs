@@ -2,29 +2,35 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests, where a panic is the failure")]
 
+mod admin;
 mod cache;
+mod cluster;
 mod copy;
 mod doctor;
 mod env;
 mod exit_codes;
 mod export;
 mod hostile;
+mod hosts;
 mod kinds;
 mod limits;
 mod masking;
 mod network;
 mod operations;
 mod output;
+mod personality;
 mod processes;
 mod prune;
 mod registry;
 mod registry_hostile;
 mod rootless;
 mod run;
+mod scheduler;
 mod seccomp;
 mod spec;
 mod stages;
 mod store;
 mod stores;
+mod submit;
 mod terminal;
 mod userns;

@@ -12,6 +12,7 @@ pub(super) use self_test::inside;
 
 use crate::args;
 use crate::exit::Failure;
+use crate::personality::Voice;
 use crate::settings::location;
 
 use super::print;
@@ -47,10 +48,11 @@ pub(super) fn doctor(arguments: &args::Doctor) -> Result<(), Failure> {
 }
 
 /// Opens the store and runs a build. Says nothing but what is wrong.
-pub(super) fn healthcheck(arguments: &args::Doctor) -> Result<(), Failure> {
+pub(super) fn healthcheck(arguments: &args::Doctor, voice: Voice) -> Result<(), Failure> {
     let store = crate::settings::open_store(&arguments.store)?;
     let place = existing(store.path());
     match self_test::run(place)? {
+        Ok(_) if voice == Voice::OBuilder => print("Healthcheck passed\n"),
         Ok(_) => print("ok\n"),
         Err(reason) => Err(Failure::SelfTest { reason }),
     }

@@ -1,0 +1,132 @@
+//! `kiln scheduler`.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write as _};
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use bstr::BString;
+use kiln_api::{Address, Key, Limits};
+use kiln_scheduler::{Running, Scheduler, Settings};
+
+use super::cancel_on_signals;
+use crate::args;
+use crate::exit::Failure;
+use crate::peer::on_one_thread;
+use crate::personality::{Voice, quoted_path};
+use crate::render::tell;
+
+pub(super) fn run(arguments: &args::Scheduler, voice: Voice) -> Result<(), Failure> {
+    let stop = cancel_on_signals().map_err(Failure::Runtime)?;
+    on_one_thread(async {
+        let (scheduler, _) = start(arguments, voice).await?;
+        scheduler.serve(stop).await;
+        Ok(())
+    })?
+}
+
+/// Starts a scheduler: from when this returns, it is reached, and its capability files are there. Says so.
+pub(super) async fn start(arguments: &args::Scheduler, voice: Voice) -> Result<(Scheduler, Running), Failure> {
+    let secrets = &arguments.secrets_dir;
+    make_directory(secrets, 0o700)?;
+    make_directory(&arguments.state_dir, 0o755)?;
+    let key = match arguments.capnp_secret_key_file.is_empty() {
+        true => Key::generate().map_err(|source| Failure::Key { path: "the key".into(), source })?.0,
+        false => key(Path::new(&arguments.capnp_secret_key_file))?,
+    };
+    let settings = Settings {
+        state: arguments.state_dir.clone(),
+        key,
+        secure: !arguments.capnp_disable_tls,
+        listen: arguments.capnp_listen_address.clone(),
+        public: arguments.capnp_public_address.clone(),
+        pools: arguments.pools.iter().cloned().map(BString::from).collect(),
+        capabilities: Some(secrets.clone()),
+        web: arguments.listen_prometheus,
+        limits: Limits::default(),
+    };
+    let scheduler = Scheduler::start(settings).await?;
+    let running = scheduler.running();
+    let clients: Vec<_> = arguments.default_clients.iter().cloned().map(BString::from).collect();
+    let provided = scheduler.provide_clients(&clients, secrets).await?;
+
+    let pools = running.pools.keys().map(|pool| secrets.join(format!("pool-{pool}.cap")));
+    for file in [secrets.join("admin.cap")].into_iter().chain(pools).chain(provided.written) {
+        match voice {
+            Voice::OCluster => tell(format_args!("Wrote capability reference to {}", quoted_path(&file))),
+            Voice::Kiln | Voice::OBuilder => tell(format_args!("wrote {}", file.display())),
+        }
+    }
+    for client in provided.unknown {
+        tell(format_args!(
+            "note: {client} is a client, but its capability is not known any more; `kiln admin remove-client {client}` before \
+             the next start has it made anew"
+        ));
+    }
+    if let Some(address) = running.web {
+        tell(format_args!("metrics at http://{address}/metrics"));
+    }
+    if arguments.capnp_disable_tls {
+        tell("note: connections are not encrypted");
+    }
+    let public = &running.admin.address;
+    match *public == running.listen {
+        true => tell(format_args!("listening at {public}")),
+        false => tell(format_args!("listening at {}, which others reach at {public}", running.listen)),
+    }
+    if let Address::Tcp { host, .. } = public
+        && host.parse().is_ok_and(|ip: IpAddr| ip.is_unspecified())
+    {
+        tell(format_args!(
+            "note: nobody can connect to {host}, which the capability files say; give --capnp-public-address"
+        ));
+    }
+    Ok((scheduler, running))
+}
+
+fn make_directory(path: &Path, mode: u32) -> Result<(), Failure> {
+    let made = DirBuilder::new().recursive(true).mode(mode).create(path);
+    made.map_err(|source| Failure::Write { path: path.to_owned(), source })
+}
+
+/// Reads the key of a scheduler. If there is none, makes one, whole or not at all, for its owner only.
+fn key(path: &Path) -> Result<Key, Failure> {
+    let unusable = |source| Failure::Key { path: path.display().to_string(), source };
+    if let Some(pem) = read_if_there(path)? {
+        return Key::from_pem(&pem).map_err(unusable);
+    }
+    let (key, pem) = Key::generate().map_err(unusable)?;
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(format!(".{}", std::process::id()));
+    let beside = PathBuf::from(beside);
+    let written = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&beside)
+        .and_then(|mut file| file.write_all(pem.as_bytes()).and_then(|()| file.sync_all()))
+        // Unlike a rename, it replaces nothing: of two that start at once, one wins, and both have its key.
+        .and_then(|()| fs::hard_link(&beside, path));
+    // Also after an error, which is the one to tell.
+    let _ = fs::remove_file(&beside);
+    match written {
+        Ok(()) => {
+            tell(format_args!("made the key {}", path.display()));
+            Ok(key)
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let pem = read_if_there(path)?.unwrap_or_default();
+            Key::from_pem(&pem).map_err(unusable)
+        }
+        Err(source) => Err(Failure::Write { path: path.to_owned(), source }),
+    }
+}
+
+fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, Failure> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Failure::Read { path: path.to_owned(), source }),
+    }
+}
