@@ -110,3 +110,29 @@ impl Events for Told {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_strangers_spec_starts_from_nothing_of_this_machine_in_no_stage() {
+        for (from, is_refused) in [
+            ("debian:12", false),
+            ("debootstrap:bookworm", false),
+            ("scratch", false),
+            ("rootfs:/etc.tar", true),
+            ("dir:/", true),
+            ("oci:layout", true),
+            ("oci-archive:a.tar", true),
+            ("docker-archive:a.tar", true),
+            ("docker-daemon:private", true),
+            ("containers-storage:private", true),
+        ] {
+            for spec in [format!("((from {from}))"), format!("((build x ((from {from}))) (from scratch))")] {
+                let spec = kiln_spec::parse(spec.as_bytes()).unwrap();
+                assert_eq!(matches!(refuse_local(&spec), Err(BuildFailure::Local(_))), is_refused, "{from}");
+            }
+        }
+    }
+}
