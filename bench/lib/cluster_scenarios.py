@@ -1,0 +1,112 @@
+"""Jobs that do nothing, and a log that is long, through a scheduler with TLS and a worker on loopback: three programs of kiln's."""
+
+import hashlib
+import os
+import subprocess
+import time
+
+from .host import Failure
+from .memory import peak, reset_peaks
+from .scenarios import Result, median
+
+POOL = "bench"
+# The OCaml programs, on a machine like the one for which the targets were set, in seconds and MB/s. They are not run here.
+OCAML = {"job": 0.240, "parallel": 7.4, "log": 0.2}
+PARALLEL = 100
+LOG_MB, QUICK_LOG_MB = 1024, 64
+
+
+class Cluster:
+    """A scheduler and a worker, which does jobs of the kinds `nothing` and `log`."""
+
+    def __init__(self, bench, log_mb):
+        self.binary = bench.kiln.binary
+        self.dir = bench.scratch / "cluster"
+        self.dir.mkdir()
+        self.started = []
+        bench.cleanup.callback(self.stop)
+        self.start("scheduler", "listening at", ["--capnp-secret-key-file", "caps/key.pem", "--capnp-listen-address", "tcp:127.0.0.1:0",
+                                                 "--state-dir", "state", "--secrets-dir", "caps", "--pools", POOL,
+                                                 "--default-clients", "me"])
+        # A source of known bytes that is faster than what is measured.
+        (self.dir / "megabyte").write_bytes(hashlib.shake_256(b"kiln").digest(1 << 20))
+        cat = f"for i in $(seq {log_mb}); do cat {self.dir}/megabyte; done"
+        self.start("worker", "registered", ["-c", f"caps/pool-{POOL}.cap", "--name", "w1", "--capacity", "10", "--no-docker",
+                                            "--no-healthcheck", "--state-dir", "worker", "--store", f"auto:{self.dir}/store",
+                                            "--job-log-limit", "4G", "--custom", "nothing=true", "--custom", f"log={cat}"])
+
+    def start(self, command, ready, arguments):
+        child = subprocess.Popen([self.binary, command, *arguments], cwd=self.dir, stderr=subprocess.PIPE, text=True)
+        self.started.append(child)
+        said = ""
+        while ready not in said:
+            line = child.stderr.readline()
+            if not line:
+                raise Failure(f"kiln {command} ended: {said}")
+            said += line
+        # What it says from now on must not fill the pipe.
+        subprocess.Popen(["cat"], stdin=child.stderr, stdout=subprocess.DEVNULL)
+
+    def submit(self, kind, output=subprocess.DEVNULL):
+        return subprocess.Popen([self.binary, "submit", "custom", "-c", "caps/submit-me.cap", "--pool", POOL, "--kind", kind],
+                                cwd=self.dir, stdout=output, stderr=subprocess.PIPE)
+
+    def stop(self):
+        for child in reversed(self.started):
+            child.terminate()
+            child.wait(60)
+
+
+def end(client):
+    said = client.stderr.read()
+    if client.wait(300) != 0:
+        raise Failure(f"kiln submit: {said.decode()}")
+
+
+def cluster(bench):
+    log_mb = QUICK_LOG_MB if bench.quick else LOG_MB
+    it = Cluster(bench, log_mb)
+
+    def one():
+        end(it.submit("nothing"))
+
+    def many():
+        for client in [it.submit("nothing") for _ in range(PARALLEL)]:
+            end(client)
+
+    def log():
+        client = it.submit("log", subprocess.PIPE)
+        expected = len("Building on w1\n") + (log_mb << 20) + len("Job succeeded\n")
+        length = 0
+        while piece := os.read(client.stdout.fileno(), 1 << 20):
+            length += len(piece)
+        end(client)
+        if length != expected:
+            raise Failure(f"the log has {length} bytes, not {expected}")
+
+    def timed(what, runs):
+        # The first does not count.
+        what()
+        seconds = []
+        for _ in range(runs):
+            start = time.perf_counter()
+            what()
+            seconds.append(time.perf_counter() - start)
+        return seconds
+
+    pids = [child.pid for child in it.started]
+    runs = {"a job that does nothing": timed(one, bench.runs * 10), f"{PARALLEL} at once": timed(many, bench.runs)}
+    reset_peaks(pids)
+    name = f"a log of {log_mb} MiB"
+    runs[name] = timed(log, max(1, bench.runs // 2))
+    scheduler, worker = (peak(pid) / 1024 for pid in pids)
+    rate = log_mb * 1.048576 / median(runs[name])
+    return Result("jobs through a scheduler, each of a client of its own that is started for it", runs, [
+        ("a job that does nothing", median(runs["a job that does nothing"]) * 1000, 10, "ms", False),
+        (f"{PARALLEL} at once", median(runs[f"{PARALLEL} at once"]), 0.5, "s", False),
+        ("the log", rate, 100, "MB/s", True),
+    ], [f"peak memory during the log: scheduler {scheduler:.0f} MiB, worker {worker:.0f} MiB",
+        "OCluster's programs, elsewhere: {job:.3f} s, {parallel} s, {log} MB/s".format(**OCAML)])
+
+
+ALL = {"cluster": cluster}
