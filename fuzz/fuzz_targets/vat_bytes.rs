@@ -15,12 +15,13 @@ use kiln_api::{
 use libfuzzer_sys::fuzz_target;
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 #[derive(Clone)]
 struct Fake(Rc<watch::Sender<Option<Job>>>);
 
 impl Services for Fake {
-    fn restore(&self, id: &ServiceId) -> Answer<Capability> {
+    fn restore(&self, id: &ServiceId, _: &CancellationToken) -> Answer<Capability> {
         let fake = self.clone();
         answer(Ok(match id.0.len() {
             0 => return answer(Err(Error::failed("no id"))),

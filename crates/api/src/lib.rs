@@ -14,6 +14,7 @@ mod description;
 mod error;
 mod interface;
 mod key;
+mod log_tail;
 mod text;
 mod tls;
 pub mod transcript;
@@ -44,6 +45,7 @@ pub use description::{Action, DockerBuild, Dockerfile, JobDescription, Secret};
 pub use error::{Error, ErrorKind};
 pub use interface::*;
 pub use key::{Key, KeyError};
+pub use log_tail::LogTail;
 pub use uri::{Address, CapabilityUri, Fingerprint, Identity, ServiceId, UriError};
 #[doc(hidden)]
 pub use vat::converse_over;

@@ -5,6 +5,7 @@ mod behaviour;
 mod crafted;
 mod current;
 mod generated;
+mod log_tail;
 mod raw;
 mod replay;
 mod tls;

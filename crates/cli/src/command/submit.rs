@@ -4,7 +4,7 @@ use std::io::{BufRead as _, Read as _};
 use std::path::Path;
 
 use bstr::BString;
-use kiln_api::{Action, DockerBuild, Dockerfile, JobDescription, Secret, Submission};
+use kiln_api::{Action, DockerBuild, Dockerfile, JobDescription, LogTail, Secret, Submission};
 
 use super::{build, cancel_on_signals, print};
 use crate::args::{self, SubmitWhat};
@@ -65,14 +65,11 @@ async fn follow(peer: &Peer, job: &args::Job, description: &JobDescription, voic
     if voice == Voice::OCluster {
         print("Tailing log:\n")?;
     }
-    let mut start = 0;
+    let mut tail = LogTail::new(job.clone());
     let log = loop {
-        match peer.or_lost(job.log(start)).await? {
-            Ok(chunk) if chunk.bytes.is_empty() => break Ok(()),
-            Ok(chunk) => {
-                print(&chunk.bytes)?;
-                start = chunk.next;
-            }
+        match peer.or_lost(tail.next()).await? {
+            Ok(part) if part.is_empty() => break Ok(()),
+            Ok(part) => print(&part)?,
             Err(error) => break Err(error),
         }
     };

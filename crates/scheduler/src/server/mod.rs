@@ -1,6 +1,6 @@
 //! The scheduler as others see it: services over the network, around the pools that decide and the database that remembers.
 //!
-//! All objects live on one thread, in a `LocalSet`. [`LivePool`](pool::LivePool) does what a [`Pool`](crate::pool::Pool) wants done;
+//! All objects live on one thread, in a `LocalSet`. [`LivePool`] does what a [`Pool`](crate::pool::Pool) wants done;
 //! what is to be kept goes to a thread of its own ([`Keeper`](keeper::Keeper)), so that nothing here waits for a disk.
 //!
 //! | a service with this id | is | for whoever has |
