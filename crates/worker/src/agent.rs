@@ -24,7 +24,7 @@ use crate::hands::{Hands, JobError};
 use crate::job::Progress;
 use crate::log::JobLog;
 use crate::metrics::{self, Metrics, Others};
-use crate::upkeep::{self, DockerPrune, HealthCheck};
+use crate::upkeep::{self, Clones, DockerPrune, HealthCheck};
 
 /// How long to wait before connecting again: first, and at most.
 const PATIENCE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
@@ -50,6 +50,8 @@ pub struct Settings {
     pub health: Option<HealthCheck>,
     /// When Docker's images go.
     pub docker_prune: Option<DockerPrune>,
+    /// Which clones of repositories are kept.
+    pub clones: Clones,
     /// Whose metrics it passes on.
     pub metrics: Others,
     /// What its scheduler may take.
@@ -123,6 +125,8 @@ pub async fn run(settings: Settings, stop: CancellationToken, builds: Handle) ->
         let (logs, metrics, hands) = (settings.logs.clone(), Arc::clone(&metrics), Arc::clone(&settings.hands));
         chores.spawn_on(async move { upkeep::prune(prune, hands, &logs, metrics).await }, &builds);
     }
+    let (clones, hands) = (settings.clones, Arc::clone(&settings.hands));
+    chores.spawn_on(async move { upkeep::prune_clones(clones, hands).await }, &builds);
     let slots = Arc::new(Semaphore::new(usize::try_from(settings.capacity).unwrap_or(Semaphore::MAX_PERMITS)));
     let running = watch::Sender::new(0);
     let update = CancellationToken::new();

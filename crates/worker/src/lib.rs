@@ -21,4 +21,4 @@ mod upkeep;
 
 pub use hands::Hands;
 pub use metrics::Others;
-pub use upkeep::{DockerPrune, HealthCheck};
+pub use upkeep::{Clones, DockerPrune, HealthCheck};

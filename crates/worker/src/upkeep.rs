@@ -38,6 +38,18 @@ pub struct DockerPrune {
     pub every: Duration,
 }
 
+/// Which clones of repositories are kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Clones {
+    /// Those that were used within this time.
+    pub unused: Duration,
+    /// Of them, the latest used of so many bytes together.
+    pub most_bytes: u64,
+}
+
+/// How often to look for clones that go.
+const CLONES_EVERY: Duration = Duration::from_secs(3600);
+
 /// Checks the worker's health for ever. What it finds is told to `healthy`.
 pub(crate) async fn check(check: HealthCheck, logs: &Path, metrics: Arc<Metrics>, healthy: watch::Sender<bool>) {
     let cancel = CancellationToken::new();
@@ -82,6 +94,20 @@ pub(crate) async fn prune(prune: DockerPrune, hands: Arc<Hands>, logs: &Path, me
             }
         }
         tokio::time::sleep(prune.every).await;
+    }
+}
+
+/// Removes clones that nobody needs any more, for ever. Jobs go on meanwhile.
+pub(crate) async fn prune_clones(keep: Clones, hands: Arc<Hands>) {
+    loop {
+        match hands.contexts.prune(keep.unused, keep.most_bytes).await {
+            Ok(pruned) if pruned.clones > 0 => {
+                tracing::info!(clones = pruned.clones, bytes = pruned.bytes, "clones were removed");
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "cannot remove clones"),
+        }
+        tokio::time::sleep(CLONES_EVERY).await;
     }
 }
 

@@ -25,7 +25,7 @@ pub(crate) struct Worker {
     #[arg(long = "weight", value_name = "PATTERN=N", value_parser = weight)]
     pub(crate) weights: Vec<Weight>,
     /// Clones of repositories, and the sources and logs of jobs that run
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/kiln/worker")]
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/kiln-worker")]
     pub(crate) state_dir: PathBuf,
     /// Where results are
     #[command(flatten)]
@@ -36,6 +36,12 @@ pub(crate) struct Worker {
     pub(crate) sandbox: SandboxArgs,
     #[command(flatten)]
     pub(crate) registry: RegistryArgs,
+    /// Removes clones of repositories that no job used for so long
+    #[arg(long, value_name = "DURATION", default_value = "30d", value_parser = humantime::parse_duration)]
+    pub(crate) clones_unused: Duration,
+    /// Removes the longest unused clones when all of them have more
+    #[arg(long, value_name = "SIZE", default_value = "50G", value_parser = size)]
+    pub(crate) clones_size: u64,
     /// Lets specs start from files and images of this machine, which whoever may submit can read then
     #[arg(long)]
     pub(crate) allow_local_bases: bool,

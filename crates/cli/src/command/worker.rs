@@ -16,7 +16,7 @@ use kiln_worker::builds::Builds;
 use kiln_worker::command::{Command, Environment};
 use kiln_worker::context::{self, Contexts};
 use kiln_worker::docker::{self, Docker};
-use kiln_worker::{DockerPrune, Hands, HealthCheck, Others};
+use kiln_worker::{Clones, DockerPrune, Hands, HealthCheck, Others};
 use tokio_util::sync::CancellationToken;
 
 use super::{cancel_on_signals, maintain};
@@ -148,6 +148,7 @@ impl Prepared {
                 hours: DOCKER_HOURS,
                 every: DOCKER_EVERY,
             }),
+            clones: Clones { unused: arguments.clones_unused, most_bytes: arguments.clones_size },
             metrics: Others {
                 host: Some(arguments.host_metrics.clone()),
                 additional: arguments
