@@ -14,6 +14,7 @@ mod render;
 mod rootless;
 mod sandbox;
 mod seccomp;
+mod service;
 mod settings;
 mod terminal;
 

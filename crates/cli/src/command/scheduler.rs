@@ -21,8 +21,10 @@ pub(super) fn run(arguments: &args::Scheduler, voice: Voice) -> Result<(), Failu
     let stop = cancel_on_signals().map_err(Failure::Runtime)?;
     on_one_thread(async {
         let (scheduler, _) = start(arguments, voice).await?;
-        scheduler.serve(stop).await;
-        Ok(())
+        tokio::select! {
+            () = scheduler.serve(stop) => Ok(()),
+            never = crate::service::alive() => match never {},
+        }
     })?
 }
 

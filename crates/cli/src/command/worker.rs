@@ -168,6 +168,7 @@ impl Prepared {
         let ended = tokio::select! {
             ended = agent::run(settings, stop, builds.clone()) => ended.map_err(Failure::from),
             never = maintain::now_and_then(&store, &policy) => match never {},
+            never = crate::service::alive() => match never {},
         };
         maintain::start(&store, &policy);
         ended

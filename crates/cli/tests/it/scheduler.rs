@@ -167,3 +167,20 @@ fn a_scheduler_of_oclusters_is_taken_over() {
         assert!(said.contains("linux-arm64") && said.contains("linux-x86_64"), "{file}: {said}");
     }
 }
+
+#[test]
+fn systemd_is_told_that_a_scheduler_is_ready_and_alive() {
+    let env = TestEnv::without_base();
+    let socket = std::os::unix::net::UnixDatagram::bind(env.at("notify")).unwrap();
+    let mut command = env.kiln(&[&["scheduler"], &SCHEDULER[..]].concat());
+    command.env("NOTIFY_SOCKET", env.at("notify")).env("WATCHDOG_USEC", "200000");
+    let scheduler = env.spawn(&mut command);
+    let told = || {
+        let mut buffer = [0; 100];
+        let length = socket.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).trim().to_owned()
+    };
+    assert_eq!([told(), told(), told()], ["READY=1", "WATCHDOG=1", "WATCHDOG=1"]);
+    scheduler.signal(Signal::TERM);
+    scheduler.end().ok();
+}
