@@ -134,7 +134,8 @@ async fn cancelling_lets_it_clean_up() {
     cancel.cancel();
     let (ended, output) = run.await.unwrap();
     assert!(matches!(ended, Err(CommandError::Cancelled)));
-    assert_eq!(output, b"cleaned\n");
+    // The shell may say before that what it waited for was terminated.
+    assert!(output.ends_with(b"cleaned\n"), "{}", String::from_utf8_lossy(&output));
 }
 
 #[tokio::test]
