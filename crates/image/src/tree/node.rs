@@ -142,6 +142,9 @@ impl Tree {
         if self.targets.inode() == self.cursor.inode() && target_name == name {
             // Linked to itself; removing what is in the way would remove the file. It must be there, though.
             return match rustix::fs::statat(self.cursor.fd(), name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_dir() => {
+                    Err(refused(&entry, "it is a hard link to a directory"))
+                }
                 Ok(_) => Ok(()),
                 Err(_) => Err(missing()),
             };

@@ -157,6 +157,17 @@ fn marks_of_overlayfs_are_never_written() {
     }
 }
 
+#[test]
+fn a_directory_that_is_linked_to_itself_is_refused() {
+    need!(Need::Root);
+    // Taken as made by this layer, it would outlive the whiteout, empty and with the time of the unpacking.
+    let linked = Archive::new().hard_link("d/sub", "d/sub").file(".wh.d", "").end();
+    let [at_once, chained] = both_ways(&[lower(), linked]);
+    let refusal = chained.expect_err("refused");
+    assert_eq!(at_once.expect_err("refused"), refusal);
+    assert!(refusal.contains("hard link to a directory"), "{refusal}");
+}
+
 /// A member of a layer: its name, and what it is.
 #[derive(Clone, Debug)]
 enum Member {
