@@ -1,8 +1,9 @@
-//! A real Docker daemon in a directory of its own.
+//! A real Docker daemon in a directory of its own, and a client that can do more than talk to it.
 
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal};
@@ -31,10 +32,29 @@ impl Dockerd {
     ///
     /// As for [`start`](Self::start).
     pub fn start_with(configuration: &str) -> Result<Self, String> {
+        // What it runs has no network: a bridge would be the machine's.
+        let mut dockerd = Command::new("dockerd");
+        dockerd.arg("--bridge=none");
+        Self::start_as(dockerd, configuration)
+    }
+
+    /// Like [`start`](Self::start), on a network of its own, which reaches nothing. BuildKit runs no command without a bridge.
+    ///
+    /// # Errors
+    ///
+    /// As for [`start`](Self::start).
+    pub fn start_apart() -> Result<Self, String> {
+        let mut dockerd = Command::new("unshare");
+        // It becomes dockerd, and stays the same process.
+        dockerd.args(["--net", "dockerd"]);
+        Self::start_as(dockerd, "{}")
+    }
+
+    fn start_as(mut dockerd: Command, configuration: &str) -> Result<Self, String> {
         let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
         let path = |name: &str| dir.path().join(name);
         fs::write(path("configuration"), configuration).map_err(|error| error.to_string())?;
-        let mut child = Command::new("dockerd")
+        let mut child = dockerd
             .arg("--data-root")
             .arg(path("data"))
             .arg("--exec-root")
@@ -45,7 +65,7 @@ impl Dockerd {
             .arg(format!("unix://{}", path("socket").display()))
             .arg("--config-file")
             .arg(path("configuration"))
-            .args(["--bridge=none", "--iptables=false"])
+            .arg("--iptables=false")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -69,6 +89,18 @@ impl Dockerd {
     pub fn environment(&self) -> Vec<(OsString, OsString)> {
         vec![("DOCKER_HOST".into(), format!("unix://{}", self.dir.path().join("socket").display()).into())]
     }
+}
+
+/// Returns a directory of `$PATH` with a `docker` that can build with BuildKit, if there is one: many cannot without their plugin,
+/// which must be the system's, not a user's.
+pub fn docker_with_buildkit() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let builds = |dir: &PathBuf| {
+        let mut asked = Command::new(dir.join("docker"));
+        asked.args(["build", "--help"]).env_clear().env("HOME", "/nonexistent").env("DOCKER_BUILDKIT", "1");
+        asked.output().is_ok_and(|said| said.status.success())
+    };
+    std::env::split_paths(&path).find(builds)
 }
 
 impl Drop for Dockerd {

@@ -22,7 +22,7 @@ mod write_log;
 
 pub use base::{busybox_root, busybox_tar};
 pub use change::{Changes, Random};
-pub use dockerd::Dockerd;
+pub use dockerd::{Dockerd, docker_with_buildkit};
 pub use guest::{Guest, GuestRun};
 pub use lan::Lan;
 pub use link::Link;
@@ -44,6 +44,8 @@ pub enum Need<'a> {
     Tool(&'a str, &'a str),
     /// A virtual machine.
     Guest,
+    /// A `docker` that can build with BuildKit.
+    Buildkit,
 }
 
 impl Need<'_> {
@@ -53,6 +55,10 @@ impl Need<'_> {
             Need::Root if rustix::process::geteuid().is_root() => None,
             Need::Root => Some("needs root".to_owned()),
             Need::Guest => Guest::lacking(),
+            Need::Buildkit if docker_with_buildkit().is_some() => None,
+            Need::Buildkit => {
+                Some("needs a `docker` with BuildKit; apt-get install docker-buildx or docker.io".to_owned())
+            }
             Need::Tool(program, package) => {
                 let path = std::env::var_os("PATH").unwrap_or_default();
                 std::env::split_paths(&path)

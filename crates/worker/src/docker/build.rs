@@ -98,6 +98,9 @@ impl Docker {
         let image_id = scratch.path().join("image-id");
         let paths = Paths { dockerfile: &dockerfile, context: &context, image_id: &image_id, secrets: &given };
         let command = plan::build(job, &paths, &self.settings.environment)?;
+        if job.buildkit && !self.has_buildkit(cancel).await? {
+            return Err(DockerError::NoBuildkit);
+        }
         if job.squash && self.ask("ExperimentalBuild", log, cancel).await? != "true" {
             return Err(DockerError::NoSquash);
         }
@@ -116,6 +119,12 @@ impl Docker {
             return Ok(target);
         }
         Err(DockerError::PushNotAllowed { repository: target.repository })
+    }
+
+    async fn has_buildkit(&self, cancel: &CancellationToken) -> Result<bool, DockerError> {
+        let command = plan::has_buildkit(&self.settings.environment);
+        let status = command.status(&mut io::sink(), cancel).await.map_err(unless_cancelled(DockerError::Engine))?;
+        Ok(status.success())
     }
 
     /// Returns one thing about the engine, as text.

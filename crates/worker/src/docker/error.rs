@@ -28,6 +28,9 @@ pub enum DockerError {
     /// BuildKit has no such option.
     #[error("BuildKit does not squash: submit the job with one of both")]
     SquashWithBuildkit,
+    /// Newer clients have it only with a plugin.
+    #[error("the `docker` of this worker has no BuildKit: install its plugin buildx")]
+    NoBuildkit,
     /// The engine does not have it.
     #[error("the Docker engine of this worker does not squash: set \"experimental\": true in its daemon.json")]
     NoSquash,
@@ -102,6 +105,7 @@ impl DockerError {
             Self::Secret(error) => error.is_the_jobs_fault(),
             Self::Build(error) => matches!(error, CommandError::Failed { .. }),
             Self::Cancelled
+            | Self::NoBuildkit
             | Self::NoSquash
             | Self::Push { .. }
             | Self::NoDigest { .. }

@@ -34,10 +34,9 @@ pub(super) fn build(job: &DockerBuild, paths: &Paths<'_>, environment: &Environm
     if job.buildkit && job.squash {
         return Err(DockerError::SquashWithBuildkit);
     }
-    let mut command = Command::new("docker", environment).named("docker build");
     // Both are said, as the default depends on the version.
-    command = command.env("DOCKER_BUILDKIT", if job.buildkit { "1" } else { "0" }).env("BUILDKIT_PROGRESS", "plain");
-    command = command.args(["build", "--pull", "--iidfile"]).arg(paths.image_id);
+    let mut command = builder(job.buildkit, environment).env("BUILDKIT_PROGRESS", "plain");
+    command = command.args(["--pull", "--iidfile"]).arg(paths.image_id);
     if job.squash {
         command = command.arg("--squash");
     }
@@ -51,6 +50,17 @@ pub(super) fn build(job: &DockerBuild, paths: &Paths<'_>, environment: &Environm
         command = command.arg("--secret").arg(secret(id, file));
     }
     Ok(command.arg("--file").arg(paths.dockerfile).arg("--").arg(paths.context))
+}
+
+/// Fails where there is no BuildKit. The engine is not asked.
+pub(super) fn has_buildkit(environment: &Environment) -> Command {
+    // A client that needs a plugin looks for it before it does anything.
+    builder(true, environment).arg("--help")
+}
+
+fn builder(buildkit: bool, environment: &Environment) -> Command {
+    let command = Command::new("docker", environment).named("docker build");
+    command.env("DOCKER_BUILDKIT", if buildkit { "1" } else { "0" }).arg("build")
 }
 
 /// Returns `id=ID,src=FILE`, which is one line of a table with commas: a field with quotes may have commas.
@@ -227,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn pushes() {
+    fn pushes_and_asks() {
         let target = |text: &str| Target::parse(text.as_bytes()).unwrap();
         let none = Environment::new();
         let config = Path::new("/t/config");
@@ -242,6 +252,7 @@ mod tests {
                 shown(&push(&target("a/b"), config, &none)),
                 shown(&digests("sha256:1", &none)),
                 shown(&info("DockerRootDir", &none)),
+                shown(&has_buildkit(&none)),
                 shown(&prune(24, &none)),
             ]
             .join("\n"),
@@ -254,6 +265,7 @@ mod tests {
         docker "--config" "/t/config" "push" "--" "a/b:latest"
         docker "image" "inspect" "--format" "{{range .RepoDigests}}{{println .}}{{end}}" "--" "sha256:1"
         docker "info" "--format" "{{.DockerRootDir}}"
+        DOCKER_BUILDKIT=1 docker "build" "--help"
         docker "system" "prune" "--all" "--force" "--filter" "until=24h"
         "#
         );

@@ -1,5 +1,7 @@
 //! Docker jobs with a real engine and a real registry.
 
+mod buildkit;
+
 use std::fs;
 use std::process::Command;
 use std::time::Duration;
@@ -76,11 +78,11 @@ fn recipe(text: &str) -> DockerBuild {
 }
 
 fn engine() -> Option<Dockerd> {
-    engine_with("{}")
+    or_skip(Dockerd::start())
 }
 
-fn engine_with(configuration: &str) -> Option<Dockerd> {
-    Dockerd::start_with(configuration).inspect_err(|said| println!("SKIPPED: dockerd does not start here: {said}")).ok()
+fn or_skip(started: Result<Dockerd, String>) -> Option<Dockerd> {
+    started.inspect_err(|said| println!("SKIPPED: dockerd does not start here: {said}")).ok()
 }
 
 #[tokio::test]
@@ -184,7 +186,7 @@ async fn an_engine_without_squash_is_named_and_a_wrong_recipe_is_the_jobs_fault(
 #[tokio::test]
 async fn an_engine_that_squashes_makes_one_layer() {
     need!(DOCKER[0], DOCKER[1], DOCKER[2]);
-    let Some(engine) = engine_with("{\"experimental\": true}") else { return };
+    let Some(engine) = or_skip(Dockerd::start_with("{\"experimental\": true}")) else { return };
     let worker = Worker::new(Some(&engine));
     fs::write(worker.context.path().join("a"), "a").unwrap();
     let mut squashed = recipe("FROM scratch\nCOPY a /a\nCOPY a /b\nLABEL kiln=squashed\n");
