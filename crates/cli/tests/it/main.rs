@@ -6,6 +6,7 @@ mod admin;
 mod cache;
 mod cluster;
 mod copy;
+mod deploy;
 mod doctor;
 mod env;
 mod exit_codes;
