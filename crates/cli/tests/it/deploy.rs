@@ -1,20 +1,29 @@
-//! The files in `deploy/`: units start what they say, and commands in containers are commands of ours.
+//! The files in `deploy/`: units start what they say, commands in containers are commands of ours, and rules and dashboard ask for
+//! metrics that there are.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::Command;
 
 use kiln_testkit::{Need, need};
+use regex::Regex;
 use rustix::process::Signal;
 use serde::Deserialize as _;
 use serde_json::Value;
 
-use crate::env::{Running, TestEnv};
+use crate::env::{Gate, Running, TestEnv};
 use crate::needs_builds;
 
 /// The program as the units name it.
 const PROGRAM: &str = "/usr/local/bin/kiln";
+
+/// The metrics that are not ours: Prometheus' own of what it asks, and those of the node exporter.
+const OTHERS: [&str; 5] =
+    ["up", "node_filesystem_avail_bytes", "node_filesystem_size_bytes", "node_load1", "node_memory_MemAvailable_bytes"];
 
 fn file(name: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy")).join(name)
@@ -39,8 +48,8 @@ fn settings(env: &TestEnv, unit: &str, name: &str) -> Vec<String> {
 }
 
 /// Starts a unit's program as systemd does, but with files of this world, ports that the system chooses, and these values of the
-/// unit's variables. Returns when it is ready, and has said so by this line.
-fn start(env: &TestEnv, unit: &str, given: &[(&str, &str)], says: &str) -> Running {
+/// unit's variables. Returns when it is ready, with the line by which it says so.
+fn start(env: &TestEnv, unit: &str, given: &[(&str, &str)], says: &str) -> (Running, String) {
     for directory in settings(env, unit, "StateDirectory").iter().flat_map(|value| value.split(' ')) {
         fs::create_dir(env.at(directory)).unwrap();
     }
@@ -71,17 +80,19 @@ fn start(env: &TestEnv, unit: &str, given: &[(&str, &str)], says: &str) -> Runni
     let mut command = env.kiln(&words);
     command.envs(environment).env("NOTIFY_SOCKET", notify);
     let mut running = env.spawn(&mut command);
-    running.wait_for(says);
+    let said = running.wait_for(says);
     let mut told = [0; 100];
     let length = socket.recv(&mut told).unwrap();
     assert_eq!(told[..length].trim_ascii_end(), b"READY=1");
-    running
+    (running, said)
 }
 
 /// What both units have started.
 struct Services {
     worker: Running,
     scheduler: Running,
+    /// Where metrics are.
+    web: String,
     env: TestEnv,
 }
 
@@ -89,11 +100,12 @@ impl Services {
     fn start() -> Self {
         let env = TestEnv::new();
         let arguments = [("ARGUMENTS", "--default-clients=alice")];
-        let scheduler = start(&env, "systemd/kiln-scheduler.service", &arguments, "listening at");
+        let (scheduler, said) = start(&env, "systemd/kiln-scheduler.service", &arguments, "metrics at");
+        let web = said.split('/').nth(2).unwrap().to_owned();
         fs::copy(env.at("kiln-scheduler/secrets/pool-linux-x86_64.cap"), env.at("pool.cap")).unwrap();
         let arguments = [("ARGUMENTS", "--no-docker --allow-local-bases")];
-        let worker = start(&env, "systemd/kiln-worker.service", &arguments, "registered");
-        Self { worker, scheduler, env }
+        let (worker, _) = start(&env, "systemd/kiln-worker.service", &arguments, "registered");
+        Self { worker, scheduler, web, env }
     }
 
     fn submit(&self, operations: &str) -> Running {
@@ -102,6 +114,18 @@ impl Services {
         let cap = "--connect=kiln-scheduler/secrets/submit-alice.cap";
         let arguments = ["submit", "obuilder", cap, "--pool=linux-x86_64", "--local-file=job.spec"];
         self.env.spawn(&mut self.env.kiln(&arguments))
+    }
+
+    /// Returns the names of the metrics at a path.
+    fn metrics(&self, path: &str) -> BTreeSet<String> {
+        let mut stream = TcpStream::connect(&self.web).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.web).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        let samples = body.lines().filter(|line| !line.starts_with('#'));
+        samples.filter_map(|line| Some(line.split([' ', '{']).next()?.to_owned())).collect()
     }
 
     fn end(self) {
@@ -113,11 +137,55 @@ impl Services {
 }
 
 #[test]
-fn the_units_start_a_cluster_that_does_jobs() {
+fn the_units_start_a_cluster_that_has_all_metrics_of_rules_and_dashboard() {
     needs_builds!();
-    let services = Services::start();
+    let (services, gate) = (Services::start(), Gate::new());
     services.submit("(run (shell true))").end().ok();
+    let job = services.submit(&format!("(run (network host) (shell \"{}\"))", gate.wait()));
+    // Who has a job that runs is among the metrics too.
+    let running = gate.arrival();
+    let mut served = services.metrics("/metrics");
+    served.extend(services.metrics("/pool/linux-x86_64/worker/host/metrics"));
+    running.pass("");
+    job.end().ok();
     services.end();
+
+    let rules = yaml("prometheus/rules.yaml").remove(0);
+    let rules: Vec<&Value> =
+        rules["groups"].as_array().unwrap().iter().flat_map(|group| group["rules"].as_array().unwrap()).collect();
+    let dashboard: Value = serde_json::from_str(&text("grafana/dashboard.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let shown = panels.iter().filter_map(|panel| panel["targets"].as_array()).flatten();
+    let queries: Vec<&str> = rules.iter().copied().chain(shown).map(|asked| asked["expr"].as_str().unwrap()).collect();
+    served.extend(rules.iter().filter_map(|rule| Some(rule["record"].as_str()?.to_owned())));
+    served.extend(OTHERS.map(str::to_owned));
+    let asked: BTreeSet<String> = queries.iter().copied().flat_map(metrics_of).collect();
+    assert!(asked.len() > OTHERS.len() + 10, "{asked:?}");
+    assert_eq!(asked.difference(&served).collect::<Vec<_>>(), [""; 0]);
+}
+
+/// Returns the names of the metrics that a query is about.
+fn metrics_of(query: &str) -> Vec<String> {
+    // Strings first: they may hold anything. Then what has names of labels, and times.
+    let others =
+        [r#""[^"]*""#, r"\{[^}]*\}", r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)", r"\[[^\]]*\]"];
+    let mut query = query.to_owned();
+    for other in others {
+        query = Regex::new(other).unwrap().replace_all(&query, " ").into_owned();
+    }
+    let names = Regex::new(r"[A-Za-z_:][A-Za-z0-9_:]*\s*\(?").unwrap();
+    let names = names.find_iter(&query).map(|name| name.as_str().trim());
+    names
+        .filter(|name| !name.ends_with('(') && !["and", "or", "unless", "bool", "offset"].contains(name))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn names_are_found_in_queries() {
+    let query =
+        r#"histogram_quantile(0.9, sum by (le) (rate(a_bucket{b="c{d"}[1h]))) > 2 and on (pool) absent(e:f) == 0"#;
+    assert_eq!(metrics_of(query), ["a_bucket", "e:f"]);
 }
 
 #[test]

@@ -308,15 +308,16 @@ impl Running {
         }
     }
 
-    /// Waits until it has said a line with `text`.
+    /// Waits until it has said a line with `text`, and returns the line.
     #[track_caller]
-    pub(crate) fn wait_for(&mut self, text: &str) {
+    pub(crate) fn wait_for(&mut self, text: &str) -> String {
         loop {
             let start = self.seen.len();
             let length = self.stderr.read_until(b'\n', &mut self.seen).unwrap();
             assert_ne!(length, 0, "it ended without `{text}`: {}", String::from_utf8_lossy(&self.seen));
-            if String::from_utf8_lossy(&self.seen[start..]).contains(text) {
-                return;
+            let line = String::from_utf8_lossy(&self.seen[start..]);
+            if line.contains(text) {
+                return line.into_owned();
             }
         }
     }
