@@ -7,21 +7,20 @@ use std::time::Duration;
 
 use bstr::BString;
 use kiln_api::{
-    Admin, AdminServer, Answer, Capability, CapabilityUri, Error, Job, JobDescription, JobServer, Limits, LogChunk,
-    MetricsSource, PoolAdmin, PoolAdminServer, Progress, Queue, QueueServer, Reference as _, Registration,
+    Admin, AdminServer, Answer, Capability, CapabilityUri, Error, Job, JobDescription, JobServer, Limits, Link,
+    LogChunk, MetricsSource, PoolAdmin, PoolAdminServer, Progress, Queue, QueueServer, Reference as _, Registration,
     RegistrationServer, ServiceId, Services, Submission, SubmissionServer, Ticket, TicketServer, Worker, WorkerInfo,
     answer, converse_over,
 };
 use libfuzzer_sys::fuzz_target;
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 #[derive(Clone)]
 struct Fake(Rc<watch::Sender<Option<Job>>>);
 
 impl Services for Fake {
-    fn restore(&self, id: &ServiceId, _: &CancellationToken) -> Answer<Capability> {
+    fn restore(&self, id: &ServiceId, _: &Link) -> Answer<Capability> {
         let fake = self.clone();
         answer(Ok(match id.0.len() {
             0 => return answer(Err(Error::failed("no id"))),

@@ -10,8 +10,8 @@ use std::time::Instant;
 use bstr::BString;
 use kiln_api::{
     Address, Answer, Capability, CapabilityUri, Connection, Error, Identity, Job, JobDescription, JobServer, Key,
-    Limits, Listener, LogChunk, Metric, MetricsSource, Queue, QueueServer, Registration, RegistrationServer, Security,
-    ServiceId, Services, Worker, WorkerServer, answer,
+    Limits, Link, Listener, LogChunk, Metric, MetricsSource, Queue, QueueServer, Registration, RegistrationServer,
+    Security, ServiceId, Services, Worker, WorkerServer, answer,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -53,7 +53,7 @@ impl WorkerServer for Idle {
 struct Scheduler(Rc<RefCell<Option<Job>>>);
 
 impl Services for Scheduler {
-    fn restore(&self, id: &ServiceId, _: &CancellationToken) -> Answer<Capability> {
+    fn restore(&self, id: &ServiceId, _: &Link) -> Answer<Capability> {
         answer(match (id.0.as_slice(), &*self.0.borrow()) {
             (b"pool", _) => Ok(Registration::serve(self.clone()).into()),
             (b"job", Some(job)) => Ok(job.clone().into()),

@@ -1,8 +1,6 @@
 # How a vat hands out its services. `Restorer` never leaves the process.
 @0xb0f2fa7e5d83a1c6;
 
-using OCluster = import "ocluster.capnp";
-
 interface Restorer {
   # What an incoming Bootstrap message is turned into, since capnp-rpc knows one service only.
 
@@ -15,5 +13,3 @@ interface Persistent @0xc8cb212fcd9f5691 {
   save @0 (sealFor :AnyPointer) -> (sturdyRef :AnyPointer);
   # Here a sturdy reference is Text: a capability URI.
 }
-
-interface DurableSubmission extends(OCluster.Submission, Persistent) {}

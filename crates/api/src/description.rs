@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::error::Error;
 use crate::generated::ocluster_capnp::{docker_build, job_descr};
 use crate::text::{bytes, length, text, texts};
 use bstr::BString;
@@ -128,6 +129,46 @@ impl JobDescription {
         })
     }
 
+    /// Returns the description as a message, in the standard framing for streams.
+    ///
+    /// # Errors
+    ///
+    /// The payload of a job of another kind is no message.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, Error> {
+        let mut message = capnp::message::Builder::new_default();
+        self.write(message.init_root())?;
+        Ok(capnp::serialize::write_message_to_words(&message))
+    }
+
+    /// Reads what [`to_bytes`](Self::to_bytes) wrote.
+    ///
+    /// # Errors
+    ///
+    /// It is no such message.
+    pub fn from_bytes(mut bytes: &[u8]) -> Result<Self, Error> {
+        let mut options = capnp::message::ReaderOptions::new();
+        options.traversal_limit_in_words(Some(bytes.len()));
+        let message = capnp::serialize::read_message_from_flat_slice(&mut bytes, options)?;
+        Ok(Self::read(message.get_root()?)?)
+    }
+
+    /// Returns whether something in it must not be seen by others: a secret, or a password.
+    pub fn has_secrets(&self) -> bool {
+        let password = matches!(&self.action, Action::DockerBuild(build) if !build.push_password.is_empty());
+        password || !self.secrets.is_empty()
+    }
+
+    /// Returns the description without what must not be seen by others.
+    #[must_use]
+    pub fn without_secrets(&self) -> Self {
+        let mut without = self.clone();
+        without.secrets.clear();
+        if let Action::DockerBuild(build) = &mut without.action {
+            build.push_password.clear();
+        }
+        without
+    }
+
     /// Writes the description into a message.
     pub(crate) fn write(&self, mut job: job_descr::Builder<'_>) -> Result<(), capnp::Error> {
         job.set_cache_hint(text(&self.cache_hint));
@@ -243,7 +284,12 @@ mod tests {
             let mut message = capnp::message::Builder::new_default();
             description.write(message.init_root()).expect("it is written");
             let read = message.get_root_as_reader().and_then(JobDescription::read);
-            prop_assert_eq!(read.expect("it is read"), description);
+            prop_assert_eq!(&read.expect("it is read"), &description);
+            let bytes = description.to_bytes().expect("it is written");
+            prop_assert_eq!(&JobDescription::from_bytes(&bytes).expect("it is read"), &description);
+            let without = description.without_secrets();
+            prop_assert!(!without.has_secrets());
+            prop_assert_eq!(without == description, !description.has_secrets());
         }
     }
 

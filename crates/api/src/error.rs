@@ -30,6 +30,11 @@ impl Error {
         Self { kind: ErrorKind::Failed, message: message.into() }
     }
 
+    /// Returns the error of an object that has no such method.
+    pub fn unimplemented() -> Self {
+        Self { kind: ErrorKind::Unimplemented, message: "this object has no such method".to_owned() }
+    }
+
     /// Returns an error for a peer that asks for too much at once.
     pub fn overloaded(message: impl Into<String>) -> Self {
         Self { kind: ErrorKind::Overloaded, message: message.into() }

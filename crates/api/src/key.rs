@@ -103,11 +103,16 @@ impl ServiceId {
     ///
     /// If the system gives no randomness, without which nothing here is safe.
     pub fn random() -> Self {
-        let mut bytes = vec![0; 20];
-        let random = rustls::crypto::ring::default_provider().secure_random;
-        random.fill(&mut bytes).expect("the system gives randomness");
-        Self(bytes)
+        Self(random::<20>().into())
     }
+}
+
+/// Returns random bytes that nobody can guess.
+pub(crate) fn random<const COUNT: usize>() -> [u8; COUNT] {
+    let mut bytes = [0; COUNT];
+    let random = rustls::crypto::ring::default_provider().secure_random;
+    random.fill(&mut bytes).expect("the system gives randomness");
+    bytes
 }
 
 impl Fingerprint {

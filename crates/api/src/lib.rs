@@ -13,6 +13,8 @@ mod capability;
 mod description;
 mod error;
 mod interface;
+mod job_key;
+mod job_log;
 mod key;
 mod log_tail;
 mod text;
@@ -38,15 +40,18 @@ mod vat;
 mod generated {
     pub(crate) mod ocluster_capnp;
     pub(crate) mod vat_capnp;
+    pub(crate) mod kiln_capnp;
 }
 
 pub use capability::{Capability, Reference};
 pub use description::{Action, DockerBuild, Dockerfile, JobDescription, Secret};
 pub use error::{Error, ErrorKind};
 pub use interface::*;
+pub use job_key::{JobKey, JobKeyError};
+pub use job_log::JobLog;
 pub use key::{Key, KeyError};
 pub use log_tail::LogTail;
 pub use uri::{Address, CapabilityUri, Fingerprint, Identity, ServiceId, UriError};
 #[doc(hidden)]
 pub use vat::converse_over;
-pub use vat::{ConnectError, Connection, Limits, ListenError, Listener, Security, Services};
+pub use vat::{ConnectError, Connection, Limits, Link, ListenError, Listener, Security, Services};

@@ -14,7 +14,7 @@ const AHEAD: usize = 16;
 /// How many questions may wait that turned out to be of no use. They are answered when the log has come that far, or ends.
 const MAX_STALE: usize = 64;
 
-/// Reads a log from its beginning.
+/// Reads a log, from its beginning or from where it was read to before.
 ///
 /// While parts come that are as long as they can be, those that follow are asked for before they are needed, where they will begin.
 /// When one is shorter, what was asked beyond it is of no use, and it is waited for what comes next.
@@ -28,28 +28,43 @@ pub struct LogTail {
 }
 
 impl LogTail {
-    /// Begins.
+    /// Begins at the beginning.
     pub fn new(job: Job) -> Self {
-        Self { job, position: 0, ahead: VecDeque::new(), stale: FuturesUnordered::new() }
+        Self::at(job, 0)
     }
 
-    /// Waits for the next part of the log, and returns it; nothing if the log is complete.
+    /// Goes on where another left off.
+    pub fn at(job: Job, position: i64) -> Self {
+        Self { job, position, ahead: VecDeque::new(), stale: FuturesUnordered::new() }
+    }
+
+    /// Returns where the next part begins.
+    pub fn position(&self) -> i64 {
+        self.position
+    }
+
+    /// Waits for the next part of the log, and returns it; nothing if the log is complete. The future may be dropped: nothing is lost.
     ///
     /// # Errors
     ///
     /// What the job says, or that it cannot be reached.
     pub async fn next(&mut self) -> Result<Vec<u8>, Error> {
-        let mut answer = match self.ahead.pop_front() {
-            Some(answer) => answer,
-            None => Box::pin(self.job.log(self.position)),
-        };
+        if self.ahead.is_empty() {
+            self.ahead.push_back(Box::pin(self.job.log(self.position)));
+        }
         let chunk = loop {
+            let Some(answer) = self.ahead.front_mut() else { return Ok(Vec::new()) };
             tokio::select! {
                 biased;
-                chunk = &mut answer => break chunk?,
+                chunk = answer => break chunk,
                 Some(_) = self.stale.next() => {}
             }
         };
+        self.ahead.pop_front();
+        let chunk = chunk?;
+        if i64::try_from(chunk.bytes.len()).is_ok_and(|length| self.position.checked_add(length) != Some(chunk.next)) {
+            return Err(Error::failed(format!("the log goes on at {} after {}", chunk.next, self.position)));
+        }
         let full = i64::try_from(MAX_CHUNK).unwrap_or(i64::MAX);
         let is_full = chunk.next - self.position == full;
         self.position = chunk.next;

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod cluster;
+mod job;
 mod worker;
 
 use std::ffi::OsString;
@@ -23,6 +24,7 @@ use crate::sandbox;
 use crate::settings::{KILN_CONFIG, KILN_REGISTRIES, KILN_STORE, REGISTRY_AUTH_FILE};
 
 pub(crate) use cluster::*;
+pub(crate) use job::*;
 pub(crate) use worker::Worker;
 
 /// Sandboxed, cached builds.
@@ -83,6 +85,8 @@ pub(crate) enum Command {
     Worker(Box<Worker>),
     /// Submits a job to a scheduler, and follows it
     Submit(Submit),
+    /// Looks after jobs that were submitted
+    Job(JobOf),
     /// Administrates a scheduler
     Admin(Admin),
     /// Runs a scheduler and a worker on this machine, and prints how to use them

@@ -1,7 +1,7 @@
 //! A scheduler that a command is connected to, and what goes wrong with it.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bstr::BString;
 use kiln_api::cap_file::{self, CapFileError};
@@ -12,6 +12,10 @@ use crate::exit::Failure;
 
 /// How long the end of a connection may take to be noticed, once calls say that something was lost.
 const NOTICE: Duration = Duration::from_secs(1);
+
+/// How long to try to reach a scheduler again, and how long to wait before each try: at first, and at most.
+const PATIENCE: Duration = Duration::from_secs(600);
+const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// Why a scheduler did not do what it was asked to.
 #[derive(Debug, Error)]
@@ -42,6 +46,8 @@ pub(crate) enum PeerError {
     NoWorkers { words: &'static str },
     #[error("the pool has no worker {0}")]
     UnknownWorker(String),
+    #[error("this scheduler keeps no jobs; it is not one of Kiln's")]
+    KeepsNoJobs,
     #[error("the command for {0} of {1} workers failed")]
     Commands(usize, usize),
 }
@@ -62,12 +68,20 @@ impl PeerError {
         }
     }
 
+    /// Returns this, or that the scheduler is of the kind that cannot.
+    pub(crate) fn or_keeps_no_jobs(self) -> Self {
+        match self {
+            Self::Refused { said, .. } if said.kind == ErrorKind::Unimplemented => Self::KeepsNoJobs,
+            other => other,
+        }
+    }
+
     /// Whether the caller asked for what there is not, rather than something failing.
     pub(crate) fn is_usage(&self) -> bool {
         match self {
             Self::NoCapability | Self::Capability(CapFileError::Read { .. } | CapFileError::Content { .. }) => true,
             Self::Refused { said, .. } => matches!(said.kind, ErrorKind::Failed | ErrorKind::Unimplemented),
-            Self::WhichWorker { .. } | Self::UnknownWorker(_) => true,
+            Self::WhichWorker { .. } | Self::UnknownWorker(_) | Self::KeepsNoJobs => true,
             _ => false,
         }
     }
@@ -90,7 +104,9 @@ impl PeerError {
             Self::Refused { said, .. } if said.kind == ErrorKind::Unimplemented => {
                 Some("`admin` needs admin.cap, and `submit` what `kiln admin add-client` printed")
             }
-            Self::Lost(_) => Some("a job that was submitted is cancelled with its client's connection"),
+            Self::Lost(_) => {
+                Some("a job that was submitted to a scheduler of OCluster's is cancelled with its client's connection")
+            }
             Self::Connect(ConnectError::WrongKey { .. }) => {
                 Some("get the capability file again from whoever runs the scheduler, if its key was changed")
             }
@@ -113,6 +129,24 @@ impl Peer {
         let (key, _) = Key::generate()?;
         let connection = Connection::open(&uri, &key, Limits::default()).await?;
         Ok(Self { connection, uri })
+    }
+
+    /// Connects again to a scheduler that was lost. It may be about to start.
+    pub(crate) async fn open_again(file: Option<&Path>) -> Result<Self, PeerError> {
+        let begun = Instant::now();
+        let mut pause = PAUSE.0;
+        loop {
+            tokio::time::sleep(pause).await;
+            match Self::open(file).await {
+                Err(PeerError::Connect(error)) if !matches!(error, ConnectError::WrongKey { .. }) => {
+                    if begun.elapsed() > PATIENCE {
+                        return Err(error.into());
+                    }
+                }
+                done => return done,
+            }
+            pause = (pause * 2).min(PAUSE.1);
+        }
     }
 
     /// Returns what the capability is of, without waiting.

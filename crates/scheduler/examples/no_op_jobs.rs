@@ -174,6 +174,7 @@ fn main() -> Result<()> {
         capabilities: None,
         web: None,
         limits: Limits::default(),
+        keeping: kiln_scheduler::Keeping::default(),
     };
     let (told, running) = std::sync::mpsc::channel();
     let stop = CancellationToken::new();

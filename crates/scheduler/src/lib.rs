@@ -13,4 +13,4 @@ mod server;
 pub mod state;
 pub mod web;
 
-pub use server::{Provided, Running, Scheduler, SchedulerError, Settings};
+pub use server::{Keeping, Provided, Running, Scheduler, SchedulerError, Settings};

@@ -1,8 +1,12 @@
 //! A worker's life: it connects to its scheduler, takes jobs as long as it has room for them, and connects again when it is cut off.
 //!
-//! Objects of the wire live on this thread, in a `LocalSet`; jobs are done on another runtime. A job ends when nobody refers to it
-//! any more, so one whose connection is lost is cancelled.
+//! Objects of the wire live on this thread, in a `LocalSet`; jobs are done on another runtime.
+//!
+//! A scheduler of Kiln's keeps jobs: when the connection is lost, they go on, and are handed over again by the next. With a scheduler of
+//! OCluster's, a job ends when nobody refers to it any more, so one whose connection is lost is cancelled.
 
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,8 +14,9 @@ use std::time::{Duration, Instant};
 
 use bstr::{BString, ByteSlice as _};
 use kiln_api::{
-    Action, Answer, CapabilityUri, ConnectError, Connection, Dockerfile, Error, JobDescription, Key, KeyError, Limits,
-    Metric, MetricsSource, Queue, Registration, Worker, WorkerServer, answer,
+    Action, Answer, CapabilityUri, ConnectError, Connection, Dockerfile, Error, ErrorKind, Job, JobDescription, JobLog,
+    JobServer, KeptJobServer, Key, KeyError, Limits, LogChunk, Metric, MetricsSource, Queue, Registration, Run,
+    ServiceId, Worker, WorkerServer, answer,
 };
 use regex::bytes::Regex;
 use thiserror::Error;
@@ -22,12 +27,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::hands::{Hands, JobError};
 use crate::job::Progress;
-use crate::log::JobLog;
 use crate::metrics::{self, Metrics, Others};
 use crate::upkeep::{self, Clones, DockerPrune, HealthCheck};
 
 /// How long to wait before connecting again: first, and at most.
 const PATIENCE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+
+/// How long a worker that is to end tries to tell its scheduler what came of its jobs.
+const LAST_WORDS: Duration = Duration::from_secs(60);
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -90,17 +97,23 @@ pub enum AgentError {
 
 /// Why a session with a scheduler ended.
 enum Over {
-    Stopped,
-    Update,
+    Ended(Ended),
     Lost(String),
 }
 
 /// What belongs to the worker, whatever its connection does.
 struct Agent {
     settings: Settings,
+    /// What this process calls itself.
+    process: Vec<u8>,
     metrics: Arc<Metrics>,
     slots: Arc<Semaphore>,
+    /// How many jobs are being done.
     running: watch::Sender<usize>,
+    /// Those that its scheduler has the result of when it says so: it keeps them, and offers them when it is connected again.
+    kept: watch::Sender<HashMap<Run, Arc<Progress>>>,
+    /// How many jobs a scheduler of OCluster's refers to, those included that are done.
+    lent: watch::Sender<usize>,
     healthy: watch::Receiver<bool>,
     /// The scheduler wants the newest version.
     update: CancellationToken,
@@ -128,19 +141,27 @@ pub async fn run(settings: Settings, stop: CancellationToken, builds: Handle) ->
     let (clones, hands) = (settings.clones, Arc::clone(&settings.hands));
     chores.spawn_on(async move { upkeep::prune_clones(clones, hands).await }, &builds);
     let slots = Arc::new(Semaphore::new(usize::try_from(settings.capacity).unwrap_or(Semaphore::MAX_PERMITS)));
-    let running = watch::Sender::new(0);
-    let update = CancellationToken::new();
-    let agent = Rc::new(Agent { settings, metrics, slots, running, healthy, update, builds });
+    let agent = Rc::new(Agent {
+        settings,
+        process: ServiceId::random().0,
+        metrics,
+        slots,
+        running: watch::Sender::new(0),
+        kept: watch::Sender::default(),
+        lent: watch::Sender::new(0),
+        healthy,
+        update: CancellationToken::new(),
+        builds,
+    });
     let mut patience = PATIENCE.0;
     loop {
         let why = match agent.session(&stop, &mut patience).await? {
-            Over::Stopped => return Ok(Ended::Stopped),
-            Over::Update => return Ok(Ended::Update),
+            Over::Ended(ended) => return Ok(ended),
             Over::Lost(why) => why,
         };
         tracing::warn!(why, again = ?patience, "no scheduler");
         tokio::select! {
-            () = stop.cancelled() => return Ok(Ended::Stopped),
+            ended = agent.end(&stop) => return Ok(ended),
             () = tokio::time::sleep(patience) => {}
         }
         patience = (patience * 2).min(PATIENCE.1);
@@ -148,102 +169,194 @@ pub async fn run(settings: Settings, stop: CancellationToken, builds: Handle) ->
 }
 
 impl Agent {
+    /// Waits until the worker is to end.
+    async fn leave(&self, stop: &CancellationToken) -> Ended {
+        tokio::select! {
+            () = stop.cancelled() => Ended::Stopped,
+            () = self.update.cancelled() => Ended::Update,
+        }
+    }
+
+    /// Waits until the worker is to end, its jobs are done, and its scheduler knows, or cannot be told.
+    async fn end(&self, stop: &CancellationToken) -> Ended {
+        let ended = self.leave(stop).await;
+        // Both senders are the agent's.
+        let _ = self.running.subscribe().wait_for(|running| *running == 0).await;
+        let told = async {
+            let _ = self.kept.subscribe().wait_for(HashMap::is_empty).await;
+            let _ = self.lent.subscribe().wait_for(|lent| *lent == 0).await;
+        };
+        if tokio::time::timeout(LAST_WORDS, told).await.is_err() {
+            let jobs = self.kept.borrow().len() + *self.lent.borrow();
+            tracing::warn!(jobs, "ending with results that no scheduler has taken");
+        }
+        ended
+    }
+
     /// Connects and works until the connection is lost or the worker is to end.
     async fn session(self: &Rc<Self>, stop: &CancellationToken, patience: &mut Duration) -> Result<Over, AgentError> {
-        let Settings { pool, name, capacity, limits, .. } = &self.settings;
+        let Settings { pool, name, limits, .. } = &self.settings;
         // A key for each connection: OCaml's schedulers close one of two with the same.
         let (key, _) = Key::generate()?;
         let connecting = Connection::open(pool, &key, limits.clone());
         let connection = tokio::select! {
-            () = stop.cancelled() => return Ok(Over::Stopped),
+            ended = self.end(stop) => return Ok(Over::Ended(ended)),
             connection = connecting => match connection {
                 Ok(connection) => connection,
                 Err(error @ ConnectError::WrongKey { .. }) => return Err(AgentError::WrongKey(error)),
                 Err(error) => return Ok(Over::Lost(reason(&error))),
             },
         };
-        let registration: Registration = connection.bootstrap(&pool.service);
-        let controls = Controls { agent: Rc::clone(self) };
-        let capacity = i32::try_from(*capacity).unwrap_or(i32::MAX);
-        let registering = registration.register(name, Worker::serve(controls), capacity);
-        let queue = tokio::select! {
-            () = stop.cancelled() => return Ok(Over::Stopped),
-            queue = registering => match queue {
-                Ok(queue) => queue,
-                Err(error) if error.message == "Unknown persistent service ID" => {
-                    return Err(AgentError::UnknownCapability);
-                }
-                Err(error) => return Ok(Over::Lost(error.to_string())),
-            },
+        let registered = tokio::select! {
+            ended = self.end(stop) => return Ok(Over::Ended(ended)),
+            registered = self.register(connection.bootstrap(&pool.service)) => registered,
+        };
+        let (queue, scheduler) = match registered {
+            Ok(registered) => registered,
+            Err(error) if error.message == "Unknown persistent service ID" => {
+                return Err(AgentError::UnknownCapability);
+            }
+            Err(error) => return Ok(Over::Lost(error.to_string())),
         };
         *patience = PATIENCE.0;
         tracing::info!(worker = ?name, "registered");
-        let over = self.work(&connection, queue, stop).await;
+        let over = self.work(&connection, queue, scheduler, stop).await;
         connection.close().await;
         Ok(over)
     }
 
-    /// Takes jobs until the connection is lost, or until the worker is to end and its jobs are done.
-    async fn work(self: &Rc<Self>, connection: &Connection, queue: Queue, stop: &CancellationToken) -> Over {
-        let mut healthy = self.healthy.clone();
-        let mut running = self.running.subscribe();
-        let mut closed = std::pin::pin!(connection.closed());
-        let leave = async {
-            tokio::select! {
-                () = stop.cancelled() => Over::Stopped,
-                () = self.update.cancelled() => Over::Update,
+    /// Becomes a worker of the pool, and hands over what it does already.
+    async fn register(self: &Rc<Self>, registration: Registration) -> Result<(Queue, SchedulerKind), Error> {
+        let Settings { name, capacity, .. } = &self.settings;
+        let capacity = i32::try_from(*capacity).unwrap_or(i32::MAX);
+        let controls = || Worker::serve(Controls { agent: Rc::clone(self) });
+        match registration.enter(name, controls(), capacity, &self.process).await {
+            Ok(queue) => {
+                let offers: Vec<_> = self.kept.borrow().iter().map(|(run, kept)| (*run, Arc::clone(kept))).collect();
+                for (run, progress) in offers {
+                    let served = KeptJob { agent: Rc::clone(self), progress, run: Cell::new(Some(run)).into() };
+                    let is_wanted = queue.offer(run, Job::serve_kept(served)).await?;
+                    tracing::info!(job = %run.job, run = run.number, is_wanted, "handed a job over again");
+                    if !is_wanted {
+                        self.drop_kept(run);
+                    }
+                }
+                queue.ready().await?;
+                Ok((queue, SchedulerKind::Kiln))
             }
-        };
-        let mut leave = std::pin::pin!(leave);
-        let mut leaving = None;
+            Err(error) if error.kind == ErrorKind::Unimplemented => {
+                // What another scheduler gave us, this one cannot take.
+                let runs: Vec<_> = self.kept.borrow().keys().copied().collect();
+                runs.into_iter().for_each(|run| self.drop_kept(run));
+                Ok((registration.register(name, controls(), capacity).await?, SchedulerKind::OCluster))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Cancels a job that nobody wants any more, and forgets it.
+    fn drop_kept(&self, run: Run) {
+        if let Some(progress) = self.forget(run) {
+            progress.cancel.cancel();
+        }
+    }
+
+    /// Forgets a job that its scheduler keeps.
+    fn forget(&self, run: Run) -> Option<Arc<Progress>> {
+        let mut forgotten = None;
+        self.kept.send_modify(|kept| forgotten = kept.remove(&run));
+        forgotten
+    }
+
+    /// Takes jobs until the connection is lost, or until the worker is to end and its jobs are done.
+    async fn work(
+        self: &Rc<Self>,
+        connection: &Connection,
+        queue: Queue,
+        scheduler: SchedulerKind,
+        stop: &CancellationToken,
+    ) -> Over {
+        let mut healthy = self.healthy.clone();
+        let mut closed = std::pin::pin!(connection.closed());
+        let mut leave = std::pin::pin!(self.leave(stop));
+        let mut end = std::pin::pin!(self.end(stop));
+        let mut is_leaving = false;
         // Not dropped when something else happens: a job might be on its way.
-        let mut next = std::pin::pin!(self.next(queue.clone()));
+        let mut next = std::pin::pin!(self.next(queue.clone(), scheduler));
         loop {
-            let active = leaving.is_none() && *healthy.borrow_and_update();
+            let active = !is_leaving && *healthy.borrow_and_update();
             if let Err(error) = queue.set_active(active).await {
                 return Over::Lost(error.to_string());
             }
             loop {
-                if *running.borrow_and_update() == 0
-                    && let Some(over) = leaving.take()
-                {
-                    return over;
-                }
                 tokio::select! {
+                    // A job that came before the scheduler was told is done, so it is looked for before the end.
+                    biased;
                     () = &mut closed => return Over::Lost("the connection is lost".to_owned()),
                     job = &mut next => match job {
                         Ok(job) => {
                             self.start(job);
-                            next.set(self.next(queue.clone()));
+                            next.set(self.next(queue.clone(), scheduler));
                         }
                         Err(error) => return Over::Lost(error.to_string()),
                     },
-                    over = &mut leave, if leaving.is_none() => {
-                        leaving = Some(over);
+                    _ = &mut leave, if !is_leaving => {
+                        is_leaving = true;
                         break;
                     }
+                    ended = &mut end, if is_leaving => return Over::Ended(ended),
                     Ok(()) = healthy.changed() => break,
-                    Ok(()) = running.changed() => {}
                 }
             }
         }
     }
 
     /// Waits until there is room for a job, and for a job.
-    async fn next(self: &Rc<Self>, queue: Queue) -> Result<Taken, Error> {
+    async fn next(self: &Rc<Self>, queue: Queue, scheduler: SchedulerKind) -> Result<Taken, Error> {
         let closed = || Error::failed("this worker has ended");
         let mut permit = Arc::clone(&self.slots).acquire_owned().await.map_err(|_| closed())?;
-        let log = JobLog::new(&self.settings.logs, self.settings.log_limit).map_err(|error| {
-            Error::failed(format!("no file for a log in {}: {error}", self.settings.logs.display()))
-        })?;
-        let progress = Progress::new(log);
-        let description = queue.pop(progress.serve()).await?;
+        let progress = Progress::new(self.new_log().await);
+        let description = match scheduler {
+            SchedulerKind::OCluster => {
+                let lent = Rc::new(RefCell::new(None));
+                let description = queue.pop(progress.serve(Rc::clone(&lent) as _)).await?;
+                *lent.borrow_mut() = Some(Counted::new(&self.lent));
+                description
+            }
+            SchedulerKind::Kiln => {
+                let run = Rc::new(Cell::new(None));
+                let served = KeptJob { agent: Rc::clone(self), progress: Arc::clone(&progress), run: Rc::clone(&run) };
+                let (description, taken) = queue.take(Job::serve_kept(served)).await?;
+                run.set(Some(taken));
+                self.kept.send_modify(|kept| _ = kept.insert(taken, Arc::clone(&progress)));
+                description
+            }
+        };
+        // From here on it is the worker's: it does not end before.
+        let running = Counted::new(&self.running);
         // Who takes several has all of them before the next job is asked for, so that two cannot wait for each other.
         let more = self.weight(&description) - 1;
         if more > 0 {
             permit.merge(Arc::clone(&self.slots).acquire_many_owned(more).await.map_err(|_| closed())?);
         }
-        Ok(Taken { description, progress, permit })
+        Ok(Taken { description, progress, permit, running })
+    }
+
+    /// Makes a log for the next job. While there is no room for one, no job is asked for.
+    async fn new_log(&self) -> JobLog {
+        let mut is_first = true;
+        loop {
+            match JobLog::new(&self.settings.logs, self.settings.log_limit) {
+                Ok(log) => return log,
+                Err(error) if is_first => {
+                    let directory = self.settings.logs.display();
+                    tracing::error!(%error, %directory, "no file for a log; no jobs are taken until there is one");
+                    is_first = false;
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(PATIENCE.1).await;
+        }
     }
 
     /// Returns for how many jobs one counts.
@@ -262,13 +375,11 @@ impl Agent {
 
     /// Has a job done.
     fn start(self: &Rc<Self>, taken: Taken) {
-        let Taken { description, progress, permit } = taken;
+        let Taken { description, progress, permit, running } = taken;
         self.metrics.accepted.inc();
         self.metrics.running.inc();
-        self.running.send_modify(|running| *running += 1);
         let (hands, metrics, name) =
             (Arc::clone(&self.settings.hands), Arc::clone(&self.metrics), self.settings.name.clone());
-        let running = self.running.clone();
         self.builds.spawn(async move {
             let begun = Instant::now();
             let doing = {
@@ -285,7 +396,7 @@ impl Agent {
             progress.end(done.outcome);
             drop(permit);
             metrics.running.dec();
-            running.send_modify(|running| *running -= 1);
+            drop(running);
         });
     }
 }
@@ -295,6 +406,63 @@ struct Taken {
     description: JobDescription,
     progress: Arc<Progress>,
     permit: OwnedSemaphorePermit,
+    running: Counted,
+}
+
+/// One of so many, until it is dropped.
+struct Counted(watch::Sender<usize>);
+
+impl Counted {
+    fn new(count: &watch::Sender<usize>) -> Self {
+        count.send_modify(|count| *count += 1);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
+
+/// Whose program a scheduler is.
+#[derive(Debug, Clone, Copy)]
+enum SchedulerKind {
+    /// It keeps jobs, and takes them again from a worker that was cut off.
+    Kiln,
+    OCluster,
+}
+
+/// A job for a scheduler that keeps it: what refers to it may be lost with a connection, and that means nothing.
+struct KeptJob {
+    agent: Rc<Agent>,
+    progress: Arc<Progress>,
+    /// Which one it is, once that is known.
+    run: Rc<Cell<Option<Run>>>,
+}
+
+impl JobServer for KeptJob {
+    fn log(&self, start: i64) -> Answer<LogChunk> {
+        self.progress.log(start)
+    }
+
+    fn result(&self) -> Answer<BString> {
+        self.progress.result()
+    }
+
+    fn cancel(&self) -> Answer<()> {
+        self.progress.cancel.cancel();
+        answer(Ok(()))
+    }
+}
+
+impl KeptJobServer for KeptJob {
+    fn forget(&self) -> Answer<()> {
+        if let Some(run) = self.run.get() {
+            self.agent.forget(run);
+        }
+        answer(Ok(()))
+    }
 }
 
 /// How a job ended.

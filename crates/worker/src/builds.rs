@@ -12,7 +12,7 @@ use kiln_spec::{ParseError, Spec};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
-use crate::log::JobLog;
+use kiln_api::JobLog;
 
 /// What builds by a spec are done with.
 #[derive(Debug)]

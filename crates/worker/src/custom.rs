@@ -21,8 +21,8 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
 use crate::command::{Command, CommandError, Environment};
-use crate::log::JobLog;
 use crate::secrets::{SecretError, SecretFiles};
+use kiln_api::JobLog;
 
 /// How long a result may be. It is one text in a message of the wire.
 const RESULT_BYTES: u64 = 64 << 10;

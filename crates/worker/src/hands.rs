@@ -12,7 +12,7 @@ use crate::command::Environment;
 use crate::context::{ContextError, Contexts};
 use crate::custom::{CustomError, CustomKind};
 use crate::docker::{Docker, DockerError};
-use crate::log::JobLog;
+use kiln_api::JobLog;
 
 /// Does jobs. A kind of job that a worker has no hands for fails.
 #[derive(Debug)]

@@ -1,5 +1,7 @@
 //! A job, as its client sees it.
 
+use std::any::Any;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use bstr::BString;
@@ -7,7 +9,7 @@ use kiln_api::{Answer, Error, Job, JobServer, LogChunk, answer};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::log::JobLog;
+use kiln_api::JobLog;
 
 /// How a job ended: with what it made, or with what its client is told.
 pub(crate) type Outcome = Result<BString, &'static str>;
@@ -31,27 +33,17 @@ impl Progress {
         self.outcome.send_replace(Some(outcome));
     }
 
-    /// Returns a reference for others. When nobody has one any more, the job is cancelled.
-    pub(crate) fn serve(self: &Arc<Self>) -> Job {
-        Job::serve(Served(Arc::clone(self)))
-    }
-}
-
-/// What others refer to.
-struct Served(Arc<Progress>);
-
-impl JobServer for Served {
-    fn log(&self, start: i64) -> Answer<LogChunk> {
-        let log = self.0.log.clone();
+    /// Answers `Job.log`.
+    pub(crate) fn log(&self, start: i64) -> Answer<LogChunk> {
+        let log = self.log.clone();
         Box::pin(async move {
-            let (bytes, next) =
-                log.read(start).await.map_err(|error| Error::failed(format!("the log cannot be read: {error}")))?;
-            Ok(LogChunk { bytes, next: i64::try_from(next).unwrap_or(i64::MAX) })
+            log.chunk(start).await.map_err(|error| Error::failed(format!("the log cannot be read: {error}")))
         })
     }
 
-    fn result(&self) -> Answer<BString> {
-        let mut outcome = self.0.outcome.subscribe();
+    /// Answers `Job.result`.
+    pub(crate) fn result(&self) -> Answer<BString> {
+        let mut outcome = self.outcome.subscribe();
         Box::pin(async move {
             let outcome = outcome.wait_for(Option::is_some).await.map(|outcome| outcome.clone());
             match outcome {
@@ -62,14 +54,35 @@ impl JobServer for Served {
         })
     }
 
+    /// Returns a reference for others. When nobody has one any more, the job is cancelled, and `lent` is dropped.
+    pub(crate) fn serve(self: &Arc<Self>, lent: Rc<dyn Any>) -> Job {
+        Job::serve(Served { progress: Arc::clone(self), _lent: lent })
+    }
+}
+
+/// What others refer to.
+struct Served {
+    progress: Arc<Progress>,
+    _lent: Rc<dyn Any>,
+}
+
+impl JobServer for Served {
+    fn log(&self, start: i64) -> Answer<LogChunk> {
+        self.progress.log(start)
+    }
+
+    fn result(&self) -> Answer<BString> {
+        self.progress.result()
+    }
+
     fn cancel(&self) -> Answer<()> {
-        self.0.cancel.cancel();
+        self.progress.cancel.cancel();
         answer(Ok(()))
     }
 }
 
 impl Drop for Served {
     fn drop(&mut self) {
-        self.0.cancel.cancel();
+        self.progress.cancel.cancel();
     }
 }

@@ -3,7 +3,7 @@
 //! * [`agent`] is its life: connecting, registering, taking jobs, ending;
 //! * [`Hands`] are what it can do: [`builds`] by a spec with the engine, [`docker`] builds, [`custom`] kinds, each with sources from git
 //!   ([`context`]);
-//! * [`log`] is what a job prints, and [`command`] how programs of the host are run for it.
+//! * [`command`] is how programs of the host are run for a job.
 #![forbid(unsafe_code)]
 
 pub mod agent;
@@ -14,7 +14,6 @@ pub mod custom;
 pub mod docker;
 mod hands;
 mod job;
-pub mod log;
 mod metrics;
 pub mod secrets;
 mod upkeep;

@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::command::Command;
 use crate::hands::Hands;
-use crate::log::JobLog;
 use crate::metrics::Metrics;
+use kiln_api::JobLog;
 
 /// How much of a program's output is kept, to say what is wrong.
 const OUTPUT: u64 = 64 << 10;

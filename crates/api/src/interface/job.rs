@@ -4,8 +4,9 @@ use std::rc::Rc;
 
 use bstr::BString;
 
-use super::{Answer, answer, reference};
+use super::{Answer, reference};
 use crate::error::Error;
+use crate::generated::kiln_capnp::kiln_job;
 use crate::generated::ocluster_capnp::job;
 use crate::text::{bytes, text};
 
@@ -36,10 +37,22 @@ pub trait JobServer: 'static {
     fn cancel(&self) -> Answer<()>;
 }
 
+/// What a job does that goes on while its scheduler is not there.
+pub trait KeptJobServer: JobServer {
+    /// Is told that the scheduler has the log and the result for good.
+    fn forget(&self) -> Answer<()>;
+}
+
 impl Job {
     /// Returns a reference to `server`, which is dropped with the last one.
     pub fn serve(server: impl JobServer) -> Self {
         Self(capnp_rpc::new_client(Adapter(server)))
+    }
+
+    /// As [`serve`](Self::serve).
+    pub fn serve_kept(server: impl KeptJobServer) -> Self {
+        let kept: kiln_job::Client = capnp_rpc::new_client(Adapter(server));
+        Self(capnp::capability::FromClientHook::new(kept.client.hook))
     }
 
     /// See [`JobServer::log`].
@@ -84,47 +97,21 @@ impl Job {
         }
     }
 
-    /// Returns a reference for others to what is a peer's: they can call what a job has and nothing else, not too often at once, and
-    /// neither can hand the other a reference.
-    pub(crate) fn relayed(self) -> Self {
-        Self::serve(Relay { job: self, open: Rc::new(()) })
-    }
-}
-
-/// The most calls that wait for one job. Its client has one for the log and one for the result.
-const MAX_OPEN: usize = 256;
-
-struct Relay {
-    job: Job,
-    /// Held by each open call.
-    open: Rc<()>,
-}
-
-impl Relay {
-    fn limited<T: 'static>(&self, call: impl FnOnce(&Job) -> Answer<T>) -> Answer<T> {
-        if Rc::strong_count(&self.open) > MAX_OPEN {
-            return answer(Err(Error::overloaded("too many calls wait for this job")));
+    /// See [`KeptJobServer::forget`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Job::log`].
+    pub fn forget(&self) -> impl Future<Output = Result<(), Error>> + 'static {
+        let response = self.as_kept().forget_request().send().promise;
+        async move {
+            response.await?;
+            Ok(())
         }
-        let (open, call) = (Rc::clone(&self.open), call(&self.job));
-        Box::pin(async move {
-            let result = call.await;
-            drop(open);
-            result
-        })
-    }
-}
-
-impl JobServer for Relay {
-    fn log(&self, start: i64) -> Answer<LogChunk> {
-        self.limited(|job| Box::pin(job.log(start)))
     }
 
-    fn result(&self) -> Answer<BString> {
-        self.limited(|job| Box::pin(job.result()))
-    }
-
-    fn cancel(&self) -> Answer<()> {
-        self.limited(|job| Box::pin(job.cancel()))
+    pub(super) fn as_kept(&self) -> kiln_job::Client {
+        capnp::capability::FromClientHook::new(self.0.client.hook.clone())
     }
 }
 
@@ -151,6 +138,14 @@ impl<T: JobServer> job::Server for Adapter<T> {
 
     async fn cancel(self: Rc<Self>, _: job::CancelParams, _: job::CancelResults) -> Result<(), capnp::Error> {
         let answer = self.0.cancel();
+        drop(self);
+        Ok(answer.await?)
+    }
+}
+
+impl<T: KeptJobServer> kiln_job::Server for Adapter<T> {
+    async fn forget(self: Rc<Self>, _: kiln_job::ForgetParams, _: kiln_job::ForgetResults) -> Result<(), capnp::Error> {
+        let answer = self.0.forget();
         drop(self);
         Ok(answer.await?)
     }

@@ -10,6 +10,7 @@
 
 mod admin;
 mod job;
+mod job_info;
 mod progress;
 mod queue;
 mod registration;
@@ -21,11 +22,12 @@ use std::future::Future;
 use std::pin::Pin;
 
 pub use admin::{Admin, AdminServer, PoolAdmin, PoolAdminServer, WorkerInfo};
-pub use job::{Job, JobServer, LogChunk, MAX_CHUNK};
+pub use job::{Job, JobServer, KeptJobServer, LogChunk, MAX_CHUNK};
+pub use job_info::{JobInfo, JobState};
 pub use progress::{Progress, ProgressServer};
-pub use queue::{Queue, QueueServer};
+pub use queue::{Queue, QueueServer, Run};
 pub use registration::{Registration, RegistrationServer};
-pub use submission::{Submission, SubmissionServer};
+pub use submission::{KeptSubmission, Submission, SubmissionServer};
 pub use ticket::{Ticket, TicketServer};
 pub use worker::{Metric, MetricsSource, Worker, WorkerServer};
 

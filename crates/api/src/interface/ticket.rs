@@ -2,8 +2,9 @@
 
 use std::rc::Rc;
 
-use super::{Answer, Job, reference};
+use super::{Answer, Job, answer, reference};
 use crate::error::Error;
+use crate::generated::kiln_capnp::kiln_ticket;
 use crate::generated::ocluster_capnp::ticket;
 
 reference! {
@@ -12,18 +13,23 @@ reference! {
     Ticket, ticket::Client
 }
 
-/// What a ticket does for those who refer to it.
+/// What a ticket does for those who refer to it. What has a body here, no object of OCluster's does.
 pub trait TicketServer: 'static {
     /// Returns the job, which may be a promise until a worker has it.
     fn job(&self) -> Job;
     /// Cancels the job, which then fails.
     fn cancel(&self) -> Answer<()>;
+    /// Waits until the job outlives the scheduler.
+    fn stored(&self) -> Answer<()> {
+        answer(Err(Error::unimplemented()))
+    }
 }
 
 impl Ticket {
     /// Returns a reference to `server`, which is dropped with the last one.
     pub fn serve(server: impl TicketServer) -> Self {
-        Self(capnp_rpc::new_client(Adapter(server)))
+        let kiln: kiln_ticket::Client = capnp_rpc::new_client(Adapter(server));
+        Self(capnp::capability::FromClientHook::new(kiln.client.hook))
     }
 
     /// Returns the job, without waiting for anything: calls on it wait.
@@ -40,6 +46,17 @@ impl Ticket {
         self.0.cancel_request().send().promise.await?;
         Ok(())
     }
+
+    /// See [`TicketServer::stored`].
+    ///
+    /// # Errors
+    ///
+    /// As [`cancel`](Self::cancel).
+    pub async fn stored(&self) -> Result<(), Error> {
+        let kiln: kiln_ticket::Client = capnp::capability::FromClientHook::new(self.0.client.hook.clone());
+        kiln.stored_request().send().promise.await?;
+        Ok(())
+    }
 }
 
 struct Adapter<T>(T);
@@ -52,6 +69,18 @@ impl<T: TicketServer> ticket::Server for Adapter<T> {
 
     async fn cancel(self: Rc<Self>, _: ticket::CancelParams, _: ticket::CancelResults) -> Result<(), capnp::Error> {
         let answer = self.0.cancel();
+        drop(self);
+        Ok(answer.await?)
+    }
+}
+
+impl<T: TicketServer> kiln_ticket::Server for Adapter<T> {
+    async fn stored(
+        self: Rc<Self>,
+        _: kiln_ticket::StoredParams,
+        _: kiln_ticket::StoredResults,
+    ) -> Result<(), capnp::Error> {
+        let answer = self.0.stored();
         drop(self);
         Ok(answer.await?)
     }

@@ -19,6 +19,7 @@ use tokio_rustls::TlsConnector;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::limits::Limits;
+use super::link::Link;
 use super::network::{Network, Wanted};
 use super::peer::Side;
 use super::stream::{Bytes, Plain, Tcp};
@@ -98,7 +99,7 @@ impl Connection {
 
     /// Speaks to whoever is at the other end of `stream`.
     fn over(stream: Box<dyn Bytes>, limits: Limits) -> Self {
-        let network = Network::new(stream, Side::Opened, limits);
+        let network = Network::new(stream, Side::Opened, limits, Link::default());
         let wanted = network.wanted();
         let system = Rc::new(RefCell::new(RpcSystem::new(Box::new(network), None)));
         let (end, closed) = watch::channel(false);

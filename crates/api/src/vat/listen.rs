@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::connection::drive;
 use super::limits::Limits;
+use super::link::Link;
 use super::network::Network;
 use super::peer::Side;
 use super::stream::{Bytes, Plain, Tcp, is_end};
@@ -33,11 +34,11 @@ const BREATHER: Duration = Duration::from_millis(100);
 
 /// What a vat offers.
 pub trait Services: 'static {
-    /// Returns the service with this id, for a connection whose end cancels `ended`. Knowing the id is the right to have it.
+    /// Returns the service with this id, for the peer at the other end of `link`. Knowing the id is the right to have it.
     ///
     /// Objects are dropped when a connection ends; but not one that its peer made hold on to itself. What must not stay is to be
-    /// removed by `ended` too.
-    fn restore(&self, id: &ServiceId, ended: &CancellationToken) -> Answer<Capability>;
+    /// removed by [`Link::ended`] too.
+    fn restore(&self, id: &ServiceId, link: &Link) -> Answer<Capability>;
 }
 
 /// Whether connections are encrypted.
@@ -145,12 +146,13 @@ impl Listener {
                 tracing::debug!(?address, "too many connections");
                 continue;
             };
-            let ended = CancellationToken::new();
-            let restorer = capnp_rpc::new_client(Restorer { services: Rc::clone(&services), ended: ended.clone() });
+            let link = Link::default();
+            let ended = link.ended().clone().drop_guard();
+            let restorer = Restorer { services: Rc::clone(&services), link };
             let system = attend(plain, self.tls.clone(), restorer, self.limits.clone(), stop.clone());
             connections.spawn_local(async move {
                 let _guest = guest;
-                let _ended = ended.drop_guard();
+                let _ended = ended;
                 system.await;
             });
         }
@@ -173,13 +175,7 @@ impl Listener {
 }
 
 /// Speaks to one peer until it is gone, or until `stop`.
-async fn attend(
-    plain: Plain,
-    tls: Option<TlsAcceptor>,
-    restorer: restorer::Client,
-    limits: Limits,
-    stop: CancellationToken,
-) {
+async fn attend(plain: Plain, tls: Option<TlsAcceptor>, restorer: Restorer, limits: Limits, stop: CancellationToken) {
     let stream: Box<dyn Bytes> = match tls {
         None => plain.boxed(),
         Some(acceptor) => {
@@ -199,8 +195,9 @@ async fn attend(
 }
 
 /// Speaks to one peer, whose bytes these are, until it is gone, or until `stop`.
-async fn converse(stream: Box<dyn Bytes>, restorer: restorer::Client, limits: Limits, stop: CancellationToken) {
-    let network = Network::new(stream, Side::Accepted, limits);
+async fn converse(stream: Box<dyn Bytes>, restorer: Restorer, limits: Limits, stop: CancellationToken) {
+    let network = Network::new(stream, Side::Accepted, limits, restorer.link.clone());
+    let restorer: restorer::Client = capnp_rpc::new_client(restorer);
     let system = RpcSystem::new(Box::new(network), Some(restorer.client));
     drive(Rc::new(RefCell::new(system)), stop).await;
 }
@@ -214,16 +211,16 @@ pub async fn converse_over(
     services: impl Services,
     limits: Limits,
 ) {
-    let ended = CancellationToken::new();
-    let restorer = capnp_rpc::new_client(Restorer { services: Rc::new(services), ended: ended.clone() });
+    let link = Link::default();
+    let _ended = link.ended().clone().drop_guard();
+    let restorer = Restorer { services: Rc::new(services), link };
     converse(Box::new(stream), restorer, limits, CancellationToken::new()).await;
-    ended.cancel();
 }
 
 /// What one connection gets its services from.
 struct Restorer {
     services: Rc<dyn Services>,
-    ended: CancellationToken,
+    link: Link,
 }
 
 impl restorer::Server for Restorer {
@@ -233,7 +230,7 @@ impl restorer::Server for Restorer {
         mut results: restorer::RestoreResults,
     ) -> Result<(), capnp::Error> {
         let id = ServiceId(params.get()?.get_id()?.to_vec());
-        let capability = self.services.restore(&id, &self.ended).await?;
+        let capability = self.services.restore(&id, &self.link).await?;
         // The result is the reference itself, as a Bootstrap's is, and not a structure with the reference in it.
         results.hook.get()?.set_as_capability(capability.0);
         Ok(())

@@ -9,6 +9,7 @@
 
 mod connection;
 mod limits;
+mod link;
 mod listen;
 mod network;
 mod peer;
@@ -16,6 +17,7 @@ mod stream;
 
 pub use connection::{ConnectError, Connection};
 pub use limits::Limits;
+pub use link::Link;
 #[doc(hidden)]
 pub use listen::converse_over;
 pub use listen::{ListenError, Listener, Security, Services};

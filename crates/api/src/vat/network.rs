@@ -28,6 +28,7 @@ use tokio::time::{timeout, timeout_at};
 use tokio_util::compat::{TokioAsyncReadCompatExt as _, TokioAsyncWriteCompatExt as _};
 
 use super::limits::Limits;
+use super::link::Link;
 use super::peer::{OUR_QUESTION, Peer, Side};
 use super::stream::{Bytes, EndsQuietly, is_end};
 use crate::error::as_said;
@@ -108,13 +109,13 @@ impl Wanted {
 }
 
 impl Network {
-    pub(super) fn new(stream: Box<dyn Bytes>, side: Side, limits: Limits) -> Self {
+    pub(super) fn new(stream: Box<dyn Bytes>, side: Side, limits: Limits, link: Link) -> Self {
         let (reader, writer) = tokio::io::split(stream);
         let (outgoing, queue) = mpsc::unbounded();
         let unsent = Rc::new(Unsent { bytes: Cell::new(0), limit: limits.unsent, changed: Notify::new() });
         let writing = write_all(writer, queue, Rc::clone(&unsent), limits.stall).boxed_local().shared();
         let shared = Rc::new(Shared {
-            reader: RefCell::new(Some(BufReader::with_capacity(32 << 10, EndsQuietly(reader)))),
+            reader: RefCell::new(Some(BufReader::with_capacity(32 << 10, EndsQuietly { stream: reader, link }))),
             outgoing,
             unsent,
             stall: limits.stall,

@@ -9,6 +9,8 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::link::Link;
+
 /// Whatever bytes come and go through.
 pub(crate) trait Bytes: AsyncRead + AsyncWrite + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Unpin> Bytes for T {}
@@ -104,13 +106,21 @@ pub(crate) fn is_end(error: &io::Error) -> bool {
     matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | TimedOut | UnexpectedEof)
 }
 
-/// Reads the end of the stream wherever the peer is gone.
-pub(crate) struct EndsQuietly<T>(pub(crate) T);
+/// Reads the end of the stream wherever the peer is gone, and notes if it is gone without a word: its host or the way to it is.
+pub(crate) struct EndsQuietly<T> {
+    pub(crate) stream: T,
+    pub(crate) link: Link,
+}
 
 impl<T: AsyncRead + Unpin> AsyncRead for EndsQuietly<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match ready!(Pin::new(&mut self.0).poll_read(cx, buf)) {
-            Err(error) if is_end(&error) => Poll::Ready(Ok(())),
+        match ready!(Pin::new(&mut self.stream).poll_read(cx, buf)) {
+            Err(error) if is_end(&error) => {
+                if error.kind() == io::ErrorKind::TimedOut {
+                    self.link.set_silent();
+                }
+                Poll::Ready(Ok(()))
+            }
             result => Poll::Ready(result),
         }
     }

@@ -4,13 +4,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use capnp_rpc::rpc_capnp::message;
-use kiln_api::{Admin, Connection, Job, Key, Limits, MetricsSource, PoolAdmin, Registration};
+use kiln_api::{Admin, Connection, Key, Limits, MetricsSource, PoolAdmin};
 
-use crate::crafted::{
-    JOB_ID, POOL_ADMIN_ID, QUEUE_ID, TICKET_ID, amplified_job, deep_job, job, register_promise, restore,
-};
+use crate::crafted::{JOB_ID, POOL_ADMIN_ID, amplified_job, deep_job, register_promise, restore};
 use crate::raw::{On, Raw, bootstrap, call, words};
-use crate::world::{ADMIN, Endless, GATE, Host, JOB, PANIC, POOL, REGISTRATION, SUBMISSION, id, nobody, with_host};
+use crate::world::{ADMIN, GATE, Host, JOB, PANIC, POOL, REGISTRATION, SUBMISSION, id, with_host};
 
 /// Limits that are reached soon.
 fn tight() -> Limits {
@@ -502,35 +500,6 @@ async fn a_promise_that_is_kept_after_all_is_one() {
             }
         }
         assert_eq!(call.await.expect("it ends").expect_err("it fails").to_string(), "as if");
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_client_can_only_call_a_workers_job_and_only_so_often() {
-    plain(Limits::default(), async |host| {
-        let mut raw = Raw::connect(&host.uri).await;
-        raw.bootstrap(0, SUBMISSION).await;
-        raw.hear().await.expect("an answer");
-        raw.bytes(&job(1)).await;
-        raw.call(2, On::Answer(1, Some(0)), TICKET_ID, 0).await;
-        let worker = host.connect().await;
-        let entrance: Registration = worker.bootstrap(&id(REGISTRATION));
-        let queue = entrance.register(b"w", nobody(), 1).await.expect("a queue");
-        queue.pop(Job::serve(Endless(Rc::default()))).await.expect("a job");
-        // What is no method of a job does not reach the worker.
-        raw.call(3, On::Answer(2, Some(0)), QUEUE_ID, 0).await;
-        for question in 4..300 {
-            raw.call(question, On::Answer(2, Some(0)), JOB_ID, 1).await;
-        }
-        let (mut refused, mut strange) = (0, false);
-        while refused < 296 - 256 {
-            let heard = raw.hear().await.expect("an answer").summary();
-            refused += usize::from(heard.ends_with("too many calls wait for this job"));
-            strange |= heard.starts_with("return 3: ") && heard.contains("Unimplemented");
-        }
-        assert!(strange);
-        host.is_well().await;
     })
     .await;
 }

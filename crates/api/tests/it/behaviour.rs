@@ -6,8 +6,8 @@ use std::rc::Rc;
 use bstr::BString;
 use kiln_api::{
     Action, Address, Admin, Answer, Capability, Connection, Error, ErrorKind, Identity, Job, JobDescription, JobServer,
-    Key, Limits, ListenError, Listener, LogChunk, MetricsSource, PoolAdmin, Reference as _, Registration, Security,
-    ServiceId, Services, Submission, answer,
+    Key, Limits, Link, ListenError, Listener, LogChunk, MetricsSource, PoolAdmin, Reference as _, Registration,
+    Security, ServiceId, Services, Submission, answer,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -165,7 +165,7 @@ struct Branch {
 }
 
 impl Services for Branch {
-    fn restore(&self, id: &ServiceId, _: &CancellationToken) -> Answer<Capability> {
+    fn restore(&self, id: &ServiceId, _: &Link) -> Answer<Capability> {
         answer(match id.0.as_slice() {
             JOB => Ok(self.jobs.clone().into()),
             ADMIN => Ok(self.pools.clone().into()),

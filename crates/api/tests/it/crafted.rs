@@ -4,14 +4,13 @@ use capnp::message::{Builder, HeapAllocator};
 use capnp::traits::{HasTypeId, ImbueMut as _};
 use capnp_rpc::rpc_capnp::message;
 
-use crate::generated::ocluster_capnp::{admin, custom, job, pool_admin, queue, registration, submission, ticket};
+use crate::generated::ocluster_capnp::{admin, custom, job, pool_admin, registration, submission, ticket};
 use crate::generated::vat_capnp::restorer;
 use crate::raw::{On, words};
 
 pub(crate) const ADMIN_ID: u64 = <admin::Client as HasTypeId>::TYPE_ID;
 pub(crate) const JOB_ID: u64 = <job::Client as HasTypeId>::TYPE_ID;
 pub(crate) const POOL_ADMIN_ID: u64 = <pool_admin::Client as HasTypeId>::TYPE_ID;
-pub(crate) const QUEUE_ID: u64 = <queue::Client as HasTypeId>::TYPE_ID;
 pub(crate) const REGISTRATION_ID: u64 = <registration::Client as HasTypeId>::TYPE_ID;
 pub(crate) const SUBMISSION_ID: u64 = <submission::Client as HasTypeId>::TYPE_ID;
 pub(crate) const TICKET_ID: u64 = <ticket::Client as HasTypeId>::TYPE_ID;

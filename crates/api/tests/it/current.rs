@@ -13,6 +13,7 @@ fn generate(into: &Path) {
         .src_prefix(&schema)
         .file(schema.join("ocluster.capnp"))
         .file(schema.join("vat.capnp"))
+        .file(schema.join("kiln.capnp"))
         .default_parent_module(vec!["generated".into()])
         .output_path(into)
         .run()
@@ -24,7 +25,7 @@ fn generated_code_is_current() {
     kiln_testkit::need!(kiln_testkit::Need::Tool("capnp", "capnproto"));
     let fresh = tempfile::tempdir().expect("a directory");
     generate(fresh.path());
-    for name in ["ocluster_capnp.rs", "vat_capnp.rs"] {
+    for name in ["ocluster_capnp.rs", "vat_capnp.rs", "kiln_capnp.rs"] {
         let is = fs::read_to_string(crate_dir().join("src/generated").join(name)).expect("it is there");
         let should_be = fs::read_to_string(fresh.path().join(name)).expect("it was made");
         assert!(

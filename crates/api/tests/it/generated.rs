@@ -17,3 +17,6 @@ pub(crate) mod ocluster_capnp;
 #[rustfmt::skip]
 #[path = "../../src/generated/vat_capnp.rs"]
 pub(crate) mod vat_capnp;
+#[rustfmt::skip]
+#[path = "../../src/generated/kiln_capnp.rs"]
+pub(crate) mod kiln_capnp;

@@ -6,11 +6,10 @@ use bstr::BString;
 use capnp_rpc::rpc_capnp::{message, return_};
 use kiln_api::transcript::{messages, replay, transcript};
 use kiln_api::{
-    Admin, AdminServer, Answer, Capability, CapabilityUri, Error, JobDescription, Limits, PoolAdmin, PoolAdminServer,
-    Progress, Reference as _, ServiceId, Services, Submission, SubmissionServer, Ticket, Worker, WorkerInfo, answer,
-    converse_over,
+    Admin, AdminServer, Answer, Capability, CapabilityUri, Error, JobDescription, Limits, Link, PoolAdmin,
+    PoolAdminServer, Progress, Reference as _, ServiceId, Services, Submission, SubmissionServer, Ticket, Worker,
+    WorkerInfo, answer, converse_over,
 };
-use tokio_util::sync::CancellationToken;
 
 use crate::generated::ocluster_capnp::pool_admin::show_results;
 use crate::wire::read;
@@ -24,7 +23,7 @@ struct Recorded {
 }
 
 impl Services for Recorded {
-    fn restore(&self, _: &ServiceId, _: &CancellationToken) -> Answer<Capability> {
+    fn restore(&self, _: &ServiceId, _: &Link) -> Answer<Capability> {
         answer(Ok(match self.conversation == "submit-bad-pool" {
             true => Submission::serve(self.clone()).into(),
             false => Admin::serve(self.clone()).into(),

@@ -6,8 +6,8 @@ use std::rc::Rc;
 use bstr::BString;
 use kiln_api::{
     Address, Admin, AdminServer, Answer, Capability, CapabilityUri, Connection, Error, Identity, Job, JobDescription,
-    JobServer, Key, Limits, Listener, LogChunk, Metric, MetricsSource, PoolAdmin, PoolAdminServer, Progress, Queue,
-    QueueServer, Reference as _, Registration, RegistrationServer, Security, ServiceId, Services, Submission,
+    JobServer, Key, Limits, Link, Listener, LogChunk, Metric, MetricsSource, PoolAdmin, PoolAdminServer, Progress,
+    Queue, QueueServer, Reference as _, Registration, RegistrationServer, Security, ServiceId, Services, Submission,
     SubmissionServer, Ticket, TicketServer, Worker, WorkerInfo, WorkerServer, answer,
 };
 use tokio_util::sync::CancellationToken;
@@ -222,7 +222,7 @@ pub(crate) struct World {
 pub(crate) struct Directory(pub(crate) Rc<World>);
 
 impl Services for Directory {
-    fn restore(&self, id: &ServiceId, _: &CancellationToken) -> Answer<Capability> {
+    fn restore(&self, id: &ServiceId, _: &Link) -> Answer<Capability> {
         let world = Rc::clone(&self.0);
         answer(match id.0.as_slice() {
             ADMIN => Ok(Admin::serve(Root(world)).into()),

@@ -3,10 +3,12 @@
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use kiln_api::Address;
 
+use super::size;
 use crate::settings::KILN_CAP;
 
 /// It ends with SIGTERM or Ctrl-C, and then exits with 0.
@@ -39,6 +41,64 @@ pub(crate) struct Scheduler {
     /// Where metrics are served over HTTP, to whoever asks
     #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = web)]
     pub(crate) listen_prometheus: Option<SocketAddr>,
+    #[command(flatten)]
+    pub(crate) keeping: Keeping,
+}
+
+/// What becomes of jobs.
+#[derive(Debug, Args)]
+pub(crate) struct Keeping {
+    /// How often a job is begun again elsewhere when its worker is lost
+    #[arg(long, value_name = "N", default_value_t = Keeping::default().retries)]
+    pub(crate) retries: u32,
+    /// How long a worker of Kiln's that is lost may take to come back for its jobs
+    #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = humantime::parse_duration)]
+    pub(crate) worker_grace: Duration,
+    /// How long a client that is not heard of any more may take to come back for its jobs
+    #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = humantime::parse_duration)]
+    pub(crate) client_grace: Duration,
+    /// Stores the secrets of jobs too, so that those with secrets can be begun after a restart
+    #[arg(long)]
+    pub(crate) store_secrets: bool,
+    /// How long a job's log may be
+    #[arg(long, value_name = "SIZE", default_value = "2G", value_parser = size)]
+    pub(crate) job_log_limit: u64,
+    /// Forgets the jobs that ended first when the logs of all have more
+    #[arg(long, value_name = "SIZE", default_value = "20G", value_parser = size)]
+    pub(crate) logs_size: u64,
+    /// Forgets jobs that ended so long ago
+    #[arg(long, value_name = "DURATION", default_value = "30d", value_parser = humantime::parse_duration)]
+    pub(crate) keep_jobs: Duration,
+}
+
+impl Default for Keeping {
+    fn default() -> Self {
+        let kiln_scheduler::Keeping { retries, worker_grace, client_grace, store_secrets, log_limit, logs_size, ended } =
+            kiln_scheduler::Keeping::default();
+        Self {
+            retries,
+            worker_grace,
+            client_grace,
+            store_secrets,
+            job_log_limit: log_limit,
+            logs_size,
+            keep_jobs: ended,
+        }
+    }
+}
+
+impl From<&Keeping> for kiln_scheduler::Keeping {
+    fn from(keeping: &Keeping) -> Self {
+        Self {
+            retries: keeping.retries,
+            worker_grace: keeping.worker_grace,
+            client_grace: keeping.client_grace,
+            store_secrets: keeping.store_secrets,
+            log_limit: keeping.job_log_limit,
+            logs_size: keeping.logs_size,
+            ended: keeping.keep_jobs,
+        }
+    }
 }
 
 /// A name that is part of a file's name.
@@ -69,7 +129,8 @@ pub(crate) struct Connect {
     pub(crate) connect: Option<PathBuf>,
 }
 
-/// The log goes to standard output as it comes, then what the job returned. Ctrl-C cancels the job.
+/// The log goes to standard output as it comes, then what the job returned. Ctrl-C cancels the job. If the connection is lost, it is opened
+/// again, and the log goes on.
 #[derive(Debug, Args)]
 pub(crate) struct Submit {
     #[command(flatten)]
@@ -102,6 +163,9 @@ pub(crate) struct Job {
     /// Goes before all jobs that are not urgent
     #[arg(long)]
     pub(crate) urgent: bool,
+    /// Prints the job's id once the scheduler has stored it, and leaves it to `kiln job`
+    #[arg(long)]
+    pub(crate) detach: bool,
     /// Gives the job a secret, from a file or an environment variable
     #[arg(long = "secret", value_name = "ID:FILE|ID=env:VAR")]
     pub(crate) secrets: Vec<OsString>,

@@ -8,7 +8,7 @@ use kiln_worker::agent::Weight;
 use kiln_worker::custom::CustomKind;
 
 use super::cluster::Connect;
-use super::{ConfigArgs, RegistryArgs, SandboxArgs, StoreArgs};
+use super::{ConfigArgs, RegistryArgs, SandboxArgs, StoreArgs, size};
 
 /// It takes jobs until SIGTERM or Ctrl-C, and ends when those that run are done; a second signal ends it at once.
 #[derive(Debug, Args)]
@@ -95,10 +95,6 @@ fn custom(text: &str) -> Result<CustomKind, &'static str> {
 fn percent(text: &str) -> Result<f64, &'static str> {
     let number = text.strip_suffix('%').unwrap_or(text).parse().ok();
     number.filter(|number| (0.0..=100.0).contains(number)).ok_or("expected a number from 0 to 100")
-}
-
-fn size(text: &str) -> Result<u64, String> {
-    text.parse::<bytesize::ByteSize>().map(|size| size.as_u64())
 }
 
 fn additional(text: &str) -> Result<(String, String), &'static str> {

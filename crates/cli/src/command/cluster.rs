@@ -35,6 +35,7 @@ pub(super) fn run(arguments: &args::Cluster) -> Result<(), Failure> {
         secrets_dir: dir.clone(),
         default_clients: vec![CLIENT.to_owned()],
         listen_prometheus: None,
+        keeping: args::Keeping::default(),
     };
     let stop = cancel_on_signals().map_err(Failure::Runtime)?;
     on_one_thread(async {

@@ -6,6 +6,7 @@ mod cluster;
 mod doctor;
 mod export;
 mod failure;
+mod job;
 mod log;
 mod ls;
 mod maintain;
@@ -53,6 +54,7 @@ pub(crate) fn run(arguments: Kiln) -> Result<ExitCode, Failure> {
         Command::Worker(worker) => return worker::run(&worker),
         Command::Scheduler(scheduler) => scheduler::run(&scheduler, voice),
         Command::Submit(submit) => submit::run(&submit, voice),
+        Command::Job(job) => job::run(&job),
         Command::Admin(admin) => admin::run(&admin, voice),
         Command::Cluster(cluster) => cluster::run(&cluster),
         Command::Maintain(maintain) => maintain::run(&maintain),

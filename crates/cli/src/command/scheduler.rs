@@ -47,6 +47,7 @@ pub(super) async fn start(arguments: &args::Scheduler, voice: Voice) -> Result<(
         capabilities: Some(secrets.clone()),
         web: arguments.listen_prometheus,
         limits: Limits::default(),
+        keeping: (&arguments.keeping).into(),
     };
     let scheduler = Scheduler::start(settings).await?;
     let running = scheduler.running();

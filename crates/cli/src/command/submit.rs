@@ -4,13 +4,17 @@ use std::io::{BufRead as _, Read as _};
 use std::path::Path;
 
 use bstr::BString;
-use kiln_api::{Action, DockerBuild, Dockerfile, JobDescription, LogTail, Secret, Submission};
+use kiln_api::{
+    Action, DockerBuild, Dockerfile, ErrorKind, JobDescription, JobKey, KeptSubmission, Secret, Submission,
+};
+use tokio_util::sync::CancellationToken;
 
-use super::{build, cancel_on_signals, print};
+use super::job::{Follower, follow_until_cancelled, or_cancelled};
+use super::{build, print};
 use crate::args::{self, SubmitWhat};
 use crate::exit::Failure;
-use crate::peer::{Peer, PeerError, on_one_thread};
-use crate::personality::{Voice, quoted};
+use crate::peer::{Peer, PeerError};
+use crate::personality::Voice;
 use crate::render::tell;
 
 /// What is sent in one message; the scheduler takes no more either.
@@ -30,62 +34,99 @@ pub(super) fn run(arguments: &args::Submit, voice: Voice) -> Result<(), Failure>
         }
     };
     let description = describe(job, action)?;
-    let cancel = cancel_on_signals().map_err(Failure::Runtime)?;
-    on_one_thread(async {
-        let work = async {
-            let peer = Peer::open(arguments.connect.connect.as_deref()).await?;
-            let result = tokio::select! {
-                biased;
-                () = cancel.cancelled() => Err(Failure::Cancelled),
-                result = follow(&peer, job, &description, voice) => result,
-            };
-            // With it, the job is given up, if it has not ended.
-            peer.close().await;
-            result
-        };
-        tokio::select! {
-            result = work => result,
-            // A host that does not answer is waited for no longer. Once there is a connection, it is closed above.
-            () = async { cancel.cancelled().await; tokio::time::sleep(GRACE).await } => Err(Failure::Cancelled),
-        }
-    })?
+    let cap = arguments.connect.connect.as_deref();
+    follow_until_cancelled(async |cancel| match (voice, job.detach) {
+        (Voice::OCluster, _) => once(cap, job, &description, cancel).await,
+        (_, true) => detach(cap, job, description).await,
+        (_, false) => keep(cap, job, description, cancel).await,
+    })
 }
 
-/// How long giving up a job may take.
-const GRACE: std::time::Duration = std::time::Duration::from_secs(3);
-
-/// Submits a job, prints its log and then its result.
-async fn follow(peer: &Peer, job: &args::Job, description: &JobDescription, voice: Voice) -> Result<(), Failure> {
-    let submission: Submission = peer.service();
-    let ticket = submission
-        .submit(job.pool.as_bytes(), description, job.urgent)
-        .map_err(|said| PeerError::Refused { call: "", said })?;
-    let job = ticket.job();
-    let result = job.result();
-    if voice == Voice::OCluster {
-        print("Tailing log:\n")?;
-    }
-    let mut tail = LogTail::new(job.clone());
-    let log = loop {
-        match peer.or_lost(tail.next()).await? {
-            Ok(part) if part.is_empty() => break Ok(()),
-            Ok(part) => print(&part)?,
-            Err(error) => break Err(error),
-        }
+/// Submits a job to be done without us, and prints its id.
+async fn detach(cap: Option<&Path>, job: &args::Job, description: JobDescription) -> Result<(), Failure> {
+    let peer = Peer::open(cap).await?;
+    let kept = kept(job, description, true);
+    let (ticket, is_new) =
+        peer.service::<Submission>().submit_kept(&kept).map_err(|said| PeerError::Refused { call: "", said })?;
+    match peer.or_lost(is_new).await? {
+        Err(said) if said.kind == ErrorKind::Unimplemented => return Err(PeerError::KeepsNoJobs.into()),
+        other => other.map_err(|said| PeerError::Refused { call: "", said })?,
     };
-    if let Err(error) = log {
-        // A job that never ran has no log, and says why in its result.
-        return Err(match (voice, peer.or_lost(result).await?) {
-            (Voice::Kiln, Err(said)) => PeerError::of_job(said),
-            _ => PeerError::Log(error),
+    peer.ask("", ticket.stored()).await?;
+    peer.close().await;
+    print(format!("{}\n", kept.key))
+}
+
+/// Submits a job that outlives connections, and follows it through as many of them as it takes.
+async fn keep(
+    cap: Option<&Path>,
+    job: &args::Job,
+    description: JobDescription,
+    cancel: &CancellationToken,
+) -> Result<(), Failure> {
+    let kept = kept(job, description, false);
+    let mut peer = Peer::open(cap).await?;
+    let mut follower = Follower::default();
+    let mut is_first = true;
+    loop {
+        let submission: Submission = peer.service();
+        let attempt = async {
+            let (ticket, is_new) =
+                submission.submit_kept(&kept).map_err(|said| PeerError::Refused { call: "", said })?;
+            match peer.or_lost(is_new).await? {
+                Ok(is_new) if is_new && !is_first => {
+                    tell("note: the scheduler does not know the job any more; it starts again");
+                    follower = Follower::default();
+                }
+                Ok(_) => {}
+                Err(said) if said.kind == ErrorKind::Unimplemented && is_first => {
+                    let submitted = submission.submit(&kept.pool, &kept.description, kept.urgent);
+                    let ticket = submitted.map_err(|said| PeerError::Refused { call: "", said })?;
+                    return Follower::default().follow(&peer, ticket.job(), Voice::Kiln).await;
+                }
+                Err(said) => return Err(PeerError::of_job(said).into()),
+            }
+            // Whoever follows holds the ticket: without it, the job is given up.
+            let followed = follower.follow(&peer, ticket.job(), Voice::Kiln).await;
+            drop(ticket);
+            followed
+        };
+        let ended = or_cancelled(cancel, attempt).await;
+        match ended {
+            Err(Failure::Peer(PeerError::Lost(address))) => {
+                tell(format_args!("note: the connection to the scheduler at {address} is lost; the job goes on"));
+                is_first = false;
+                peer = or_cancelled(cancel, async { Ok(Peer::open_again(cap).await?) }).await?;
+            }
+            ended => {
+                // With it, the job is given up, if it has not ended.
+                peer.close().await;
+                return ended;
+            }
         }
-        .into());
     }
-    let output = peer.or_lost(result).await?.map_err(PeerError::Job)?;
-    match output.is_empty() {
-        true => Ok(()),
-        false => print(format!("Result: {}\n", quoted(&output))),
-    }
+}
+
+/// Submits a job as OCluster's clients do: it ends with the connection.
+async fn once(
+    cap: Option<&Path>,
+    job: &args::Job,
+    description: &JobDescription,
+    cancel: &CancellationToken,
+) -> Result<(), Failure> {
+    let peer = Peer::open(cap).await?;
+    let submission: Submission = peer.service();
+    let submitted = submission.submit(job.pool.as_bytes(), description, job.urgent);
+    let ticket = submitted.map_err(|said| PeerError::Refused { call: "", said })?;
+    let ended = or_cancelled(cancel, Follower::default().follow(&peer, ticket.job(), Voice::OCluster)).await;
+    drop(ticket);
+    peer.close().await;
+    ended
+}
+
+fn kept(job: &args::Job, description: JobDescription, detached: bool) -> KeptSubmission {
+    let pool = job.pool.as_str().into();
+    KeptSubmission { key: JobKey::random(), pool, description, urgent: job.urgent, detached }
 }
 
 fn describe(job: &args::Job, action: Action) -> Result<JobDescription, Failure> {

@@ -11,6 +11,7 @@ mod doctor;
 mod env;
 mod exit_codes;
 mod export;
+mod foreign_scheduler;
 mod hostile;
 mod hosts;
 mod kinds;

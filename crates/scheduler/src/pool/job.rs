@@ -55,15 +55,23 @@ pub(super) enum Place {
         worker: WorkerId,
         cost: Duration,
     },
-    /// On a worker, which had run the hint before if `warm`. `cost` is what it was expected to take.
     Running {
         worker: WorkerId,
-        since: Duration,
-        warm: bool,
-        cost: Duration,
+        trial: Trial,
     },
     /// It ran on a worker that is gone.
-    Lost,
+    Lost(Trial),
+}
+
+/// What is known of a job's stay on a worker.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Trial {
+    /// `None`: it began before the scheduler did.
+    pub(super) since: Option<Duration>,
+    /// The worker had run the hint before.
+    pub(super) warm: bool,
+    /// What it was expected to take.
+    pub(super) cost: Duration,
 }
 
 /// What the pool must know of a job that is submitted.
@@ -132,6 +140,23 @@ impl Pool {
 
     /// Adds a job of a client. If a worker waits for one it may start at once.
     pub fn submit(&mut self, now: Duration, client: &BStr, request: Request<'_>) -> JobId {
+        let (id, _) = self.add(now, client, request);
+        self.place(now, id);
+        id
+    }
+
+    /// Adds a job that a worker had when the scheduler began: it is [lost](Effect::Lost), and is to be treated so.
+    pub fn submit_lost(&mut self, now: Duration, client: &BStr, request: Request<'_>) -> JobId {
+        let (id, cost) = self.add(now, client, request);
+        if let Some(job) = self.jobs.get_mut(&id) {
+            job.place = Place::Lost(Trial { since: None, warm: false, cost });
+        }
+        self.counts.running += 1;
+        id
+    }
+
+    /// Adds a job that is nowhere yet. Returns its number, and what it is expected to take.
+    fn add(&mut self, now: Duration, client: &BStr, request: Request<'_>) -> (JobId, Duration) {
         let id = JobId(self.next_job);
         self.next_job += 1;
         let (hint, cost) = if request.hint.is_empty() {
@@ -149,8 +174,33 @@ impl Pool {
         let urgent = request.urgent;
         self.jobs.insert(id, Job { client, hint, urgent, charge, patience: None, place: Place::Backlog });
         self.counts.submitted_total += 1;
-        self.place(now, id);
-        id
+        (id, cost)
+    }
+
+    /// Notes that a job that waits or is lost runs on this worker, which says so. Returns false if there is no such job or worker, or the job runs
+    /// elsewhere.
+    pub fn resume(&mut self, id: JobId, on: WorkerId) -> bool {
+        let (Some(job), true) = (self.jobs.get(&id), self.workers.contains_key(&on)) else { return false };
+        let trial = match job.place {
+            Place::Running { .. } => return false,
+            Place::Lost(trial) => trial,
+            Place::Backlog | Place::Assigned { .. } => {
+                self.unassign(id);
+                if let Some(job) = self.jobs.get(&id) {
+                    self.backlog.remove(job.turn(id));
+                }
+                self.counts.running += 1;
+                self.counts.accepted_total += 1;
+                Trial { since: None, warm: false, cost: COLD }
+            }
+        };
+        if let (Some(job), Some(worker)) = (self.jobs.get_mut(&id), self.workers.get_mut(&on)) {
+            job.place = Place::Running { worker: on, trial };
+            job.patience = None;
+            worker.running.insert(id);
+            self.effects.push(Effect::Running { worker: on, jobs: worker.running.len() });
+        }
+        true
     }
 
     /// Cancels a job. One that waits is gone at once; for one that runs, the answer says whom to tell.
@@ -158,7 +208,7 @@ impl Pool {
         let Some(job) = self.jobs.get(&id) else { return Cancelled::Unknown };
         let cancelled = match job.place {
             Place::Running { worker, .. } => return Cancelled::Running(worker),
-            Place::Lost => {
+            Place::Lost(_) => {
                 self.counts.running -= 1;
                 Cancelled::Lost
             }
@@ -183,18 +233,18 @@ impl Pool {
         let Some(job) = self.jobs.get(&id) else { return };
         let mut used = 0.0;
         match job.place {
-            Place::Running { since, warm, cost, .. } => {
-                let took = now.saturating_sub(since);
+            Place::Running { trial: Trial { since, warm, cost }, .. } => {
+                let took = since.map(|since| now.saturating_sub(since));
                 match (end, job.hint) {
                     (End::Finished, hint) => {
                         used = 1.0;
-                        hint.into_iter().for_each(|hint| self.hints.took(hint, warm, took));
+                        hint.zip(took).into_iter().for_each(|(hint, took)| self.hints.took(hint, warm, took));
                     }
-                    (End::Cancelled, _) => used = took.as_secs_f64() / cost.as_secs_f64(),
+                    (End::Cancelled, _) => used = took.map_or(1.0, |took| took.as_secs_f64() / cost.as_secs_f64()),
                 }
                 self.stop(id);
             }
-            Place::Lost => {}
+            Place::Lost(_) => {}
             Place::Backlog | Place::Assigned { .. } => return,
         }
         self.counts.running -= 1;
@@ -208,7 +258,7 @@ impl Pool {
     pub fn requeue(&mut self, now: Duration, id: JobId) -> bool {
         match self.jobs.get(&id).map(|job| &job.place) {
             Some(Place::Running { .. }) => self.stop(id),
-            Some(Place::Lost) => {}
+            Some(Place::Lost(_)) => {}
             _ => return false,
         }
         self.counts.running -= 1;

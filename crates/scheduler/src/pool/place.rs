@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::effect::{Effect, JobId, WorkerId};
 use super::hints::{COLD, MACHINES};
-use super::job::{Place, Pool};
+use super::job::{Place, Pool, Trial};
 
 /// How many jobs one operation moves on behalf of others, so that none takes long. The rest is moved by the next ones.
 const AT_ONCE: usize = 64;
@@ -149,7 +149,7 @@ impl Pool {
                 });
             }
         }
-        job.place = Place::Running { worker: on, since: now, warm, cost };
+        job.place = Place::Running { worker: on, trial: Trial { since: Some(now), warm, cost } };
         job.patience = None;
         worker.waiting -= 1;
         worker.running.insert(id);

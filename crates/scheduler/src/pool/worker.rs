@@ -110,7 +110,9 @@ impl Pool {
         self.counts.capacity -= u64::from(worker.capacity);
         for job in worker.running {
             if let Some(content) = self.jobs.get_mut(&job) {
-                content.place = Place::Lost;
+                if let Place::Running { trial, .. } = content.place {
+                    content.place = Place::Lost(trial);
+                }
                 self.effects.push(Effect::Lost { job });
             }
         }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bstr::BString;
 use kiln_api::{
-    AdminServer, Answer, Error, ErrorKind, PoolAdmin, PoolAdminServer, Progress, Reference as _, ServiceId, Submission,
-    Worker, WorkerInfo, answer,
+    AdminServer, Answer, Error, ErrorKind, Link, PoolAdmin, PoolAdminServer, Progress, Reference as _, ServiceId,
+    Submission, Worker, WorkerInfo, answer,
 };
 
 use super::clients::{Account, Client};
@@ -17,7 +17,7 @@ use super::scheduler::Shared;
 const RESTART: Duration = Duration::from_secs(600);
 
 /// The whole scheduler, for administrators.
-pub(super) struct Everything(pub(super) Rc<Shared>);
+pub(super) struct Everything(pub(super) Rc<Shared>, pub(super) Link);
 
 /// Tells a peer what went wrong, and why.
 fn failed(error: impl std::error::Error) -> Error {
@@ -52,14 +52,14 @@ impl AdminServer for Everything {
     }
 
     fn add_client(&self, name: BString) -> Answer<Submission> {
-        let shared = Rc::clone(&self.0);
+        let (shared, link) = (Rc::clone(&self.0), self.1.clone());
         Box::pin(async move {
             let id = ServiceId::random();
             shared.keeper.add_client(name.clone(), id.clone()).await.map_err(failed)?;
             let account = Rc::new(Account::default());
             shared.clients.borrow_mut().insert(name.clone(), Rc::clone(&account));
             tracing::info!(client = ?name, "a client is allowed");
-            Ok(Submission::serve(Client { shared, name, account, id }))
+            Ok(Submission::serve(Client { shared, name, account, id, link }))
         })
     }
 

@@ -5,12 +5,16 @@ use std::rc::Rc;
 
 use bstr::{BStr, BString};
 use kiln_api::{
-    Action, Answer, CapabilityUri, DockerBuild, Dockerfile, Error, ErrorKind, JobDescription, Reference as _,
-    ServiceId, SubmissionServer, Ticket, answer,
+    Action, Answer, CapabilityUri, DockerBuild, Dockerfile, Error, ErrorKind, Job, JobDescription, JobInfo, JobKey,
+    JobState, KeptSubmission, Link, Reference as _, ServiceId, SubmissionServer, Ticket, answer,
 };
 
+use super::jobs::{NewJob, NewKept, now};
+use super::pool::LivePool;
+use super::record::{Record, Stage};
 use super::scheduler::Shared;
 use super::tickets::ticket;
+use crate::state::{Change, KeptJob, Outcome, Secrets, StateError};
 
 /// How much the descriptions of a client's waiting jobs may take, in bytes. Each is taken to be [`LEAST`] at least.
 const MAX_WAITING: usize = 256 << 20;
@@ -36,7 +40,11 @@ pub(super) struct Deposit {
 
 impl Deposit {
     /// Returns `None` if the client has too much waiting already.
-    fn take(account: &Rc<Account>, bytes: usize) -> Option<Self> {
+    pub(super) fn take(account: &Rc<Account>, description: &JobDescription) -> Option<Self> {
+        Self::take_bytes(account, size(description).max(LEAST))
+    }
+
+    fn take_bytes(account: &Rc<Account>, bytes: usize) -> Option<Self> {
         let waiting = account.waiting.get().saturating_add(bytes);
         (waiting <= MAX_WAITING).then(|| {
             account.waiting.set(waiting);
@@ -52,13 +60,19 @@ impl Drop for Deposit {
 }
 
 /// One client.
+#[derive(Clone)]
 pub(super) struct Client {
     pub(super) shared: Rc<Shared>,
     pub(super) name: BString,
     pub(super) account: Rc<Account>,
     /// The secret that it came with.
     pub(super) id: ServiceId,
+    /// Where it is.
+    pub(super) link: Link,
 }
+
+/// How many jobs are listed at most.
+const LISTED: u32 = 1000;
 
 impl SubmissionServer for Client {
     fn submit(&self, pool: BString, description: JobDescription, urgent: bool) -> Ticket {
@@ -68,10 +82,150 @@ impl SubmissionServer for Client {
     fn save(&self) -> Answer<CapabilityUri> {
         answer(Ok(self.shared.uri(self.id.clone())))
     }
+
+    fn submit_kept(&self, kept: KeptSubmission) -> Answer<(Ticket, bool)> {
+        let itself = self.clone();
+        Box::pin(async move { itself.keep(kept).await })
+    }
+
+    fn find(&self, key: JobKey) -> Answer<(Job, JobInfo)> {
+        for pool in self.shared.pools.values() {
+            if let (Some((_, record)), Some(info)) = (pool.find(key, self.name.as_ref()), pool.info(key)) {
+                return answer(Ok((record.job(None), info)));
+            }
+        }
+        let itself = self.clone();
+        Box::pin(async move {
+            let job = itself.stored(key).await?.ok_or_else(|| Error::failed(format!("there is no job {key}")))?;
+            let info = info(&job);
+            Ok((itself.ended(job).job(None), info))
+        })
+    }
+
+    fn cancel(&self, key: JobKey) -> Answer<()> {
+        for pool in self.shared.pools.values() {
+            if let Some((id, _)) = pool.find(key, self.name.as_ref()) {
+                return pool.cancel(id, "Build cancelled");
+            }
+        }
+        let itself = self.clone();
+        Box::pin(async move {
+            let found = itself.stored(key).await?;
+            found.map(drop).ok_or_else(|| Error::failed(format!("there is no job {key}")))
+        })
+    }
+
+    fn list(&self) -> Answer<Vec<JobInfo>> {
+        let itself = self.clone();
+        Box::pin(async move {
+            let jobs = itself.shared.keeper.jobs_of(itself.name.clone(), LISTED).await.map_err(cannot_read)?;
+            let live = |key| itself.shared.pools.values().find_map(|pool| pool.info(key));
+            Ok(jobs
+                .iter()
+                .map(|job| if job.outcome.is_some() { info(job) } else { live(job.key).unwrap_or(info(job)) })
+                .collect())
+        })
+    }
+}
+
+/// Returns what the database says of a job.
+fn info(job: &KeptJob) -> JobInfo {
+    let state = match (&job.outcome, &job.worker) {
+        (Some(Outcome::Succeeded(output)), _) => JobState::Succeeded(output.clone()),
+        (Some(Outcome::Failed(why)), _) => JobState::Failed(why.clone()),
+        (Some(Outcome::Abandoned(why)), _) => JobState::Abandoned(why.clone()),
+        (None, Some(worker)) => JobState::Lost(worker.clone()),
+        (None, None) => JobState::Waiting,
+    };
+    JobInfo { key: job.key, pool: job.pool.clone(), submitted: job.submitted, runs: job.runs, state }
+}
+
+fn cannot_read(error: StateError) -> Error {
+    tracing::error!(error = &error as &dyn std::error::Error, "cannot look up jobs");
+    Error::failed("the scheduler cannot read its state")
 }
 
 impl Client {
     fn try_submit(&self, pool: &BStr, description: JobDescription, urgent: bool) -> Result<Ticket, Error> {
+        let (pool, deposit) = self.admit(pool, &description)?;
+        let new = NewJob { client: self.name.clone(), description, urgent, deposit, kept: None };
+        let (record, hold) = pool.submit(new, self.link.clone());
+        Ok(ticket(&record, Some(hold)))
+    }
+
+    /// Submits a job that outlives the scheduler, or finds it.
+    async fn keep(self, kept: KeptSubmission) -> Result<(Ticket, bool), Error> {
+        let KeptSubmission { key, pool, description, urgent, detached } = kept;
+        if let Some(found) = self.attach(key, &description) {
+            return Ok((found, false));
+        }
+        let (live, deposit) = self.admit(pool.as_ref(), &description)?;
+        let secrets = match (description.has_secrets(), self.shared.keeping.store_secrets) {
+            (false, _) => Secrets::None,
+            (true, true) => Secrets::Stored,
+            (true, false) => Secrets::LeftOut,
+        };
+        let to_keep = if secrets == Secrets::LeftOut { description.without_secrets() } else { description.clone() };
+        let (client, submitted) = (self.name.clone(), now());
+        let job = KeptJob {
+            key,
+            pool,
+            client: client.clone(),
+            urgent,
+            detached,
+            submitted,
+            description: Some(to_keep),
+            secrets,
+            runs: 0,
+            worker: None,
+            log_start: 0,
+            outcome: None,
+        };
+        let stored = self.shared.keeper.write(Change::Submit(Box::new(job)), false).await;
+        let is_new = stored.map_err(|error| {
+            tracing::error!(error = &error as &dyn std::error::Error, "cannot store a job");
+            Error { kind: ErrorKind::Overloaded, message: "the scheduler cannot store the job now".to_owned() }
+        })?;
+        if is_new {
+            let kept = Some(NewKept { key, detached, submitted });
+            let new = NewJob { client, description, urgent, deposit, kept };
+            let (record, hold) = live.submit(new, self.link.clone());
+            return Ok((ticket(&record, Some(hold)), true));
+        }
+        // It may have been submitted through another connection meanwhile, or have ended.
+        if let Some(found) = self.attach(key, &description) {
+            return Ok((found, false));
+        }
+        let job = self.stored(key).await?.ok_or_else(|| Error::failed(format!("job {key} is another client's")))?;
+        Ok((ticket(&self.ended(job), None), false))
+    }
+
+    /// Returns the ticket of a job that has not ended.
+    fn attach(&self, key: JobKey, description: &JobDescription) -> Option<Ticket> {
+        let attach = |pool: &Rc<LivePool>| pool.attach(key, self.name.as_ref(), description, self.link.clone());
+        let (record, hold) = self.shared.pools.values().find_map(attach)?;
+        Some(ticket(&record, Some(hold)))
+    }
+
+    /// Returns what the database has of this client's job.
+    async fn stored(&self, key: JobKey) -> Result<Option<KeptJob>, Error> {
+        let found = self.shared.keeper.find_job(key).await.map_err(cannot_read)?;
+        Ok(found.filter(|job| job.client == self.name))
+    }
+
+    /// Returns a job that has ended.
+    fn ended(&self, job: KeptJob) -> Rc<Record> {
+        let outcome = match job.outcome {
+            Some(Outcome::Succeeded(output)) => Ok(output),
+            Some(Outcome::Failed(why)) => Err(Error::failed(why.to_string())),
+            Some(Outcome::Abandoned(why)) => Err(Error::disconnected(why.to_string())),
+            None => Err(Error::failed(format!("the job waits for pool {:?}, which there is not", job.pool))),
+        };
+        Record::new(job.key, Stage::Ended(self.shared.logs.complete(job.key), outcome))
+    }
+
+    /// Returns the pool, and room for a job, if the client may submit it.
+    fn admit(&self, pool: &BStr, description: &JobDescription) -> Result<(Rc<LivePool>, Deposit), Error> {
         if self.account.is_removed.get() {
             return Err(Error::failed("this client has been removed"));
         }
@@ -80,15 +234,14 @@ impl Client {
         if description.cache_hint.len() > MAX_HINT {
             return Err(Error::failed(format!("a cache hint is at most {MAX_HINT} bytes long")));
         }
-        let deposit = Deposit::take(&self.account, size(&description).max(LEAST)).ok_or_else(|| Error {
+        let deposit = Deposit::take(&self.account, description).ok_or_else(|| Error {
             kind: ErrorKind::Overloaded,
             message: format!(
                 "the jobs that wait for this client hold {} MB; no more until some have run",
                 MAX_WAITING >> 20
             ),
         })?;
-        let (id, started) = pool.submit(self.name.as_ref(), description, urgent, deposit);
-        Ok(ticket(Rc::clone(pool), id, started))
+        Ok((Rc::clone(pool), deposit))
     }
 }
 
@@ -123,14 +276,14 @@ mod tests {
     #[test]
     fn what_waits_for_a_client_is_bounded_and_given_back() {
         let account = Rc::new(Account::default());
-        let half = Deposit::take(&account, MAX_WAITING / 2).expect("there is room");
-        let other = Deposit::take(&account, MAX_WAITING / 2).expect("there is room");
-        assert!(Deposit::take(&account, 1).is_none());
-        assert!(Deposit::take(&account, usize::MAX).is_none());
+        let half = Deposit::take_bytes(&account, MAX_WAITING / 2).expect("there is room");
+        let other = Deposit::take_bytes(&account, MAX_WAITING / 2).expect("there is room");
+        assert!(Deposit::take_bytes(&account, 1).is_none());
+        assert!(Deposit::take_bytes(&account, usize::MAX).is_none());
         // Another client's is its own.
-        assert!(Deposit::take(&Rc::default(), MAX_WAITING).is_some());
+        assert!(Deposit::take_bytes(&Rc::default(), MAX_WAITING).is_some());
         drop(half);
-        assert!(Deposit::take(&account, MAX_WAITING / 2).is_some());
+        assert!(Deposit::take_bytes(&account, MAX_WAITING / 2).is_some());
         drop(other);
         assert_eq!(account.waiting.get(), 0);
     }

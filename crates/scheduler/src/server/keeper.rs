@@ -3,11 +3,14 @@
 use std::thread;
 
 use bstr::BString;
-use kiln_api::ServiceId;
+use kiln_api::{JobKey, ServiceId};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::pool::Effect;
-use crate::state::{State, StateError};
+use crate::state::{Change, KeptJob, State, StateError};
+
+/// How many changes are made at once: so many wait for the disk together, and so many are made again, one by one, if one fails.
+const AT_ONCE: usize = 1000;
 
 /// Who may be asked to remember things. Clones ask the same database.
 #[derive(Clone)]
@@ -15,13 +18,22 @@ pub(super) struct Keeper(mpsc::UnboundedSender<Request>);
 
 type Reply<T> = oneshot::Sender<Result<T, StateError>>;
 
+/// Looks something up.
+type Look = Box<dyn FnOnce(&State) + Send>;
+
 enum Request {
-    Save { pool: BString, effects: Vec<Effect> },
+    Write(Write),
+    Look(Look),
     Settle { reply: Reply<()> },
-    AddClient { name: BString, id: ServiceId, reply: Reply<()> },
-    RemoveClient { name: BString, reply: Reply<bool> },
-    FindClient { id: ServiceId, reply: Reply<Option<BString>> },
     End,
+}
+
+struct Write {
+    change: Change,
+    /// It must survive the machine before it is answered.
+    through: bool,
+    /// Who wants to know. Others are told by [`Keeper::settled`].
+    reply: Option<Reply<bool>>,
 }
 
 /// The thread of a [`Keeper`]. Dropping it waits until everything that was asked for is written and the database is closed; nothing can
@@ -51,31 +63,72 @@ impl Keeper {
 
     /// Remembers what a pool wants kept, soon. What cannot be written is lost, and logged: it makes the pool no less right now.
     pub(super) fn save(&self, pool: BString, effects: Vec<Effect>) {
-        self.ask(Request::Save { pool, effects });
+        for effect in effects {
+            let change = Change::Pool { pool: pool.clone(), effect };
+            self.ask(Request::Write(Write { change, through: false, reply: None }));
+        }
     }
 
-    /// Waits until what was [saved](Self::save) is on disk. It is asked for when this is called, not when the future is polled.
-    pub(super) fn settled(&self) -> impl Future<Output = Result<(), StateError>> + 'static {
+    /// Makes a change, and tells when it survives this process, or, `through`, this machine; and whether there was something to change. It
+    /// is asked for when this is called, not when the future is polled, and made in the order in which it is asked for.
+    pub(super) fn write(
+        &self,
+        change: Change,
+        through: bool,
+    ) -> impl Future<Output = Result<bool, StateError>> + use<> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Request::Write(Write { change, through, reply: Some(reply) }));
+        received(answer)
+    }
+
+    /// Waits until everything that was to be remembered survives this machine. It is asked for when this is called, not when the future is
+    /// polled.
+    pub(super) fn settled(&self) -> impl Future<Output = Result<(), StateError>> + use<> {
         let (reply, answer) = oneshot::channel();
         self.ask(Request::Settle { reply });
         received(answer)
     }
 
     pub(super) async fn add_client(&self, name: BString, id: ServiceId) -> Result<(), StateError> {
-        let (reply, answer) = oneshot::channel();
-        self.ask(Request::AddClient { name, id, reply });
-        received(answer).await
+        self.write(Change::AddClient { name, id: id.0 }, true).await.map(drop)
     }
 
     pub(super) async fn remove_client(&self, name: BString) -> Result<bool, StateError> {
-        let (reply, answer) = oneshot::channel();
-        self.ask(Request::RemoveClient { name, reply });
-        received(answer).await
+        self.write(Change::RemoveClient { name }, true).await
     }
 
     pub(super) async fn find_client(&self, id: ServiceId) -> Result<Option<BString>, StateError> {
+        self.look(move |state| state.find_client(&id.0)).await
+    }
+
+    pub(super) async fn find_job(&self, key: JobKey) -> Result<Option<KeptJob>, StateError> {
+        self.look(move |state| state.find_job(key)).await
+    }
+
+    pub(super) async fn jobs_of(&self, client: BString, most: u32) -> Result<Vec<KeptJob>, StateError> {
+        self.look(move |state| state.jobs_of(client.as_ref(), most)).await
+    }
+
+    /// Returns jobs that ended before a time in seconds since 1970, the longest ago first.
+    pub(super) async fn ended_before(&self, time: i64) -> Result<Vec<JobKey>, StateError> {
+        self.look(move |state| state.ended_before(time)).await
+    }
+
+    /// Returns jobs that have ended, the longest ago first.
+    pub(super) async fn ended(&self, most: u32) -> Result<Vec<JobKey>, StateError> {
+        self.look(move |state| state.ended(most)).await
+    }
+
+    /// Looks something up, after all changes that were asked for before.
+    async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&State) -> Result<T, StateError> + Send + 'static,
+    ) -> Result<T, StateError> {
         let (reply, answer) = oneshot::channel();
-        self.ask(Request::FindClient { id, reply });
+        self.ask(Request::Look(Box::new(move |state| {
+            // Whoever asked may have gone.
+            let _ = reply.send(look(state));
+        })));
         received(answer).await
     }
 
@@ -92,36 +145,54 @@ async fn received<T>(answer: oneshot::Receiver<Result<T, StateError>>) -> Result
 /// Does what it is asked for, until the end. Whoever asked may have gone, which is why nobody minds an answer that is not taken.
 fn serve(mut state: State, mut requests: mpsc::UnboundedReceiver<Request>) {
     let mut next = None;
-    let mut saved = Ok(());
+    let mut settled = Ok(());
     while let Some(request) = next.take().or_else(|| requests.blocking_recv()) {
         match request {
-            Request::Save { pool, mut effects } => {
-                // Each write waits for the disk, so one is made of what has come meanwhile.
-                while next.is_none() {
+            Request::Write(first) => {
+                // Each commit takes its time, so one is made of what has come meanwhile.
+                let mut batch = vec![first];
+                while next.is_none() && batch.len() < AT_ONCE {
                     match requests.try_recv() {
-                        Ok(Request::Save { pool: same, effects: more }) if same == pool => effects.extend(more),
+                        Ok(Request::Write(write)) => batch.push(write),
                         Ok(other) => next = Some(other),
                         Err(_) => break,
                     }
                 }
-                saved = state.save(pool.as_ref(), &effects);
-                if let Err(error) = &saved {
-                    tracing::error!(%pool, error = error as &dyn std::error::Error, "cannot keep what a pool knows");
-                }
+                write(&mut state, batch, &mut settled);
             }
+            Request::Look(look) => look(&state),
             Request::Settle { reply } => {
-                let _ = reply.send(std::mem::replace(&mut saved, Ok(())));
-            }
-            Request::AddClient { name, id, reply } => {
-                let _ = reply.send(state.add_client(name.as_ref(), &id.0));
-            }
-            Request::RemoveClient { name, reply } => {
-                let _ = reply.send(state.remove_client(name.as_ref()));
-            }
-            Request::FindClient { id, reply } => {
-                let _ = reply.send(state.find_client(&id.0));
+                let result = std::mem::replace(&mut settled, Ok(())).and_then(|()| state.settle());
+                let _ = reply.send(result);
             }
             Request::End => return,
+        }
+    }
+}
+
+/// Makes changes together; if that fails, one by one, so that each has its own answer.
+fn write(state: &mut State, batch: Vec<Write>, settled: &mut Result<(), StateError>) {
+    let through = batch.iter().any(|write| write.through);
+    let (changes, replies): (Vec<_>, Vec<_>) =
+        batch.into_iter().map(|write| (write.change, (write.through, write.reply))).unzip();
+    let results: Vec<_> = match state.apply(&changes, through) {
+        Ok(applied) => applied.into_iter().map(Ok).collect(),
+        Err(error) if changes.len() == 1 => vec![Err(error)],
+        Err(_) => {
+            let alone = |(change, (through, _)): (&Change, &(bool, _))| {
+                state.apply(std::slice::from_ref(change), *through).map(|applied| applied.contains(&true))
+            };
+            changes.iter().zip(&replies).map(alone).collect()
+        }
+    };
+    for ((_, reply), result) in replies.into_iter().zip(results) {
+        match (reply, result) {
+            (Some(reply), result) => _ = reply.send(result),
+            (None, Ok(_)) => {}
+            (None, Err(error)) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "cannot keep what a pool knows");
+                *settled = Err(error);
+            }
         }
     }
 }

@@ -1,61 +1,55 @@
 //! A pool with its objects: does what the pool wants done.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
 use bstr::{BStr, BString};
-use kiln_api::{Error, ErrorKind, Job, JobDescription, Progress, Worker};
+use kiln_api::{Job, JobDescription, JobKey, Progress, Run, Worker};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-use super::clients::Deposit;
+use super::jobs::LiveJob;
 use super::keeper::Keeper;
-use crate::pool::{AlreadyRegistered, Cancelled, Effect, End, JobId, Pool, Request, WorkerId};
+use super::logs::Logs;
+use super::scheduler::Keeping;
+use crate::pool::{AlreadyRegistered, Effect, JobId, Pool, WorkerId};
 use crate::state::StateError;
 
-/// What a job's client waits for until it runs.
-pub(super) type Started = oneshot::Receiver<Result<Job, Error>>;
-
 /// What a worker waits for that asked for a job.
-pub(super) type Popped = oneshot::Receiver<JobDescription>;
-
-/// A job of which the end is not known.
-struct LiveJob {
-    /// What it is to do. `None` once a worker knows.
-    description: Option<JobDescription>,
-    /// What keeping that costs its client.
-    deposit: Option<Deposit>,
-    /// Who waits until it starts. `None` once it has.
-    started: Option<oneshot::Sender<Result<Job, Error>>>,
-    /// Somebody cancelled it.
-    is_cancelled: bool,
-    /// Its ticket is gone. If its client lets the job go too, its worker cancels it.
-    is_released: bool,
-}
+pub(super) type Popped = oneshot::Receiver<(JobDescription, Run)>;
 
 /// A connected worker.
 struct LiveWorker {
     worker: Worker,
+    /// What it called itself when it started; nothing for one that does not come back for its jobs.
+    process: Vec<u8>,
     /// Its requests for jobs, the first first.
     pops: VecDeque<Pop>,
     /// How many jobs it runs.
     running: watch::Sender<usize>,
+    /// Cancelled when it has gone.
+    gone: CancellationToken,
 }
 
-struct Pop {
+/// A worker's request for a job.
+pub(super) struct Pop {
     number: u64,
     /// What the job will be.
-    job: Job,
-    answer: oneshot::Sender<JobDescription>,
+    pub(super) job: Job,
+    pub(super) answer: oneshot::Sender<(JobDescription, Run)>,
 }
 
 /// One pool of a running scheduler.
 pub(crate) struct LivePool {
     pub(crate) name: BString,
-    pool: RefCell<Pool>,
-    jobs: RefCell<HashMap<JobId, LiveJob>>,
+    pub(super) pool: RefCell<Pool>,
+    pub(super) jobs: RefCell<HashMap<JobId, LiveJob>>,
+    pub(super) keys: RefCell<HashMap<JobKey, JobId>>,
+    /// The jobs of workers that are gone and may come back, by the workers' names.
+    pub(super) lost: RefCell<HashMap<BString, BTreeSet<JobId>>>,
     workers: RefCell<HashMap<WorkerId, LiveWorker>>,
     /// The pool may have another time to be told.
     changed: Notify,
@@ -63,21 +57,41 @@ pub(crate) struct LivePool {
     registered: watch::Sender<u64>,
     next_pop: Cell<u64>,
     epoch: Instant,
-    keeper: Keeper,
+    pub(super) keeper: Keeper,
+    pub(super) keeping: Rc<Keeping>,
+    pub(super) logs: Logs,
+    /// The scheduler ends: whoever goes now does not mean it.
+    pub(super) stopping: CancellationToken,
+    /// Jobs on workers that may be forgotten there once all is on disk.
+    pub(super) settling: RefCell<Vec<Job>>,
+    pub(super) to_settle: Notify,
 }
 
 impl LivePool {
-    pub(super) fn new(pool: Pool, keeper: Keeper) -> Rc<Self> {
+    pub(super) fn new(
+        pool: Pool,
+        keeper: Keeper,
+        keeping: Rc<Keeping>,
+        logs: Logs,
+        stopping: CancellationToken,
+    ) -> Rc<Self> {
         Rc::new(Self {
             name: pool.name().to_owned(),
             pool: RefCell::new(pool),
             jobs: RefCell::default(),
+            keys: RefCell::default(),
+            lost: RefCell::default(),
             workers: RefCell::default(),
             changed: Notify::new(),
             registered: watch::Sender::new(0),
             next_pop: Cell::new(0),
             epoch: Instant::now(),
             keeper,
+            keeping,
+            logs,
+            stopping,
+            settling: RefCell::default(),
+            to_settle: Notify::new(),
         })
     }
 
@@ -112,6 +126,11 @@ impl LivePool {
         result
     }
 
+    /// Changes the pool, without doing what follows: the next [`act`](Self::act) does.
+    pub(super) fn prepare<T>(&self, change: impl FnOnce(&mut Pool, Duration) -> T) -> T {
+        change(&mut self.pool.borrow_mut(), self.epoch.elapsed())
+    }
+
     /// Tells the pool when it is time, for ever.
     pub(super) async fn keep_time(self: Rc<Self>) {
         loop {
@@ -126,75 +145,57 @@ impl LivePool {
         }
     }
 
-    /// Adds a job of a client. Returns its number, and what tells when a worker has it.
-    pub(super) fn submit(
-        self: &Rc<Self>,
-        client: &BStr,
-        description: JobDescription,
-        urgent: bool,
-        deposit: Deposit,
-    ) -> (JobId, Started) {
-        let (sender, started) = oneshot::channel();
-        let hint = description.cache_hint.clone();
-        let job = LiveJob {
-            description: Some(description),
-            deposit: Some(deposit),
-            started: Some(sender),
-            is_cancelled: false,
-            is_released: false,
-        };
-        let request = Request { hint: hint.as_ref(), urgent };
-        let id = self.pool.borrow_mut().submit(self.epoch.elapsed(), client, request);
-        self.jobs.borrow_mut().insert(id, job);
-        // Only now, because it may start.
-        self.act(|_, _| ());
-        (id, started)
-    }
-
-    /// Cancels a job that waits, with what its client is told. For one that runs it is noted, and its worker is to be told.
-    pub(super) fn cancel(self: &Rc<Self>, id: JobId, why: &str) -> Cancelled {
-        let cancelled = self.act(|pool, now| pool.cancel(now, id));
-        match cancelled {
-            Cancelled::Queued | Cancelled::Lost => {
-                let job = self.jobs.borrow_mut().remove(&id);
-                if let Some(started) = job.and_then(|job| job.started) {
-                    // The client may be gone.
-                    let _ = started.send(Err(Error::failed(why)));
-                }
-            }
-            Cancelled::Running(_) => {
-                if let Some(job) = self.jobs.borrow_mut().get_mut(&id) {
-                    job.is_cancelled = true;
-                }
-            }
-            Cancelled::Unknown => {}
-        }
-        cancelled
-    }
-
-    /// Notes that a job's ticket is gone. One that waits is cancelled.
-    pub(super) fn release(self: &Rc<Self>, id: JobId) {
-        match self.jobs.borrow_mut().get_mut(&id) {
-            Some(job) if job.started.is_none() => return job.is_released = true,
-            Some(_) => {}
-            None => return,
-        }
-        self.cancel(id, "Ticket released (cancelled)");
-    }
-
-    /// Adds a worker. It is active at once, as OCluster's workers expect: they only say when they are not.
+    /// Adds a worker that does not come back for its jobs. It is active at once, as OCluster's workers expect: they only say when they are not.
     pub(super) fn register(
         self: &Rc<Self>,
         name: &BStr,
         worker: Worker,
         capacity: u32,
     ) -> Result<WorkerId, AlreadyRegistered> {
+        let id = self.connect(name, worker, capacity, Vec::new())?;
+        self.welcome(id);
+        Ok(id)
+    }
+
+    /// Adds a worker that comes back for its jobs, and is active once it is [welcome](Self::welcome). Its older self, if that is there, goes.
+    pub(super) fn enter(
+        self: &Rc<Self>,
+        name: &BStr,
+        worker: Worker,
+        capacity: u32,
+        process: Vec<u8>,
+    ) -> Result<WorkerId, AlreadyRegistered> {
+        let older = self.pool.borrow().connected(name);
+        let is_itself = |id: &WorkerId| {
+            self.workers.borrow().get(id).is_some_and(|other| !process.is_empty() && other.process == process)
+        };
+        if let Some(older) = older.filter(is_itself) {
+            self.unregister(older);
+        }
+        self.connect(name, worker, capacity, process)
+    }
+
+    fn connect(
+        self: &Rc<Self>,
+        name: &BStr,
+        worker: Worker,
+        capacity: u32,
+        process: Vec<u8>,
+    ) -> Result<WorkerId, AlreadyRegistered> {
         let id = self.act(|pool, _| pool.register(name, capacity))?;
-        let worker = LiveWorker { worker, pops: VecDeque::new(), running: watch::Sender::new(0) };
+        let gone = CancellationToken::new();
+        let worker = LiveWorker { worker, process, pops: VecDeque::new(), running: watch::Sender::new(0), gone };
         self.workers.borrow_mut().insert(id, worker);
         self.registered.send_modify(|count| *count += 1);
-        self.act(|pool, now| pool.set_active(now, id, true));
         Ok(id)
+    }
+
+    /// Lets a worker have jobs, which has brought back what it had.
+    pub(super) fn welcome(self: &Rc<Self>, id: WorkerId) {
+        if let Some(name) = self.look(|pool, _| pool.worker_name(id)) {
+            self.give_up_on(name.as_ref());
+        }
+        self.act(|pool, now| pool.set_active(now, id, true));
     }
 
     /// Removes a worker. What it ran is lost.
@@ -202,7 +203,9 @@ impl LivePool {
         self.act(|pool, now| pool.unregister(now, id));
         // Dropping what it was may come back here.
         let gone = self.workers.borrow_mut().remove(&id);
-        drop(gone);
+        if let Some(gone) = gone {
+            gone.gone.cancel();
+        }
     }
 
     /// Asks for a job for a worker. `job` will be it. Returns the request's number, and what tells the answer.
@@ -230,8 +233,24 @@ impl LivePool {
         }
     }
 
+    /// Takes a worker's first request, for which there is a job.
+    pub(super) fn take_pop(&self, id: WorkerId) -> Option<Pop> {
+        self.workers.borrow_mut().get_mut(&id)?.pops.pop_front()
+    }
+
+    /// Makes a request again that was taken for nothing.
+    pub(super) fn put_pop_back(self: &Rc<Self>, id: WorkerId, pop: Pop) {
+        match self.workers.borrow_mut().get_mut(&id) {
+            // Nobody waits for its answer any more.
+            Some(_) if pop.answer.is_closed() => return,
+            Some(worker) => worker.pops.push_front(pop),
+            None => return,
+        }
+        self.act(|pool, now| pool.pop(now, id));
+    }
+
     /// Waits until what was done is on disk: what was done until this is called, not until the future is polled.
-    pub(super) fn kept(&self) -> impl Future<Output = Result<(), StateError>> + 'static {
+    pub(super) fn kept(&self) -> impl Future<Output = Result<(), StateError>> + use<> {
         self.keeper.settled()
     }
 
@@ -239,6 +258,19 @@ impl LivePool {
     pub(crate) fn worker(&self, name: &BStr) -> Option<Worker> {
         let id = self.pool.borrow().connected(name)?;
         self.workers.borrow().get(&id).map(|worker| worker.worker.clone())
+    }
+
+    /// Returns whether a worker comes back for its jobs.
+    pub(super) fn comes_back(&self, id: WorkerId) -> bool {
+        self.workers.borrow().get(&id).is_some_and(|worker| !worker.process.is_empty())
+    }
+
+    /// Waits until a worker has gone.
+    pub(super) async fn gone(&self, id: WorkerId) {
+        let gone = self.workers.borrow().get(&id).map(|worker| worker.gone.clone());
+        if let Some(gone) = gone {
+            gone.cancelled().await;
+        }
     }
 
     /// Waits until a worker runs nothing, or is gone.
@@ -270,58 +302,7 @@ impl LivePool {
         }
     }
 
-    /// Gives a job to the worker's first request.
-    fn start(self: &Rc<Self>, worker: WorkerId, id: JobId) {
-        let pop = self.workers.borrow_mut().get_mut(&worker).and_then(|worker| worker.pops.pop_front());
-        let description = self.jobs.borrow_mut().get_mut(&id).and_then(|job| job.description.take());
-        let (Some(pop), Some(description)) = (pop, description) else {
-            tracing::error!(pool = %self.name, %worker, job = %id, "a job was started that is not there, or for nobody");
-            return;
-        };
-        if let Err(description) = pop.answer.send(description) {
-            // Its worker has just gone.
-            if let Some(job) = self.jobs.borrow_mut().get_mut(&id) {
-                job.description = Some(description);
-            }
-            self.act(|pool, now| pool.requeue(now, id));
-            return;
-        }
-        let running = self.pool.borrow().running(worker).count();
-        self.set_running(worker, running);
-        // Not holding on to the job: when its client lets go, it is cancelled.
-        let result = pop.job.result();
-        let started = self.jobs.borrow_mut().get_mut(&id).and_then(|job| {
-            job.deposit = None;
-            job.started.take()
-        });
-        if let Some(started) = started {
-            let _ = started.send(Ok(pop.job));
-        }
-        let pool = Rc::clone(self);
-        tokio::task::spawn_local(async move {
-            let result = result.await;
-            pool.end(id, result.err());
-        });
-    }
-
-    /// Notes that a job has ended.
-    fn end(self: &Rc<Self>, id: JobId, failure: Option<Error>) {
-        let Some(job) = self.jobs.borrow_mut().remove(&id) else { return };
-        // Whether a released job failed or was cancelled is known to its worker only. It may have been cut short, so nothing is
-        // learned from it.
-        let is_cut_short =
-            failure.is_some_and(|error| job.is_cancelled || job.is_released || error.kind == ErrorKind::Disconnected);
-        let end = if is_cut_short { End::Cancelled } else { End::Finished };
-        self.act(|pool, now| pool.finished(now, id, end));
-    }
-
-    /// Gives a job up whose worker is gone. Its client is told by the connection.
-    fn lose(self: &Rc<Self>, id: JobId) {
-        self.jobs.borrow_mut().remove(&id);
-        self.act(|pool, now| pool.finished(now, id, End::Cancelled));
-    }
-
-    fn set_running(&self, worker: WorkerId, count: usize) {
+    pub(super) fn set_running(&self, worker: WorkerId, count: usize) {
         if let Some(worker) = self.workers.borrow().get(&worker) {
             worker.running.send_replace(count);
         }

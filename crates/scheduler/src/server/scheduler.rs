@@ -2,13 +2,15 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 use bstr::BString;
 use kiln_api::cap_file::{self, CapFileError};
 use kiln_api::{
-    Address, Admin, Answer, Capability, CapabilityUri, Error, Identity, Key, Limits, ListenError, Listener,
+    Address, Admin, Answer, Capability, CapabilityUri, Error, Identity, Key, Limits, Link, ListenError, Listener,
     Registration, Security, ServiceId, Services, Submission, answer,
 };
 use sha2::{Digest as _, Sha256};
@@ -16,12 +18,14 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
 use super::admin::Everything;
-use super::clients::{Account, Client};
+use super::clients::{Account, Client, Deposit};
+use super::housekeeping::keep_house;
 use super::keeper::{Keeper, Thread};
+use super::logs::Logs;
 use super::pool::LivePool;
 use super::workers::Entrance;
 use crate::pool::Pool;
-use crate::state::{State, StateError};
+use crate::state::{KeptJob, State, StateError};
 use crate::web::{self, Site, WebError};
 
 /// What a scheduler is told.
@@ -45,6 +49,41 @@ pub struct Settings {
     pub web: Option<std::net::SocketAddr>,
     /// What peers may take.
     pub limits: Limits,
+    /// What becomes of jobs.
+    pub keeping: Keeping,
+}
+
+/// What becomes of jobs when something is lost, and of those that have ended.
+#[derive(Debug, Clone)]
+pub struct Keeping {
+    /// How often a job is begun again whose worker was lost.
+    pub retries: u32,
+    /// How long a worker that was lost may take to come back for its jobs.
+    pub worker_grace: Duration,
+    /// How long a client that was lost may take to come back for its jobs.
+    pub client_grace: Duration,
+    /// Store secrets too, so that jobs with secrets can be begun after a restart.
+    pub store_secrets: bool,
+    /// How long a job's log may be, in bytes.
+    pub log_limit: u64,
+    /// How long the logs of kept jobs may be together before the oldest that have ended go, in bytes.
+    pub logs_size: u64,
+    /// How long a kept job is kept after its end.
+    pub ended: Duration,
+}
+
+impl Default for Keeping {
+    fn default() -> Self {
+        Self {
+            retries: 2,
+            worker_grace: Duration::from_secs(120),
+            client_grace: Duration::from_secs(120),
+            store_secrets: false,
+            log_limit: 2 << 30,
+            logs_size: 20 << 30,
+            ended: Duration::from_secs(30 * 24 * 3600),
+        }
+    }
 }
 
 /// Why there is no scheduler.
@@ -59,6 +98,12 @@ pub enum SchedulerError {
     Capability(#[from] CapFileError),
     #[error(transparent)]
     Web(#[from] WebError),
+    #[error("cannot keep logs in {}", path.display())]
+    Logs {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// What all objects of a scheduler share.
@@ -67,11 +112,36 @@ pub(super) struct Shared {
     /// The clients that are allowed.
     pub(super) clients: RefCell<BTreeMap<BString, Rc<Account>>>,
     pub(super) keeper: Keeper,
+    pub(super) keeping: Rc<Keeping>,
+    pub(super) logs: Logs,
+    /// Cancelled before connections are ended.
+    stopping: CancellationToken,
     identity: Identity,
     address: Address,
 }
 
 impl Shared {
+    /// Goes on with the jobs of an earlier scheduler.
+    fn restore(&self, jobs: Vec<KeptJob>) {
+        if !jobs.is_empty() {
+            tracing::info!(jobs = jobs.len(), "going on with the jobs that have not ended");
+        }
+        for job in jobs {
+            match self.pools.get(&job.pool) {
+                Some(pool) => {
+                    let account = self.clients.borrow().get(&job.client).cloned();
+                    let deposit = account
+                        .zip(job.description.as_ref())
+                        .and_then(|(account, description)| Deposit::take(&account, description));
+                    pool.restore(job, deposit);
+                }
+                None => {
+                    tracing::warn!(job = %job.key, pool = ?job.pool, "a job waits for a pool that there is not any more")
+                }
+            }
+        }
+    }
+
     /// Returns how others reach a service.
     pub(super) fn uri(&self, service: ServiceId) -> CapabilityUri {
         CapabilityUri { identity: self.identity, address: self.address.clone(), service }
@@ -114,11 +184,23 @@ impl Scheduler {
             .iter()
             .map(|name| Ok((name, state.load(name.as_ref())?)))
             .collect::<Result<_, StateError>>()?;
+        let unfinished = state.unfinished()?;
+        let directory = settings.state.join("logs");
+        let failed = |source| SchedulerError::Logs { path: directory.clone(), source };
+        let logs = Logs::new(directory.clone(), settings.keeping.log_limit).map_err(failed)?;
+        for stray in logs.all().map_err(failed)? {
+            if state.find_job(stray)?.is_none() {
+                logs.remove(stray);
+            }
+        }
         let (keeper, thread) = Keeper::start(state);
-        let pools: BTreeMap<_, _> = saved
-            .into_iter()
-            .map(|(name, saved)| (name.clone(), LivePool::new(Pool::restore(name.clone(), &saved), keeper.clone())))
-            .collect();
+        let keeping = Rc::new(settings.keeping);
+        let stopping = CancellationToken::new();
+        let live = |name: &BString, saved| {
+            let pool = Pool::restore(name.clone(), saved);
+            LivePool::new(pool, keeper.clone(), Rc::clone(&keeping), logs.clone(), stopping.clone())
+        };
+        let pools: BTreeMap<_, _> = saved.iter().map(|(name, saved)| ((*name).clone(), live(name, saved))).collect();
 
         let (identity, security) = match settings.secure {
             true => (Identity::Key(settings.key.fingerprint()), Security::Key(Box::new(settings.key.clone()))),
@@ -126,7 +208,17 @@ impl Scheduler {
         };
         let listener = Listener::bind(&settings.listen, security, settings.limits).await?;
         let address = settings.public.unwrap_or_else(|| listener.address().clone());
-        let shared = Rc::new(Shared { pools, clients: RefCell::new(clients), keeper, identity, address });
+        let shared = Rc::new(Shared {
+            pools,
+            clients: RefCell::new(clients),
+            keeper,
+            keeping,
+            logs,
+            stopping,
+            identity,
+            address,
+        });
+        shared.restore(unfinished);
         let directory = Directory::new(&settings.key, Rc::clone(&shared));
         let site = match settings.web {
             Some(address) => Some(Site::bind(address).await?),
@@ -195,13 +287,22 @@ impl Scheduler {
         let mut clocks = tokio::task::JoinSet::new();
         for pool in &pools {
             clocks.spawn_local(Rc::clone(pool).keep_time());
+            clocks.spawn_local(Rc::clone(pool).settle());
         }
+        clocks.spawn_local(keep_house(shared.keeper.clone(), shared.logs.clone(), Rc::clone(&shared.keeping)));
         let web = async {
             if let Some(site) = site {
                 web::serve(site, pools, stop.clone()).await;
             }
         };
-        tokio::join!(listener.serve(directory, stop.clone()), web);
+        let listening = CancellationToken::new();
+        let end = async {
+            stop.cancelled().await;
+            // Those whose connections end now have not gone by themselves.
+            shared.stopping.cancel();
+            listening.cancel();
+        };
+        tokio::join!(listener.serve(directory, listening.clone()), web, end);
         clocks.shutdown().await;
         drop(shared);
         if tokio::task::spawn_blocking(|| drop(keeper)).await.is_err() {
@@ -269,15 +370,15 @@ fn digest(id: &ServiceId) -> [u8; 32] {
 }
 
 impl Services for Directory {
-    fn restore(&self, id: &ServiceId, ended: &CancellationToken) -> Answer<Capability> {
+    fn restore(&self, id: &ServiceId, link: &Link) -> Answer<Capability> {
         match self.by_digest.get(&digest(id)) {
-            Some(Service::Admin) => answer(Ok(Admin::serve(Everything(Rc::clone(&self.shared))).into())),
+            Some(Service::Admin) => answer(Ok(Admin::serve(Everything(Rc::clone(&self.shared), link.clone())).into())),
             Some(Service::Pool(pool)) => {
-                let entrance = Entrance { pool: Rc::clone(pool), connection: ended.clone() };
+                let entrance = Entrance { pool: Rc::clone(pool), connection: link.ended().clone() };
                 answer(Ok(Registration::serve(entrance).into()))
             }
             None => {
-                let (shared, id) = (Rc::clone(&self.shared), id.clone());
+                let (shared, id, link) = (Rc::clone(&self.shared), id.clone(), link.clone());
                 Box::pin(async move {
                     let name = shared.keeper.find_client(id.clone()).await.map_err(|error| {
                         tracing::error!(error = &error as &dyn std::error::Error, "cannot look up a client");
@@ -287,7 +388,7 @@ impl Services for Directory {
                     let name = name.ok_or_else(unknown)?;
                     // It may have been removed since it was found.
                     let account = shared.clients.borrow().get(&name).cloned().ok_or_else(unknown)?;
-                    Ok(Submission::serve(Client { shared, name, account, id }).into())
+                    Ok(Submission::serve(Client { shared, name, account, id, link }).into())
                 })
             }
         }

@@ -2,26 +2,20 @@
 
 use std::rc::Rc;
 
-use kiln_api::{Answer, Job, Reference as _, Ticket, TicketServer, answer};
+use kiln_api::{Answer, Job, Ticket, TicketServer, answer};
 
-use super::pool::{LivePool, Started};
-use crate::pool::{Cancelled, JobId};
+use super::record::{Hold, Record};
 
-/// What a client has of its job. Dropping it cancels a job that waits.
+/// What a client has of its job.
 struct Held {
-    pool: Rc<LivePool>,
-    id: JobId,
-    /// A promise until a worker has the job. As long as this is here, the worker goes on.
     job: Job,
+    /// `None`: the job has ended.
+    hold: Option<Rc<Hold>>,
 }
 
-/// Returns the ticket of a job.
-pub(super) fn ticket(pool: Rc<LivePool>, id: JobId, started: Started) -> Ticket {
-    let job = Job::promise(async move {
-        // The pool tells how it is with each job that it has.
-        started.await.unwrap_or_else(|_| Err(kiln_api::Error::disconnected("the scheduler has ended")))
-    });
-    Ticket::serve(Held { pool, id, job })
+/// Returns a ticket of a job. Its client lets the job go when it has neither the ticket nor the job.
+pub(super) fn ticket(record: &Rc<Record>, hold: Option<Rc<Hold>>) -> Ticket {
+    Ticket::serve(Held { job: record.job(hold.as_ref()), hold })
 }
 
 impl TicketServer for Held {
@@ -30,16 +24,10 @@ impl TicketServer for Held {
     }
 
     fn cancel(&self) -> Answer<()> {
-        match self.pool.cancel(self.id, "Ticket cancelled") {
-            Cancelled::Running(_) => Box::pin(self.job.cancel()),
-            Cancelled::Queued | Cancelled::Lost | Cancelled::Unknown => answer(Ok(())),
-        }
+        self.hold.as_ref().map_or_else(|| answer(Ok(())), |hold| hold.cancel("Ticket cancelled"))
     }
-}
 
-impl Drop for Held {
-    fn drop(&mut self) {
-        // One that runs is cancelled by its worker, when nobody holds the job either.
-        self.pool.release(self.id);
+    fn stored(&self) -> Answer<()> {
+        self.hold.as_ref().map_or_else(|| answer(Ok(())), |hold| hold.stored())
     }
 }

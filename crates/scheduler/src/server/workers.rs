@@ -3,18 +3,22 @@
 use std::rc::Rc;
 
 use bstr::{BStr, BString};
-use kiln_api::{Answer, Error, Job, JobDescription, Queue, QueueServer, RegistrationServer, Worker, answer};
+use kiln_api::{Answer, Error, Job, JobDescription, Queue, QueueServer, RegistrationServer, Run, Worker, answer};
 
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::pool::LivePool;
-use crate::pool::WorkerId;
+use crate::pool::{AlreadyRegistered, WorkerId};
 
 /// The most jobs that a worker may say it runs at once.
 const MAX_CAPACITY: u32 = 10_000;
 
 /// The longest name of a worker, in bytes, and how many names a pool takes note of. They are kept for ever.
 const MAX_NAME: usize = 255;
+
+/// The most bytes that a worker may call its process.
+const MAX_PROCESS: usize = 64;
+
 const MAX_NAMES: usize = 100_000;
 
 /// The right to be a worker of a pool.
@@ -26,12 +30,25 @@ pub(super) struct Entrance {
 
 impl RegistrationServer for Entrance {
     fn register(&self, name: BString, worker: Worker, capacity: i32) -> Answer<Queue> {
-        answer(self.enter(name.as_ref(), worker, capacity))
+        answer(self.admit(name.as_ref(), capacity, |pool, capacity| pool.register(name.as_ref(), worker, capacity)))
+    }
+
+    fn enter(&self, name: BString, worker: Worker, capacity: i32, process: Vec<u8>) -> Answer<Queue> {
+        if !(1..=MAX_PROCESS).contains(&process.len()) {
+            return answer(Err(Error::failed(format!("a worker's process has 1 to {MAX_PROCESS} bytes"))));
+        }
+        let enter = |pool: &Rc<LivePool>, capacity| pool.enter(name.as_ref(), worker, capacity, process);
+        answer(self.admit(name.as_ref(), capacity, enter))
     }
 }
 
 impl Entrance {
-    fn enter(&self, name: &BStr, worker: Worker, capacity: i32) -> Result<Queue, Error> {
+    fn admit(
+        &self,
+        name: &BStr,
+        capacity: i32,
+        enter: impl FnOnce(&Rc<LivePool>, u32) -> Result<WorkerId, AlreadyRegistered>,
+    ) -> Result<Queue, Error> {
         let capacity = u32::try_from(capacity).ok().filter(|capacity| *capacity <= MAX_CAPACITY);
         let capacity = capacity.ok_or_else(|| Error::failed(format!("a capacity is between 0 and {MAX_CAPACITY}")))?;
         if name.len() > MAX_NAME {
@@ -43,7 +60,7 @@ impl Entrance {
                 "this pool has seen {MAX_NAMES} names of workers, and takes no new ones"
             )));
         }
-        let id = pool.register(name, worker, capacity).map_err(|error| Error::failed(error.to_string()))?;
+        let id = enter(pool, capacity).map_err(|error| Error::failed(error.to_string()))?;
         tracing::info!(pool = %pool.name, worker = ?name, capacity, "a worker has come");
         let left = CancellationToken::new();
         // A worker can make its queue hold on to itself, by saying that the one is the other.
@@ -72,8 +89,29 @@ impl QueueServer for Membership {
         let request = Request { pool: Rc::clone(&self.pool), worker: self.id, number };
         Box::pin(async move {
             let _request = request;
+            let (description, _) = popped.await.map_err(|_| Error::failed("the worker has left the pool"))?;
+            Ok(description)
+        })
+    }
+
+    fn take(&self, job: Job) -> Answer<(JobDescription, Run)> {
+        let (number, popped) = self.pool.pop(self.id, job);
+        let request = Request { pool: Rc::clone(&self.pool), worker: self.id, number };
+        Box::pin(async move {
+            let _request = request;
             popped.await.map_err(|_| Error::failed("the worker has left the pool"))
         })
+    }
+
+    fn offer(&self, run: Run, job: Job) -> Answer<bool> {
+        let is_wanted = self.pool.offer(self.id, run, job);
+        tracing::info!(pool = %self.pool.name, worker = ?self.name, job = %run.job, run = run.number, is_wanted, "a worker brings a job back");
+        answer(Ok(is_wanted))
+    }
+
+    fn ready(&self) -> Answer<()> {
+        self.pool.welcome(self.id);
+        answer(Ok(()))
     }
 
     fn set_active(&self, active: bool) -> Answer<()> {

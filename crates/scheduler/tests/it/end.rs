@@ -72,8 +72,7 @@ async fn a_client_that_cannot_be_written_down_is_not_added() {
         let admin = world.admin().await;
         let error = admin.add_client(b"bob").save().await.expect_err("it is not written");
         let path = world.state().join("scheduler.db");
-        let text =
-            format!("cannot write a client to the scheduler's state {}: database or disk is full", path.display());
+        let text = format!("cannot write the scheduler's state {}: database or disk is full", path.display());
         assert!(error.message.starts_with(&text), "{error}");
         assert_eq!(admin.list_clients().await.expect("a list"), Vec::<bstr::BString>::new());
         refuse(world, "sturdy_refs", false);
@@ -90,7 +89,7 @@ async fn an_administrator_is_told_what_is_done_but_not_written() {
         let client = world.client("alice").await;
         refuse(world, "workers", true);
         let error = admin.set_active(b"w1", false, false).await.expect_err("it is not written");
-        assert!(error.message.starts_with("it is done, but not kept: cannot write what a pool knows to"), "{error}");
+        assert!(error.message.starts_with("it is done, but not kept: cannot write the scheduler's state"), "{error}");
         assert!(error.message.contains(": database or disk is full"), "{error}");
         assert!(world.show().await.contains("(inactive: admin pause)"));
         refuse(world, "workers", false);

@@ -5,6 +5,7 @@ mod attacks;
 mod clients;
 mod end;
 mod jobs;
+mod kept;
 mod migration;
 mod peers;
 mod replay;

@@ -5,8 +5,8 @@ use std::rc::Rc;
 
 use bstr::BString;
 use kiln_api::{
-    Action, Answer, Error, Job, JobDescription, JobServer, LogChunk, MAX_CHUNK, Metric, MetricsSource, Progress,
-    ProgressServer, Queue, Submission, Worker, WorkerServer, answer,
+    Action, Answer, Error, Job, JobDescription, JobServer, KeptJobServer, LogChunk, MAX_CHUNK, Metric, MetricsSource,
+    PoolAdmin, Progress, ProgressServer, Queue, Run, Submission, Worker, WorkerServer, answer,
 };
 use tokio::sync::watch;
 
@@ -66,7 +66,7 @@ impl TestWorker {
         let work = Rc::new(Work::default());
         let job = Job::serve(Served(Rc::clone(&work)));
         let description = self.queue.pop(job).await?;
-        Ok(Task { description, work })
+        Ok(Task { description, work, run: None })
     }
 
     /// Does everything that comes, `lanes` jobs at once, and says so to `done`, until the future is dropped.
@@ -81,17 +81,92 @@ impl TestWorker {
     }
 }
 
+impl TestWorker {
+    /// Waits until the scheduler has had an answer to something that it asked after now.
+    pub(crate) async fn until_asked_again(&self, admin: &PoolAdmin) {
+        admin.worker(b"w1").metrics(MetricsSource::Agent).await.expect("it answers");
+    }
+}
+
+/// A worker that comes back for its jobs.
+pub(crate) struct KeptWorker {
+    connection: Wire,
+    pub(crate) queue: Queue,
+    itself: Away,
+}
+
+/// Such a worker without a connection.
+pub(crate) struct Away {
+    name: String,
+    process: Vec<u8>,
+}
+
+impl KeptWorker {
+    pub(crate) async fn enter(world: &World, name: &str, process: &[u8]) -> Self {
+        Self::try_enter(world, name, process).await.expect("it is registered")
+    }
+
+    pub(crate) async fn try_enter(world: &World, name: &str, process: &[u8]) -> Result<Self, Error> {
+        let at = world.registration().await;
+        let updates: Updates = Rc::new(RefCell::new(Box::new(|| answer(Err(Error::failed("no update"))))));
+        let worker = Worker::serve(Itself { name: name.to_owned(), updates });
+        let queue = at.enter(name.as_bytes(), worker, 4, process).await?;
+        let itself = Away { name: name.to_owned(), process: process.to_owned() };
+        Ok(Self { connection: at.connection, queue, itself })
+    }
+
+    /// Loses its connection.
+    pub(crate) async fn cut(self) -> Away {
+        self.connection.cut().await;
+        self.itself
+    }
+
+    /// Is without a connection because its scheduler is.
+    pub(crate) fn away(self) -> Away {
+        self.itself
+    }
+
+    /// Takes one job. What it does first says that it is ready.
+    pub(crate) async fn take(&self) -> Task {
+        self.queue.ready().await.expect("it is welcome");
+        let work = Rc::new(Work::default());
+        let (description, run) = self.queue.take(Job::serve_kept(ServedKept(Rc::clone(&work)))).await.expect("a job");
+        Task { description, work, run: Some(run) }
+    }
+
+    /// Offers a job. Returns whether it is wanted.
+    pub(crate) async fn offer(&self, task: &Task) -> bool {
+        let job = Job::serve_kept(ServedKept(Rc::clone(&task.work)));
+        self.queue.offer(task.run(), job).await.expect("an answer")
+    }
+
+    /// A job that nobody does.
+    pub(crate) fn nothing() -> impl KeptJobServer {
+        ServedKept(Rc::default())
+    }
+}
+
+impl Away {
+    /// Connects again.
+    pub(crate) async fn enter(&self, world: &World) -> KeptWorker {
+        KeptWorker::enter(world, &self.name, &self.process).await
+    }
+}
+
 /// A job that a worker has.
 pub(crate) struct Task {
     pub(crate) description: JobDescription,
     work: Rc<Work>,
+    run: Option<Run>,
 }
 
 #[derive(Default)]
 struct Work {
     log: RefCell<Vec<u8>>,
     result: RefCell<Option<Result<BString, Error>>>,
+    log_has_ended: Cell<bool>,
     is_cancelled: Cell<bool>,
+    is_forgotten: Cell<bool>,
     is_dropped: Cell<bool>,
     changed: watch::Sender<()>,
 }
@@ -120,6 +195,26 @@ impl Task {
         self.work.end(result);
     }
 
+    /// Says that no more of the log will come.
+    pub(crate) fn end_log(&self) {
+        self.work.log_has_ended.set(true);
+        self.work.changed.send_replace(());
+    }
+
+    /// Returns which run it is, of a worker that comes back for it.
+    pub(crate) fn run(&self) -> Run {
+        self.run.expect("it is known")
+    }
+
+    /// Waits until the scheduler needs it no more.
+    pub(crate) async fn forgotten(&self) {
+        self.work.until(|work| work.is_forgotten.get()).await;
+    }
+
+    pub(crate) fn is_forgotten(&self) -> bool {
+        self.work.is_forgotten.get()
+    }
+
     pub(crate) fn is_cancelled(&self) -> bool {
         self.work.is_cancelled.get()
     }
@@ -143,36 +238,76 @@ struct Served(Rc<Work>);
 
 impl JobServer for Served {
     fn log(&self, start: i64) -> Answer<LogChunk> {
-        let work = Rc::clone(&self.0);
-        Box::pin(async move {
-            let start = usize::try_from(start).map_err(|_| Error::failed("not in this test"))?;
-            work.until(|work| work.log.borrow().len() > start || work.result.borrow().is_some()).await;
-            let log = work.log.borrow();
-            let end = log.len().min(start + MAX_CHUNK);
-            let bytes = log.get(start..end).unwrap_or_default().to_vec();
-            Ok(LogChunk { bytes, next: i64::try_from(end).expect("it is small") })
-        })
+        log(&self.0, start)
     }
 
     fn result(&self) -> Answer<BString> {
-        let work = Rc::clone(&self.0);
-        Box::pin(async move {
-            work.until(|work| work.result.borrow().is_some()).await;
-            work.result.borrow().clone().expect("there is one")
-        })
+        result(&self.0)
     }
 
     fn cancel(&self) -> Answer<()> {
-        self.0.is_cancelled.set(true);
-        self.0.end(Err(Error::failed("Build cancelled")));
-        answer(Ok(()))
+        cancel(&self.0)
     }
+}
+
+fn log(work: &Rc<Work>, start: i64) -> Answer<LogChunk> {
+    let work = Rc::clone(work);
+    Box::pin(async move {
+        let start = usize::try_from(start).map_err(|_| Error::failed("not in this test"))?;
+        work.until(|work| {
+            work.log.borrow().len() > start || work.log_has_ended.get() || work.result.borrow().is_some()
+        })
+        .await;
+        let log = work.log.borrow();
+        let end = log.len().min(start + MAX_CHUNK);
+        let bytes = log.get(start..end).unwrap_or_default().to_vec();
+        Ok(LogChunk { bytes, next: i64::try_from(end.max(start)).expect("it is small") })
+    })
+}
+
+fn result(work: &Rc<Work>) -> Answer<BString> {
+    let work = Rc::clone(work);
+    Box::pin(async move {
+        work.until(|work| work.result.borrow().is_some()).await;
+        work.result.borrow().clone().expect("there is one")
+    })
+}
+
+fn cancel(work: &Rc<Work>) -> Answer<()> {
+    work.is_cancelled.set(true);
+    work.end(Err(Error::failed("Build cancelled")));
+    answer(Ok(()))
 }
 
 impl Drop for Served {
     fn drop(&mut self) {
         self.0.is_dropped.set(true);
         self.0.end(Err(Error::failed("Build cancelled")));
+    }
+}
+
+/// The same, for who comes back.
+struct ServedKept(Rc<Work>);
+
+impl JobServer for ServedKept {
+    fn log(&self, start: i64) -> Answer<LogChunk> {
+        log(&self.0, start)
+    }
+
+    fn result(&self) -> Answer<BString> {
+        result(&self.0)
+    }
+
+    fn cancel(&self) -> Answer<()> {
+        cancel(&self.0)
+    }
+}
+
+impl KeptJobServer for ServedKept {
+    fn forget(&self) -> Answer<()> {
+        self.0.is_forgotten.set(true);
+        self.0.changed.send_replace(());
+        answer(Ok(()))
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use kiln_api::{
     Address, Admin, CapabilityUri, Connection, Key, Limits, PoolAdmin, Reference, Registration, Submission,
 };
-use kiln_scheduler::{Running, Scheduler, Settings};
+use kiln_scheduler::{Keeping, Running, Scheduler, Settings};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinHandle, LocalSet};
@@ -26,6 +26,7 @@ pub(crate) struct World {
     key: Key,
     pub(crate) secure: bool,
     pub(crate) limits: Limits,
+    pub(crate) keeping: Keeping,
     server: RefCell<Option<Server>>,
 }
 
@@ -81,23 +82,27 @@ impl<R> Deref for Guest<R> {
 
 /// Runs `test` with a scheduler, and checks that it holds nothing in the end.
 pub(crate) async fn world(test: impl AsyncFnOnce(&World)) {
-    run(PATIENCE, true, test).await;
+    run(PATIENCE, World::new(true), test).await;
+}
+
+/// The same with a scheduler that keeps jobs so.
+pub(crate) async fn keeping_world(keeping: Keeping, test: impl AsyncFnOnce(&World)) {
+    run(PATIENCE, World { keeping, ..World::new(true) }, test).await;
 }
 
 /// The same without encryption.
 pub(crate) async fn insecure_world(test: impl AsyncFnOnce(&World)) {
-    run(PATIENCE, false, test).await;
+    run(PATIENCE, World::new(false), test).await;
 }
 
 /// The same, for tests that stop the clock.
 pub(crate) async fn timeless_world(test: impl AsyncFnOnce(&World)) {
-    run(Duration::from_secs(1_000_000), true, test).await;
+    run(Duration::from_secs(1_000_000), World::new(true), test).await;
 }
 
-async fn run(patience: Duration, secure: bool, test: impl AsyncFnOnce(&World)) {
+async fn run(patience: Duration, world: World, test: impl AsyncFnOnce(&World)) {
     let local = LocalSet::new();
     let all = local.run_until(async {
-        let world = World::new(secure);
         world.start().await;
         test(&world).await;
         world.assert_that_nothing_is_held().await;
@@ -110,7 +115,14 @@ impl World {
     pub(crate) fn new(secure: bool) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let (key, _) = Key::generate().expect("a key");
-        Self { directory, key, secure, limits: Limits::default(), server: RefCell::default() }
+        Self {
+            directory,
+            key,
+            secure,
+            limits: Limits::default(),
+            keeping: Keeping::default(),
+            server: RefCell::default(),
+        }
     }
 
     pub(crate) fn state(&self) -> &Path {
@@ -128,6 +140,7 @@ impl World {
             capabilities: None,
             web: Some(([127, 0, 0, 1], 0).into()),
             limits: self.limits.clone(),
+            keeping: self.keeping.clone(),
         }
     }
 

@@ -15,7 +15,7 @@ use super::error::At;
 use super::git::{self, Failure, Git};
 use super::repository::{Commit, Repository};
 use crate::command::Command;
-use crate::log::JobLog;
+use kiln_api::JobLog;
 
 /// How many submodules a context may have, and how many in each other. The largest projects have some hundred.
 const MOST: usize = 2000;

@@ -14,7 +14,7 @@ use super::git::{self, Failure, Git};
 use super::repository::{Commit, Ids, Repository};
 use super::{ContextError, contexts};
 use crate::command::{Command, CommandError};
-use crate::log::JobLog;
+use kiln_api::JobLog;
 
 /// With more packs than this, finding an object takes noticeably longer.
 const MANY_PACKS: usize = 50;

@@ -18,7 +18,7 @@ use super::error::At;
 use super::git::Git;
 use super::repository::{Commit, Ids, Repository};
 use crate::command::Environment;
-use crate::log::JobLog;
+use kiln_api::JobLog;
 
 /// How sources are fetched.
 #[derive(Clone, Debug)]

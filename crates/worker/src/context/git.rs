@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::repository::Login;
 use crate::command::{Command, CommandError, Environment};
-use crate::log::JobLog;
+use kiln_api::JobLog;
 
 /// Variables of git's that come from the worker's own environment: which authorities it trusts.
 const KEPT: [&str; 2] = ["GIT_SSL_CAINFO", "GIT_SSL_CAPATH"];

@@ -15,8 +15,8 @@ use super::DockerError;
 use super::error::{At, unless_cancelled};
 use super::plan::{self, Paths, Target};
 use crate::command::Environment;
-use crate::log::JobLog;
 use crate::secrets::SecretFiles;
+use kiln_api::JobLog;
 
 /// An image's id is not longer.
 const ID_BYTES: u64 = 1 << 10;

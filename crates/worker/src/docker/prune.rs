@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::{At, unless_cancelled};
 use super::{Docker, DockerError, plan};
-use crate::log::JobLog;
+use kiln_api::JobLog;
 
 impl Docker {
     /// Returns how much of the engine's disk is free, in percent.

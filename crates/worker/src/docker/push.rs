@@ -14,7 +14,7 @@ use super::error::{At, unless_cancelled};
 use super::plan::{self, Target};
 use super::{Docker, DockerError};
 use crate::command::CommandError;
-use crate::log::JobLog;
+use kiln_api::JobLog;
 
 /// What a registry says that will not change its mind.
 const FINAL: &[&str] = &[

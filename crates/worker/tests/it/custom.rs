@@ -1,8 +1,8 @@
 //! Jobs of kinds that the worker's owner made up.
 
+use kiln_api::JobLog;
 use kiln_api::Secret;
 use kiln_worker::custom::{CustomError, CustomKind};
-use kiln_worker::log::JobLog;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 

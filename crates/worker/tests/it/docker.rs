@@ -6,11 +6,11 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
+use kiln_api::JobLog;
 use kiln_api::{DockerBuild, Dockerfile, Secret};
 use kiln_testkit::{Access, Dockerd, Need, Registry, busybox_root, need};
 use kiln_worker::command::Environment;
 use kiln_worker::docker::{Docker, DockerError, Settings};
-use kiln_worker::log::JobLog;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 

@@ -6,8 +6,8 @@ mod context;
 mod custom;
 mod docker;
 
+use kiln_api::JobLog;
 use kiln_worker::command::Environment;
-use kiln_worker::log::JobLog;
 
 /// A usual `PATH` and nothing else.
 fn environment() -> Environment {

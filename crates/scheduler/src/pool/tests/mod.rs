@@ -76,7 +76,7 @@ impl Pool {
                     running += 1;
                     assert!(self.workers[&worker].running.contains(id));
                 }
-                Place::Lost => running += 1,
+                Place::Lost(_) => running += 1,
             }
         }
         let gauges = self.gauges();

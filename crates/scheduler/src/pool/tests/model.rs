@@ -23,6 +23,8 @@ enum Op {
     Cancel(usize),
     Finish(usize, bool),
     Requeue(usize),
+    SubmitLost { client: u8, hint: u8 },
+    Resume(usize, usize),
     SetRate(u8, u8),
     RemoveClient(u8),
     Wait(u16),
@@ -45,6 +47,8 @@ fn ops(hints: u8) -> impl Strategy<Value = Vec<Op>> {
         3 => any::<usize>().prop_map(Cancel),
         6 => any::<(usize, bool)>().prop_map(|(job, good)| Finish(job, good)),
         3 => any::<usize>().prop_map(Requeue),
+        1 => (0..4_u8, 0..=hints).prop_map(|(client, hint)| Op::SubmitLost { client, hint }),
+        2 => any::<(usize, usize)>().prop_map(|(job, worker)| Op::Resume(job, worker)),
         1 => (0..4_u8, 1..9_u8).prop_map(|(client, rate)| SetRate(client, rate)),
         1 => (0..4_u8).prop_map(RemoveClient),
         4 => (0..2000_u16).prop_map(Op::Wait),
@@ -214,6 +218,25 @@ impl Model {
                     assert_eq!(self.pool.requeue(now, job), can);
                     if can {
                         self.wait(job);
+                    }
+                }
+            }
+            Op::SubmitLost { client, hint } => {
+                let text = if hint == 0 { String::new() } else { format!("h{hint}") };
+                let request = Request { hint: b(&text), urgent: false };
+                let job = self.pool.submit_lost(now, b(&format!("c{client}")), request);
+                self.jobs.insert(job, State::Lost);
+                if hint == 0 {
+                    self.plain.push(job);
+                }
+            }
+            Op::Resume(job, index) => {
+                if let (Some(job), Some(index)) = (self.job(job, |_| true), one(index, &self.workers)) {
+                    let can = matches!(self.jobs[&job], State::Queued | State::Lost);
+                    let worker = self.workers[index].id;
+                    assert_eq!(self.pool.resume(job, worker), can);
+                    if can {
+                        self.jobs.insert(job, State::Running(worker));
                     }
                 }
             }

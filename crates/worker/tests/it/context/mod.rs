@@ -7,9 +7,9 @@ mod sources;
 
 use std::path::Path;
 
+use kiln_api::JobLog;
 use kiln_testkit::Need;
 use kiln_worker::context::{Context, ContextError, Contexts, Settings};
-use kiln_worker::log::JobLog;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 

@@ -1,19 +1,18 @@
-//! What a job prints, kept while somebody may read it.
+//! What a job prints, for whoever reads it while it grows and afterwards.
 //!
-//! A log is a file without a name, so its memory is the kernel's page cache, and it is gone with its last handle. Readers never hold
-//! up who appends, and each reads where it likes.
+//! A log is a file, so its memory is the kernel's page cache; one without a name is gone with its last handle. Readers never hold up who
+//! appends, and each reads where it likes.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::io::{Errno, ReadWriteFlags};
 use tokio::sync::watch;
 
-/// What [`JobLog::read`] returns at most, in bytes: what `Job.log` of the wire answers at most.
-pub const CHUNK: usize = 10_240;
+use crate::interface::{LogChunk, MAX_CHUNK};
 
 /// The log of one job. Clones are handles of the same log.
 #[derive(Clone, Debug)]
@@ -53,9 +52,34 @@ impl JobLog {
     ///
     /// No file can be made in `dir`.
     pub fn new(dir: &Path, limit: u64) -> io::Result<Self> {
-        let file = Arc::new(tempfile::tempfile_in(dir)?);
-        let progress = watch::Sender::new(Progress::default());
-        Ok(Self { shared: Arc::new(Shared { file, limit, writer: Mutex::default(), progress }) })
+        Ok(Self::over(tempfile::tempfile_in(dir)?, limit, Writer::default()))
+    }
+
+    /// Opens the log in the file at `path`, to append to it: an empty one if there is none. Nobody else may append to it meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be opened or made.
+    pub fn open(path: &Path, limit: u64) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        let length = file.metadata()?.len();
+        Ok(Self::over(file, limit, Writer { length, full: length > limit, ended: false }))
+    }
+
+    /// Opens the log of a job that has ended.
+    ///
+    /// # Errors
+    ///
+    /// There is no such file, or it cannot be read.
+    pub fn complete(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let length = file.metadata()?.len();
+        Ok(Self::over(file, length, Writer { length, full: true, ended: true }))
+    }
+
+    fn over(file: File, limit: u64, writer: Writer) -> Self {
+        let progress = watch::Sender::new(Progress { length: writer.length, ended: writer.ended });
+        Self { shared: Arc::new(Shared { file: Arc::new(file), limit, writer: Mutex::new(writer), progress }) }
     }
 
     /// Adds `bytes`. Beyond the limit they are dropped, and a last line says so. What comes after the end is dropped too.
@@ -102,7 +126,7 @@ impl JobLog {
 
     /// Returns what stands at `start`, and where to read on. A negative `start` counts from what is the end now.
     ///
-    /// It waits until there is something after `start`, or the log has ended; then there is nothing. It returns [`CHUNK`] bytes at most,
+    /// It waits until there is something after `start`, or the log has ended; then there is nothing. It returns [`MAX_CHUNK`] bytes at most,
     /// and may be dropped while it waits.
     ///
     /// # Errors
@@ -117,10 +141,26 @@ impl JobLog {
         let known = progress.wait_for(|now| now.length > start || now.ended).await;
         let length = known.expect("this handle keeps the sender").length;
         let Some(more) = length.checked_sub(start).filter(|&more| more > 0) else { return Ok((Vec::new(), start)) };
-        let wanted = usize::try_from(more).map_or(CHUNK, |more| more.min(CHUNK));
+        let wanted = usize::try_from(more).map_or(MAX_CHUNK, |more| more.min(MAX_CHUNK));
         let bytes = read_at(&self.shared.file, start, wanted).await?;
         let next = start + bytes.len() as u64;
         Ok((bytes, next))
+    }
+
+    /// Answers `Job.log`.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    pub async fn chunk(&self, start: i64) -> io::Result<LogChunk> {
+        let (bytes, next) = self.read(start).await?;
+        Ok(LogChunk { bytes, next: i64::try_from(next).unwrap_or(i64::MAX) })
+    }
+
+    /// Returns true if nothing more is kept of what is appended.
+    pub fn is_full(&self) -> bool {
+        let writer = self.writer();
+        writer.full || writer.ended
     }
 
     /// Returns how many bytes there are.
@@ -194,7 +234,7 @@ mod tests {
             if bytes.is_empty() {
                 return text;
             }
-            assert!(bytes.len() <= CHUNK);
+            assert!(bytes.len() <= MAX_CHUNK);
             text.extend(bytes);
             start = i64::try_from(next).unwrap();
         }
@@ -206,8 +246,8 @@ mod tests {
         log.append(b"Building on w1\n").unwrap();
         assert_eq!(log.read(0).await.unwrap(), (b"Building on w1\n".to_vec(), 15));
         assert_eq!(log.read(9).await.unwrap(), (b"on w1\n".to_vec(), 15));
-        log.append(&[b'x'; 2 * CHUNK]).unwrap();
-        assert_eq!(log.read(15).await.unwrap(), (vec![b'x'; CHUNK], 15 + CHUNK as u64));
+        log.append(&[b'x'; 2 * MAX_CHUNK]).unwrap();
+        assert_eq!(log.read(15).await.unwrap(), (vec![b'x'; MAX_CHUNK], 15 + MAX_CHUNK as u64));
     }
 
     #[tokio::test]

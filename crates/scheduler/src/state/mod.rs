@@ -8,6 +8,7 @@
 //! cached          pool, cache_hint, worker, created     which worker ran which hint
 //! workers         pool, id, paused                 the known workers, and which of them administrators paused
 //! pool_user_rate  pool, user, rate                 the clients whose rate was set
+//! kiln_jobs       (see [`jobs`])                   jobs that outlive the scheduler; OCluster's does not know this table
 //! ```
 //!
 //! `STATE/scheduler.lock` beside it is locked (`flock`) by the scheduler that runs: two would give out the same workers' places.
@@ -16,21 +17,27 @@
 //! Names are stored as text, whatever their bytes. Service ids are secrets and not stored: who reads this file can list
 //! clients, but not be one.
 
+mod change;
+pub mod jobs;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bstr::{BStr, BString, ByteSlice};
+use bstr::{BStr, BString};
 use rusqlite::types::{ToSql, ToSqlOutput, ValueRef};
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use crate::pool::{Effect, Saved};
+use self::change::Applied;
+pub use self::change::Change;
+pub use self::jobs::{KeptJob, Outcome, Secrets};
+use crate::pool::Saved;
 
 /// How many rows of hints are read at start-up, the latest.
 const HINTS: u32 = 500_000;
@@ -93,10 +100,8 @@ pub enum StateError {
         source: rusqlite::Error,
     },
     /// Something cannot be written. Nothing has changed.
-    #[error("cannot write {what} to the scheduler's state {}", .path.display())]
+    #[error("cannot write the scheduler's state {}", .path.display())]
     Write {
-        /// What.
-        what: &'static str,
         /// The database.
         path: PathBuf,
         /// Why.
@@ -133,9 +138,8 @@ impl State {
             let database = Connection::open(&path)?;
             database.busy_timeout(BUSY)?;
             database.pragma_update(None, "journal_mode", "WAL")?;
-            // A client that has been told its capability keeps it, even if the power fails.
-            database.pragma_update(None, "synchronous", "FULL")?;
             database.execute_batch(SCHEMA)?;
+            database.execute_batch(jobs::SCHEMA)?;
             Ok(database)
         };
         match open() {
@@ -144,37 +148,35 @@ impl State {
         }
     }
 
-    /// Keeps a client: whoever knows the service id may submit in its name.
+    /// Makes these changes, all or none, and returns for each whether there was something to change.
+    ///
+    /// They survive the end of this process. With `through`, they and all before them survive the machine's too: that takes a few
+    /// milliseconds.
     ///
     /// # Errors
     ///
-    /// There is a client of this name, or the database cannot be written.
-    pub fn add_client(&mut self, name: &BStr, service_id: &[u8]) -> Result<(), StateError> {
-        let added = self.write("a client", |transaction| {
-            let there = "SELECT 1 FROM sturdy_refs WHERE type = ? AND args = ?";
-            if transaction.query_row(there, params![CLIENT, name.as_bytes()], |_| Ok(())).optional()?.is_some() {
-                return Ok(false);
+    /// One is not possible, or the database cannot be written.
+    pub fn apply(&mut self, changes: &[Change], through: bool) -> Result<Vec<bool>, StateError> {
+        let failed = |source| StateError::Write { path: self.path.clone(), source };
+        // What SQLite waits for when it commits, in this journal mode: <https://sqlite.org/pragma.html#pragma_synchronous>.
+        let how = if through { "FULL" } else { "NORMAL" };
+        self.database.pragma_update(None, "synchronous", how).map_err(failed)?;
+        // Not begun as a reader: one that turns writer is refused, without waiting, if another wrote meanwhile.
+        let begun = self.database.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate);
+        let transaction = begun.map_err(failed)?;
+        let mut applied = Vec::with_capacity(changes.len());
+        for change in changes {
+            match change.apply(&transaction).map_err(failed)? {
+                Applied::Changed => applied.push(true),
+                Applied::Nothing => applied.push(false),
+                Applied::ClientExists => {
+                    let Change::AddClient { name, .. } = change else { continue };
+                    return Err(StateError::ClientExists(name.clone()));
+                }
             }
-            transaction.execute(
-                "INSERT INTO sturdy_refs (hash, type, args, created) VALUES (?, ?, ?, date('now'))",
-                params![hash(service_id), CLIENT, name.as_bytes()],
-            )?;
-            Ok(true)
-        })?;
-        if added { Ok(()) } else { Err(StateError::ClientExists(name.to_owned())) }
-    }
-
-    /// Forgets a client, all its service ids and its rates. Returns whether there was one.
-    ///
-    /// # Errors
-    ///
-    /// The database cannot be written.
-    pub fn remove_client(&mut self, name: &BStr) -> Result<bool, StateError> {
-        self.write("that a client is removed", |transaction| {
-            transaction.execute("DELETE FROM pool_user_rate WHERE user = ?", [Text(name)])?;
-            let delete = "DELETE FROM sturdy_refs WHERE type = ? AND args = ?";
-            Ok(transaction.execute(delete, params![CLIENT, name.as_bytes()])? > 0)
-        })
+        }
+        transaction.commit().map_err(failed)?;
+        Ok(applied)
     }
 
     /// Returns the client whose service id this is.
@@ -227,36 +229,19 @@ impl State {
         load().map_err(|source| self.cannot_read("a pool", source))
     }
 
-    /// Keeps what a pool wants kept; other effects are left out. All or nothing.
+    /// Waits until everything that was changed survives the machine.
     ///
     /// # Errors
     ///
     /// The database cannot be written.
-    pub fn save(&mut self, pool: &BStr, effects: &[Effect]) -> Result<(), StateError> {
-        let is_kept =
-            |effect: &&Effect| !matches!(effect, Effect::Start { .. } | Effect::Lost { .. } | Effect::Running { .. });
-        let kept: Vec<&Effect> = effects.iter().filter(is_kept).collect();
-        if kept.is_empty() {
-            return Ok(());
-        }
-        self.write("what a pool knows", |transaction| {
-            kept.into_iter().try_for_each(|effect| keep(transaction, pool, effect))
-        })
-    }
-
-    fn write<T>(
-        &mut self,
-        what: &'static str,
-        write: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
-    ) -> Result<T, StateError> {
-        let all = || {
-            // Not begun as a reader: one that turns writer is refused, without waiting, if another wrote meanwhile.
-            let transaction = self.database.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-            let result = write(&transaction)?;
-            transaction.commit()?;
-            Ok(result)
+    pub fn settle(&mut self) -> Result<(), StateError> {
+        let settle = || {
+            self.database.pragma_update(None, "synchronous", "FULL")?;
+            // Only a commit that writes something waits for the disk.
+            let next = self.database.pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0))?;
+            self.database.pragma_update(None, "user_version", next.wrapping_add(1) & 0xffff)
         };
-        all().map_err(|source| StateError::Write { what, path: self.path.clone(), source })
+        settle().map_err(|source| StateError::Write { path: self.path.clone(), source })
     }
 
     fn rows<T>(
@@ -273,7 +258,6 @@ impl State {
     }
 }
 
-/// Keeps one thing that a pool wants kept.
 /// Returns the lock of a state directory, with our process in it for whoever comes second.
 fn lock(directory: &Path) -> Result<File, StateError> {
     let path = directory.join("scheduler.lock");
@@ -295,33 +279,6 @@ fn lock(directory: &Path) -> Result<File, StateError> {
 
 fn process(pid: &Option<u32>) -> String {
     pid.map_or_else(String::new, |pid| format!(", process {pid}"))
-}
-
-fn keep(transaction: &Transaction<'_>, pool: &BStr, effect: &Effect) -> rusqlite::Result<()> {
-    let execute =
-        |query: &str, parameters: &[&dyn ToSql]| transaction.prepare_cached(query)?.execute(parameters).map(|_| ());
-    let pool = Text(pool);
-    match effect {
-        Effect::SaveHint { hint, worker } => execute(
-            "INSERT OR REPLACE INTO cached (pool, cache_hint, worker, created) VALUES (?, ?, ?, date('now'))",
-            &[&pool, &Text(hint.as_ref()), &Text(worker.as_ref())],
-        ),
-        Effect::SaveWorker { worker, paused } => execute(
-            "INSERT OR REPLACE INTO workers (pool, id, paused) VALUES (?, ?, ?)",
-            &[&pool, &Text(worker.as_ref()), paused],
-        ),
-        Effect::ForgetWorker { worker } => {
-            execute("DELETE FROM workers WHERE pool = ? AND id = ?", &[&pool, &Text(worker.as_ref())])
-        }
-        Effect::SaveRate { client, rate: Some(rate) } => execute(
-            "INSERT OR REPLACE INTO pool_user_rate (pool, user, rate) VALUES (?, ?, ?)",
-            &[&pool, &Text(client.as_ref()), rate],
-        ),
-        Effect::SaveRate { client, rate: None } => {
-            execute("DELETE FROM pool_user_rate WHERE pool = ? AND user = ?", &[&pool, &Text(client.as_ref())])
-        }
-        Effect::Start { .. } | Effect::Lost { .. } | Effect::Running { .. } => Ok(()),
-    }
 }
 
 /// A name as SQLite's text, which need not be UTF-8: OCluster stores any bytes as text, and text equals no blob.
@@ -348,7 +305,25 @@ mod tests {
     use base64::Engine;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
+    use bstr::ByteSlice as _;
+
     use super::*;
+    use crate::pool::Effect;
+
+    impl State {
+        fn add_client(&mut self, name: &BStr, id: &[u8]) -> Result<(), StateError> {
+            self.apply(&[Change::AddClient { name: name.into(), id: id.into() }], true).map(drop)
+        }
+
+        fn remove_client(&mut self, name: &BStr) -> Result<bool, StateError> {
+            Ok(self.apply(&[Change::RemoveClient { name: name.into() }], true)? == [true])
+        }
+
+        fn save(&mut self, pool: &BStr, effects: &[Effect]) -> Result<(), StateError> {
+            let change = |effect: &Effect| Change::Pool { pool: pool.into(), effect: effect.clone() };
+            self.apply(&effects.iter().map(change).collect::<Vec<_>>(), false).map(drop)
+        }
+    }
 
     fn b(text: &str) -> &BStr {
         BStr::new(text)
@@ -424,12 +399,12 @@ mod tests {
     #[test]
     fn a_state_of_oclusters_goes_on_here() {
         let directory = tempfile::tempdir().unwrap();
-        let old = include_bytes!("../tests/vectors/migration/scheduler.db");
+        let old = include_bytes!("../../tests/vectors/migration/scheduler.db");
         fs::write(directory.path().join("scheduler.db"), old).unwrap();
         let mut state = State::open(directory.path()).unwrap();
         assert_eq!(state.clients().unwrap(), ["alice", "carol"]);
-        let alice = service_id(include_str!("../tests/vectors/migration/submit-alice.cap"));
-        let carol = service_id(include_str!("../tests/vectors/migration/submit-carol.cap"));
+        let alice = service_id(include_str!("../../tests/vectors/migration/submit-alice.cap"));
+        let carol = service_id(include_str!("../../tests/vectors/migration/submit-carol.cap"));
         assert_eq!(state.find_client(&alice).unwrap(), Some("alice".into()));
         assert_eq!(state.find_client(&carol).unwrap(), Some("carol".into()));
         let saved = Saved {
@@ -454,7 +429,19 @@ mod tests {
         }
         let schema = "SELECT name FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name";
         let tables: Vec<String> = state.rows(schema, &[], |row| row.get(0)).unwrap();
-        assert_eq!(tables, ["cached", "pool_user_rate", "sturdy_refs", "sturdy_refs_rev", "workers"]);
+        assert_eq!(
+            tables,
+            [
+                "cached",
+                "kiln_jobs",
+                "kiln_jobs_client",
+                "kiln_jobs_ended",
+                "pool_user_rate",
+                "sturdy_refs",
+                "sturdy_refs_rev",
+                "workers"
+            ]
+        );
     }
 
     #[test]

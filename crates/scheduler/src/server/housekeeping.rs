@@ -1,0 +1,79 @@
+//! What has ended is kept for a while, and then not.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use kiln_api::JobKey;
+use tokio::task::spawn_blocking;
+
+use super::jobs::now;
+use super::keeper::Keeper;
+use super::logs::Logs;
+use super::scheduler::Keeping;
+use crate::state::Change;
+
+/// How often it is looked for.
+const EVERY: Duration = Duration::from_secs(600);
+
+/// How many jobs are looked at for each look at the size of all.
+const AT_ONCE: u32 = 100;
+
+/// Removes jobs that ended long ago, and the longest ended of more than there is room for, for ever.
+pub(super) async fn keep_house(keeper: Keeper, logs: Logs, keeping: Rc<Keeping>) {
+    loop {
+        tidy(&keeper, &logs, &keeping).await;
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+/// Does it once.
+async fn tidy(keeper: &Keeper, logs: &Logs, keeping: &Keeping) {
+    let oldest = now().saturating_sub(i64::try_from(keeping.ended.as_secs()).unwrap_or(i64::MAX));
+    loop {
+        match keeper.ended_before(oldest).await {
+            Ok(old) if old.is_empty() => break,
+            Ok(old) => {
+                if !forget(keeper, logs, old).await {
+                    return;
+                }
+            }
+            Err(error) => return warn(&error),
+        }
+    }
+    while size(logs).await > keeping.logs_size {
+        match keeper.ended(AT_ONCE).await {
+            // What is left is of jobs that run.
+            Ok(oldest) if oldest.is_empty() => return,
+            Ok(oldest) => {
+                if !forget(keeper, logs, oldest).await {
+                    return;
+                }
+            }
+            Err(error) => return warn(&error),
+        }
+    }
+}
+
+/// Forgets jobs that have ended. Returns whether that was possible.
+async fn forget(keeper: &Keeper, logs: &Logs, jobs: Vec<JobKey>) -> bool {
+    for job in jobs {
+        if let Err(error) = keeper.write(Change::Forget { job }, false).await {
+            warn(&error);
+            return false;
+        }
+        let logs = logs.clone();
+        // One that stays is removed at the next start.
+        let _ = spawn_blocking(move || logs.remove(job)).await;
+    }
+    true
+}
+
+/// Returns how long all logs are together, in bytes.
+async fn size(logs: &Logs) -> u64 {
+    let logs = logs.clone();
+    spawn_blocking(move || logs.size()).await.unwrap_or_default()
+}
+
+fn warn(error: &(dyn std::error::Error + 'static)) {
+    tracing::warn!(error, "cannot forget jobs that ended");
+}
