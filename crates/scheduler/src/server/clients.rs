@@ -8,6 +8,7 @@ use kiln_api::{
     Action, Answer, CapabilityUri, DockerBuild, Dockerfile, Error, ErrorKind, Job, JobDescription, JobInfo, JobKey,
     JobState, KeptSubmission, Link, Reference as _, ServiceId, SubmissionServer, Ticket, answer,
 };
+use tokio::task::spawn_local;
 
 use super::jobs::{NewJob, NewKept, now};
 use super::pool::LivePool;
@@ -85,7 +86,11 @@ impl SubmissionServer for Client {
 
     fn submit_kept(&self, kept: KeptSubmission) -> Answer<(Ticket, bool)> {
         let itself = self.clone();
-        Box::pin(async move { itself.keep(kept).await })
+        Box::pin(async move {
+            // Not dropped with the client's connection: what is in the database is in the pool too.
+            let keeping = spawn_local(async move { itself.keep(kept).await });
+            keeping.await.unwrap_or_else(|_| Err(Error::disconnected("the scheduler has ended")))
+        })
     }
 
     fn find(&self, key: JobKey) -> Answer<(Job, JobInfo)> {
@@ -181,11 +186,17 @@ impl Client {
             log_start: 0,
             outcome: None,
         };
-        let stored = self.shared.keeper.write(Change::Submit(Box::new(job)), false).await;
-        let is_new = stored.map_err(|error| {
-            tracing::error!(error = &error as &dyn std::error::Error, "cannot store a job");
-            Error { kind: ErrorKind::Overloaded, message: "the scheduler cannot store the job now".to_owned() }
-        })?;
+        let is_new = match self.shared.keeper.write(Change::Submit(Box::new(job)), false).await {
+            Ok(is_new) => is_new,
+            Err(error) => match self.stored(key).await? {
+                Some(_) => false,
+                None => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "cannot store a job");
+                    let message = "the scheduler cannot store the job now".to_owned();
+                    return Err(Error { kind: ErrorKind::Overloaded, message });
+                }
+            },
+        };
         if is_new {
             let kept = Some(NewKept { key, detached, submitted });
             let new = NewJob { client, description, urgent, deposit, kept };

@@ -163,7 +163,8 @@ impl LivePool {
         }
     }
 
-    /// Returns a job of this client that has not ended, held, if there is one of this key. What was forgotten of it is taken from `description`.
+    /// Returns a job of this client of which the end is not told yet, held, if there is one of this key. What was forgotten of it is taken from
+    /// `description`.
     pub(super) fn attach(
         self: &Rc<Self>,
         key: JobKey,
@@ -175,8 +176,10 @@ impl LivePool {
         let is_waiting = {
             let mut jobs = self.jobs.borrow_mut();
             let job = jobs.get_mut(&id)?;
-            let was_whole = job.description.is_some();
-            job.description.get_or_insert_with(|| Rc::new(description.clone()));
+            let was_whole = job.is_over || job.description.is_some();
+            if !was_whole {
+                job.description = Some(Rc::new(description.clone()));
+            }
             !was_whole && job.run.is_none()
         };
         let hold = Hold::new(self, id, link);
@@ -186,11 +189,11 @@ impl LivePool {
         Some((record, hold))
     }
 
-    /// Returns a job of this client that has not ended.
+    /// Returns a job of this client of which the end is not told yet: the database does not know it either.
     pub(super) fn find(&self, key: JobKey, client: &BStr) -> Option<(JobId, Rc<Record>)> {
         let id = *self.keys.borrow().get(&key)?;
         let jobs = self.jobs.borrow();
-        let job = jobs.get(&id).filter(|job| job.client == client && !job.is_over)?;
+        let job = jobs.get(&id).filter(|job| job.client == client)?;
         Some((id, Rc::clone(&job.record)))
     }
 

@@ -378,9 +378,17 @@ impl LivePool {
     pub(super) fn offer(self: &Rc<Self>, worker: WorkerId, run: Run, itself: Job) -> bool {
         let Some(id) = self.keys.borrow().get(&run.job).copied() else { return false };
         let Some(name) = self.look(|pool, _| pool.worker_name(worker)) else { return false };
+        let comes_back = self.comes_back(worker);
         {
-            let jobs = self.jobs.borrow();
-            let Some(job) = jobs.get(&id).filter(|job| !job.is_over && !job.is_cancelled) else { return false };
+            let mut jobs = self.jobs.borrow_mut();
+            let Some(job) = jobs.get_mut(&id).filter(|job| !job.is_cancelled) else { return false };
+            if job.is_over {
+                // Its end is not on disk yet: until then, the worker keeps it, or it would be begun again after a restart.
+                let ended = job.run.as_mut().filter(|ended| (ended.number, &ended.worker) == (run.number, &name));
+                let Some(ended) = ended else { return false };
+                ended.at = LiveRun::on(itself, comes_back);
+                return true;
+            }
             let fits = match &job.run {
                 Some(lost) => lost.is_lost() && (lost.number, &lost.worker) == (run.number, &name),
                 // It was begun, but the scheduler's machine failed before that was on its disk.
@@ -394,7 +402,6 @@ impl LivePool {
             return false;
         }
         self.is_not_lost(&name, id);
-        let comes_back = self.comes_back(worker);
         if let Some(job) = self.jobs.borrow_mut().get_mut(&id) {
             job.runs = run.number;
             let known = job.run.get_or_insert_with(|| LiveRun::lost(name, run.number, 0));

@@ -426,8 +426,8 @@ async fn a_full_disk_refuses_new_jobs_and_loses_none_that_there_are() {
         let client = world.client("alice").await;
         let worker = KeptWorker::enter(world, "w1", b"p1").await;
         worker.queue.ready().await.expect("it is welcome");
-        let job = kept("h", true);
-        let (ticket, _) = keep(&client, &job).await;
+        let submission = kept("h", true);
+        let (ticket, _) = keep(&client, &submission).await;
         let task = worker.take().await;
         let database = rusqlite::Connection::open(world.state().join("scheduler.db")).expect("a database");
         let full = "SELECT RAISE(ABORT, 'database or disk is full')";
@@ -446,11 +446,43 @@ async fn a_full_disk_refuses_new_jobs_and_loses_none_that_there_are() {
         let mended = async {
             world.until_shown(|text| text.contains("w1 (0): [] (0 running)")).await;
             assert!(!task.is_forgotten());
+            // Neither its client nor its worker is refused meanwhile.
+            let (again, is_new) = keep(&client, &submission).await;
+            assert!(!is_new);
+            let back = worker.cut().await.enter(world).await;
+            assert!(back.offer(&task).await);
+            assert!(!task.is_cancelled());
             database.execute_batch("DROP TRIGGER i; DROP TRIGGER u").expect("it is changed");
+            assert_eq!(again.job().result().await.expect("it ends well"), "fine");
+            task.forgotten().await;
         };
         let (result, ()) = tokio::join!(result, mended);
         assert_eq!(result.expect("it ends well"), "fine");
-        task.forgotten().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_job_whose_client_is_cut_off_while_it_is_stored_is_done() {
+    world(async |world| {
+        let uri = world.add_client("alice").await;
+        let client: Guest<Submission> = world.open(&uri).await;
+        let database = rusqlite::Connection::open(world.state().join("scheduler.db")).expect("a database");
+        database.execute_batch("BEGIN IMMEDIATE").expect("it is held");
+        let job = kept("h", true);
+        let submitted = client.submit_kept(&job).expect("it is small");
+        // Questions of a connection arrive in the order in which they are asked.
+        client.save().await.expect("it is answered");
+        client.connection.cut().await;
+        drop(submitted);
+        database.execute_batch("COMMIT").expect("it is let go");
+        let client: Guest<Submission> = world.open(&uri).await;
+        let (ticket, is_new) = keep(&client, &job).await;
+        assert!(!is_new);
+        let worker = world.worker("w1", 1).await;
+        let task = worker.take().await;
+        task.finish(Ok("fine".into()));
+        assert_eq!(ticket.job().result().await.expect("it ends well"), "fine");
     })
     .await;
 }
