@@ -8,6 +8,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use kiln_api::{
 use regex::bytes::Regex;
 use thiserror::Error;
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -334,12 +335,22 @@ impl Agent {
         };
         // From here on it is the worker's: it does not end before.
         let running = Counted::new(&self.running);
-        // Who takes several has all of them before the next job is asked for, so that two cannot wait for each other.
-        let more = self.weight(&description) - 1;
-        if more > 0 {
-            permit.merge(Arc::clone(&self.slots).acquire_many_owned(more).await.map_err(|_| closed())?);
-        }
-        Ok(Taken { description, progress, permit, running })
+        let mut rest: Rest = Box::pin(Arc::clone(&self.slots).acquire_many_owned(self.weight(&description) - 1));
+        // It is in the queue for its other slots before the next job asks for its first, so that two cannot wait for each other. The job itself
+        // waits for them, and not this, which is dropped with the connection.
+        let at_once = tokio::select! {
+            biased;
+            others = tokio::task::unconstrained(&mut rest) => Some(others),
+            () = std::future::ready(()) => None,
+        };
+        let rest = match at_once {
+            Some(others) => {
+                permit.merge(others.map_err(|_| closed())?);
+                None
+            }
+            None => Some(rest),
+        };
+        Ok(Taken { description, progress, permit, rest, running })
     }
 
     /// Makes a log for the next job. While there is no room for one, no job is asked for.
@@ -375,12 +386,18 @@ impl Agent {
 
     /// Has a job done.
     fn start(self: &Rc<Self>, taken: Taken) {
-        let Taken { description, progress, permit, running } = taken;
+        let Taken { description, progress, mut permit, rest, running } = taken;
         self.metrics.accepted.inc();
         self.metrics.running.inc();
         let (hands, metrics, name) =
             (Arc::clone(&self.settings.hands), Arc::clone(&self.metrics), self.settings.name.clone());
         self.builds.spawn(async move {
+            if let Some(rest) = rest {
+                tokio::select! {
+                    Ok(others) = rest => permit.merge(others),
+                    () = progress.cancel.cancelled() => {}
+                }
+            }
             let begun = Instant::now();
             let doing = {
                 let progress = Arc::clone(&progress);
@@ -401,11 +418,16 @@ impl Agent {
     }
 }
 
+/// What waits for slots.
+type Rest = Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send>>;
+
 /// A job that was taken.
 struct Taken {
     description: JobDescription,
     progress: Arc<Progress>,
     permit: OwnedSemaphorePermit,
+    /// What it needs besides, if it counts for several and there is no room yet.
+    rest: Option<Rest>,
     running: Counted,
 }
 
