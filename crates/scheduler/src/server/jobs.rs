@@ -279,12 +279,16 @@ impl LivePool {
     }
 
     /// Waits until a job survives the scheduler's machine.
-    pub(super) fn stored(&self, id: JobId) -> Answer<()> {
+    pub(super) fn stored(self: &Rc<Self>, id: JobId) -> Answer<()> {
         if !self.jobs.borrow().get(&id).is_none_or(|job| job.is_kept) {
             return answer(Err(Error::failed("this job is not kept")));
         }
-        let settled = self.keeper.settled();
-        Box::pin(async move { settled.await.map_err(|error| Error::failed(format!("the job is not stored: {error}"))) })
+        let pool = Rc::clone(self);
+        Box::pin(async move {
+            // What could not be written may have been something else: the job is in the database already.
+            pool.patiently(async || pool.keeper.settled().await).await;
+            Ok(())
+        })
     }
 
     /// Ends a job whose place in the pool is free already, or gives it up there. Its client is told when that is kept.

@@ -488,6 +488,24 @@ async fn a_job_whose_client_is_cut_off_while_it_is_stored_is_done() {
 }
 
 #[tokio::test]
+async fn a_job_is_stored_whatever_else_could_not_be_written() {
+    world(async |world| {
+        let client = world.client("alice").await;
+        let worker = KeptWorker::enter(world, "w1", b"p1").await;
+        worker.queue.ready().await.expect("it is welcome");
+        let database = rusqlite::Connection::open(world.state().join("scheduler.db")).expect("a database");
+        let refuse = "CREATE TRIGGER i BEFORE INSERT ON cached BEGIN SELECT RAISE(ABORT, 'disk is full'); END";
+        database.execute_batch(refuse).expect("it is changed");
+        let (ticket, _) = keep(&client, &kept("h", true)).await;
+        let task = worker.take().await;
+        ticket.stored().await.expect("it is stored");
+        task.finish(Ok("".into()));
+        ticket.job().result().await.expect("it ends well");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn what_ended_long_ago_is_forgotten_with_its_log() {
     world(async |world| {
         let uri = world.add_client("alice").await;
