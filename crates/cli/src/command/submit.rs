@@ -37,24 +37,44 @@ pub(super) fn run(arguments: &args::Submit, voice: Voice) -> Result<(), Failure>
     let cap = arguments.connect.connect.as_deref();
     follow_until_cancelled(async |cancel| match (voice, job.detach) {
         (Voice::OCluster, _) => once(cap, job, &description, cancel).await,
-        (_, true) => detach(cap, job, description).await,
+        (_, true) => detach(cap, job, description, cancel).await,
         (_, false) => keep(cap, job, description, cancel).await,
     })
 }
 
-/// Submits a job to be done without us, and prints its id.
-async fn detach(cap: Option<&Path>, job: &args::Job, description: JobDescription) -> Result<(), Failure> {
-    let peer = Peer::open(cap).await?;
+/// Submits a job to be done without us, through as many connections as it takes, and prints its id.
+async fn detach(
+    cap: Option<&Path>,
+    job: &args::Job,
+    description: JobDescription,
+    cancel: &CancellationToken,
+) -> Result<(), Failure> {
     let kept = kept(job, description, true);
-    let (ticket, is_new) =
-        peer.service::<Submission>().submit_kept(&kept).map_err(|said| PeerError::Refused { call: "", said })?;
-    match peer.or_lost(is_new).await? {
-        Err(said) if said.kind == ErrorKind::Unimplemented => return Err(PeerError::KeepsNoJobs.into()),
-        other => other.map_err(|said| PeerError::Refused { call: "", said })?,
-    };
-    peer.ask("", ticket.stored()).await?;
-    peer.close().await;
-    print(format!("{}\n", kept.key))
+    let mut peer = Peer::open(cap).await?;
+    loop {
+        let stored = async {
+            let (ticket, is_new) = peer
+                .service::<Submission>()
+                .submit_kept(&kept)
+                .map_err(|said| PeerError::Refused { call: "", said })?;
+            // Whether it was there says nothing: an attempt before may have got through.
+            match peer.or_lost(is_new).await? {
+                Err(said) if said.kind == ErrorKind::Unimplemented => return Err(PeerError::KeepsNoJobs.into()),
+                other => other.map_err(|said| PeerError::Refused { call: "", said })?,
+            };
+            Ok(peer.ask("", ticket.stored()).await?)
+        };
+        match or_cancelled(cancel, stored).await {
+            Err(Failure::Peer(PeerError::Lost(_))) => {
+                peer = or_cancelled(cancel, async { Ok(Peer::open_again(cap).await?) }).await?;
+            }
+            ended => {
+                peer.close().await;
+                ended?;
+                return print(format!("{}\n", kept.key));
+            }
+        }
+    }
 }
 
 /// Submits a job that outlives connections, and follows it through as many of them as it takes.
