@@ -4,10 +4,12 @@
 
 mod admin;
 mod cache;
+mod chaos;
 mod cluster;
 mod copy;
 mod deploy;
 mod doctor;
+mod durable;
 mod env;
 mod exit_codes;
 mod export;
@@ -16,6 +18,7 @@ mod hostile;
 mod hosts;
 mod kinds;
 mod limits;
+mod marked;
 mod masking;
 mod network;
 mod operations;
