@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use bstr::BString;
 use kiln_api::{Address, Key, Limits};
 use kiln_scheduler::{Running, Scheduler, Settings};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::cancel_on_signals;
 use crate::args;
@@ -18,6 +19,7 @@ use crate::personality::{Voice, quoted_path};
 use crate::render::tell;
 
 pub(super) fn run(arguments: &args::Scheduler, voice: Voice) -> Result<(), Failure> {
+    open_more_files();
     let stop = cancel_on_signals().map_err(Failure::Runtime)?;
     on_one_thread(async {
         let (scheduler, _) = start(arguments, voice).await?;
@@ -86,6 +88,14 @@ pub(super) async fn start(arguments: &args::Scheduler, voice: Voice) -> Result<(
         ));
     }
     Ok((scheduler, running))
+}
+
+/// Opens as many files as the system allows. Each client that waits, each worker and each job that runs has one, and the 1024 that most
+/// systems give to programs that do not ask are only that few for those that use `select` (systemd.exec(5), `LimitNOFILE=`).
+fn open_more_files() {
+    let limit = getrlimit(Resource::Nofile);
+    // With less, it goes on as far as that goes.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 fn make_directory(path: &Path, mode: u32) -> Result<(), Failure> {

@@ -57,6 +57,22 @@ fn after_a_restart_everyone_is_known_who_was() {
 }
 
 #[test]
+fn a_scheduler_may_open_as_many_files_as_the_system_allows() {
+    let env = TestEnv::without_base();
+    let mut limited = std::process::Command::new("prlimit");
+    let kiln = env.kiln(&[&["scheduler"], &SCHEDULER[..]].concat());
+    limited.arg("--nofile=64:640").arg(kiln.get_program()).args(kiln.get_args());
+    env.set_up(&mut limited);
+    let mut scheduler = env.spawn(&mut limited);
+    scheduler.wait_for("listening at");
+    let limits = fs::read_to_string(format!("/proc/{}/limits", scheduler.id())).unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert_eq!(files.split_whitespace().collect::<Vec<_>>()[3..], ["640", "640", "files"]);
+    scheduler.signal(Signal::TERM);
+    scheduler.end().ok();
+}
+
+#[test]
 fn a_second_scheduler_on_the_same_state_is_refused() {
     let cluster = Cluster::start();
     let before = fs::read(cluster.env.at("caps/admin.cap")).unwrap();
