@@ -104,7 +104,7 @@ async fn keep(
                     let ticket = submitted.map_err(|said| PeerError::Refused { call: "", said })?;
                     return Follower::default().follow(&peer, ticket.job(), Voice::Kiln).await;
                 }
-                Err(said) => return Err(PeerError::of_job(said).into()),
+                Err(said) => return Err(PeerError::Refused { call: "", said }.into()),
             }
             // Whoever follows holds the ticket: without it, the job is given up.
             let followed = follower.follow(&peer, ticket.job(), Voice::Kiln).await;
