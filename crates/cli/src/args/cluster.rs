@@ -256,7 +256,7 @@ pub(crate) enum AdminCommand {
     RemoveClient(Client),
     /// Lists the clients
     ListClients,
-    /// Sets a client's share of a pool: how many jobs at once it may expect
+    /// Sets a client's share of a pool, beside those of others who have jobs waiting
     SetRate(SetRate),
     /// Gives workers no more jobs
     Pause(Pause),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bstr::BStr;
 
+use super::fair::LEAST;
 use super::names::{Names, Row};
 use super::worker::Machine;
 
@@ -12,9 +13,6 @@ use super::worker::Machine;
 pub(super) const WARM: Duration = Duration::from_secs(10);
 /// What a job takes elsewhere, until that is known.
 pub(super) const COLD: Duration = Duration::from_secs(600);
-/// No job costs less: even one that does nothing takes part of a worker for a moment, and free jobs could not be shared
-/// fairly.
-const LEAST: Duration = Duration::from_secs(1);
 /// How many workers are remembered for a hint. Looking for the best of them is part of placing a job.
 pub(super) const MACHINES: usize = 64;
 /// How many hints are remembered that no job has.
@@ -42,24 +40,33 @@ pub(super) struct Hints {
     pub(super) most_unused: usize,
     /// Counts up: keys of `unused`.
     clock: u64,
+    /// What jobs of all hints take, in seconds, where the hint had run before.
+    warm: Option<f32>,
+    /// And elsewhere.
+    cold: Option<f32>,
 }
 
 impl Default for Hints {
     fn default() -> Hints {
-        Hints { names: Names::default(), unused: BTreeMap::new(), most_unused: UNUSED, clock: 0 }
+        Hints {
+            names: Names::default(),
+            unused: BTreeMap::new(),
+            most_unused: UNUSED,
+            clock: 0,
+            warm: None,
+            cold: None,
+        }
     }
 }
 
 impl Hints {
-    /// Notes that a job has the hint. Returns it, and whether it was known here before: run by a worker, or waiting in
-    /// another job.
-    pub(super) fn begin(&mut self, name: &BStr) -> (Row<Hint>, bool) {
+    /// Notes that a job has the hint. Returns it.
+    pub(super) fn begin(&mut self, name: &BStr) -> Row<Hint> {
         let row = self.names.find_or_add(name, Hint::default);
         let hint = self.names.get_mut(row);
-        let known = hint.jobs > 0 || !hint.machines.is_empty();
         hint.jobs += 1;
         self.unused.remove(&hint.unused);
-        (row, known)
+        row
     }
 
     /// Notes that a job with the hint has left the pool.
@@ -73,7 +80,7 @@ impl Hints {
 
     /// Notes, at start-up, that a machine ran the hint.
     pub(super) fn restore(&mut self, name: &BStr, machine: Row<Machine>) {
-        let row = self.begin(name).0;
+        let row = self.begin(name);
         self.ran(row, machine);
         self.end(row);
     }
@@ -81,8 +88,13 @@ impl Hints {
     /// Returns what a job of the hint takes.
     pub(super) fn cost(&self, row: Row<Hint>, warm: bool) -> Duration {
         let hint = self.names.get(row);
-        let (learned, otherwise) = if warm { (hint.warm, WARM) } else { (hint.cold, COLD) };
+        let (learned, otherwise) = if warm { (hint.warm.or(self.warm), WARM) } else { (hint.cold.or(self.cold), COLD) };
         learned.map_or(otherwise, Duration::from_secs_f32).max(LEAST)
+    }
+
+    /// Returns what a job of the hint will take, as far as that is known before it is known where.
+    pub(super) fn expected(&self, row: Row<Hint>) -> Duration {
+        self.cost(row, !self.names.get(row).machines.is_empty())
     }
 
     /// Tells whether the machine is remembered to have run the hint.
@@ -113,7 +125,8 @@ impl Hints {
         let learned = if warm { &mut hint.warm } else { &mut hint.cold };
         // A run that took a century is no run.
         let took = took.as_secs_f32().min(3e9);
-        *learned = Some(learned.map_or(took, |before| before + (took - before) / 4.0));
+        learn(learned, took, 4.0);
+        learn(if warm { &mut self.warm } else { &mut self.cold }, took, 64.0);
     }
 
     fn keep_unused(&mut self, row: Row<Hint>) {
@@ -126,4 +139,9 @@ impl Hints {
             self.names.remove(longest);
         }
     }
+}
+
+/// Corrects what is expected by what was, which counts for one of so many.
+fn learn(expected: &mut Option<f32>, was: f32, of: f32) {
+    *expected = Some(expected.map_or(was, |before| before + (was - before) / of));
 }

@@ -5,19 +5,22 @@ use std::time::Duration;
 
 use bstr::{BStr, BString};
 
+use super::backlog::Backlog;
 use super::effect::{Effect, JobId, WorkerId};
 use super::fair::{Charge, Client};
 use super::gauges::Gauges;
-use super::hints::{COLD, Hint, Hints};
+use super::hints::{Hint, Hints};
 use super::names::{Names, Row};
-use super::queue::{Queue, Turn};
+use super::queue::Turn;
 use super::worker::{Machine, Worker};
 
 /// The workers of one kind of machine, and the jobs for them.
 pub struct Pool {
     pub(super) name: BString,
     pub(super) jobs: BTreeMap<JobId, Job>,
-    pub(super) backlog: Queue,
+    pub(super) backlog: Backlog,
+    /// How far the fair time has come.
+    pub(super) fair: Duration,
     /// The jobs in queues of workers, by when they will have waited there for too long.
     pub(super) overdue: BTreeSet<(Duration, JobId)>,
     pub(super) workers: BTreeMap<WorkerId, Worker>,
@@ -39,9 +42,10 @@ pub struct Pool {
 
 /// A job that waits or runs.
 pub(super) struct Job {
-    client: Row<Client>,
+    pub(super) client: Row<Client>,
     pub(super) hint: Option<Row<Hint>>,
     pub(super) urgent: bool,
+    /// What it was charged, or what it is likely to be while it is in the backlog.
     pub(super) charge: Charge,
     /// When it has waited for a worker's cache for long enough, once it has begun to.
     pub(super) patience: Option<Duration>,
@@ -59,19 +63,19 @@ pub(super) enum Place {
         worker: WorkerId,
         trial: Trial,
     },
-    /// It ran on a worker that is gone.
+    /// It ran on a worker that is gone, and is charged for that until it is known to be in vain.
     Lost(Trial),
+    /// None of these, on its way.
+    Nowhere,
 }
 
 /// What is known of a job's stay on a worker.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Trial {
-    /// `None`: it began before the scheduler did.
+    /// `None`: it began when the pool did not know.
     pub(super) since: Option<Duration>,
     /// The worker had run the hint before.
     pub(super) warm: bool,
-    /// What it was expected to take.
-    pub(super) cost: Duration,
 }
 
 /// What the pool must know of a job that is submitted.
@@ -88,7 +92,7 @@ pub struct Request<'a> {
 pub enum End {
     /// It came to its end, good or bad: so long such jobs take.
     Finished,
-    /// It was cancelled, or lost for good. What it did not use is given back.
+    /// It was cancelled, or lost for good.
     Cancelled,
 }
 
@@ -111,7 +115,8 @@ impl Pool {
         Pool {
             name: name.into(),
             jobs: BTreeMap::new(),
-            backlog: Queue::default(),
+            backlog: Backlog::default(),
+            fair: Duration::ZERO,
             overdue: BTreeSet::new(),
             workers: BTreeMap::new(),
             ready: BTreeMap::new(),
@@ -140,58 +145,54 @@ impl Pool {
 
     /// Adds a job of a client. If a worker waits for one it may start at once.
     pub fn submit(&mut self, now: Duration, client: &BStr, request: Request<'_>) -> JobId {
-        let (id, _) = self.add(now, client, request);
+        let id = self.add(client, request);
         self.place(now, id);
         id
     }
 
     /// Adds a job that a worker had when the scheduler began: it is [lost](Effect::Lost), and is to be treated so.
     pub fn submit_lost(&mut self, now: Duration, client: &BStr, request: Request<'_>) -> JobId {
-        let (id, cost) = self.add(now, client, request);
+        let id = self.add(client, request);
+        self.charge(now, id, self.expected(id));
         if let Some(job) = self.jobs.get_mut(&id) {
-            job.place = Place::Lost(Trial { since: None, warm: false, cost });
+            job.place = Place::Lost(Trial { since: None, warm: false });
         }
         self.counts.running += 1;
         id
     }
 
-    /// Adds a job that is nowhere yet. Returns its number, and what it is expected to take.
-    fn add(&mut self, now: Duration, client: &BStr, request: Request<'_>) -> (JobId, Duration) {
+    /// Adds a job that is nowhere yet. Returns its number.
+    fn add(&mut self, client: &BStr, request: Request<'_>) -> JobId {
         let id = JobId(self.next_job);
         self.next_job += 1;
-        let (hint, cost) = if request.hint.is_empty() {
-            (None, COLD)
-        } else {
-            let (row, known) = self.hints.begin(request.hint);
-            (Some(row), self.hints.cost(row, known))
-        };
-        let fair_now = self.fair_now(now);
+        let hint = (!request.hint.is_empty()).then(|| self.hints.begin(request.hint));
         let client = self.clients.find_or_add(client, || Client::new(Client::RATE));
-        let share = self.clients.get_mut(client);
-        share.seen = true;
-        share.jobs.add(request.urgent);
-        let charge = share.charge(fair_now, cost);
+        let content = self.clients.get_mut(client);
+        content.seen = true;
+        content.jobs.add(request.urgent);
+        let charge = content.estimate(Duration::ZERO);
         let urgent = request.urgent;
-        self.jobs.insert(id, Job { client, hint, urgent, charge, patience: None, place: Place::Backlog });
+        self.jobs.insert(id, Job { client, hint, urgent, charge, patience: None, place: Place::Nowhere });
         self.counts.submitted_total += 1;
-        (id, cost)
+        id
     }
 
-    /// Notes that a job that waits or is lost runs on this worker, which says so. Returns false if there is no such job or worker, or the job runs
-    /// elsewhere.
-    pub fn resume(&mut self, id: JobId, on: WorkerId) -> bool {
+    /// Notes that a job that waits or is lost runs on this worker, which says so. Returns false if there is no such job or
+    /// worker, or the job runs elsewhere.
+    pub fn resume(&mut self, now: Duration, id: JobId, on: WorkerId) -> bool {
         let (Some(job), true) = (self.jobs.get(&id), self.workers.contains_key(&on)) else { return false };
         let trial = match job.place {
-            Place::Running { .. } => return false,
+            Place::Running { .. } | Place::Nowhere => return false,
             Place::Lost(trial) => trial,
             Place::Backlog | Place::Assigned { .. } => {
-                self.unassign(id);
-                if let Some(job) = self.jobs.get(&id) {
-                    self.backlog.remove(job.turn(id));
+                match job.place {
+                    Place::Backlog => self.charge(now, id, self.expected(id)),
+                    // What it was charged for another worker stands for this one.
+                    _ => self.unassign(id),
                 }
                 self.counts.running += 1;
                 self.counts.accepted_total += 1;
-                Trial { since: None, warm: false, cost: COLD }
+                Trial { since: None, warm: false }
             }
         };
         if let (Some(job), Some(worker)) = (self.jobs.get_mut(&id), self.workers.get_mut(&on)) {
@@ -204,26 +205,29 @@ impl Pool {
     }
 
     /// Cancels a job. One that waits is gone at once; for one that runs, the answer says whom to tell.
-    pub fn cancel(&mut self, now: Duration, id: JobId) -> Cancelled {
+    pub fn cancel(&mut self, id: JobId) -> Cancelled {
         let Some(job) = self.jobs.get(&id) else { return Cancelled::Unknown };
         let cancelled = match job.place {
             Place::Running { worker, .. } => return Cancelled::Running(worker),
             Place::Lost(_) => {
+                self.refund(id);
                 self.counts.running -= 1;
                 Cancelled::Lost
             }
             Place::Backlog => {
-                self.backlog.remove(job.turn(id));
+                self.remove_from_backlog(id);
                 self.counts.cancelled_total += 1;
                 Cancelled::Queued
             }
             Place::Assigned { .. } => {
                 self.unassign(id);
+                self.refund(id);
                 self.counts.cancelled_total += 1;
                 Cancelled::Queued
             }
+            Place::Nowhere => return Cancelled::Unknown,
         };
-        self.remove(now, id, 0.0);
+        self.remove(id);
         cancelled
     }
 
@@ -231,24 +235,23 @@ impl Pool {
     /// longer so.
     pub fn finished(&mut self, now: Duration, id: JobId, end: End) {
         let Some(job) = self.jobs.get(&id) else { return };
-        let mut used = 0.0;
         match job.place {
-            Place::Running { trial: Trial { since, warm, cost }, .. } => {
-                let took = since.map(|since| now.saturating_sub(since));
-                match (end, job.hint) {
-                    (End::Finished, hint) => {
-                        used = 1.0;
-                        hint.zip(took).into_iter().for_each(|(hint, took)| self.hints.took(hint, warm, took));
+            Place::Running { trial: Trial { since, warm }, .. } => {
+                // Of one that began who knows when, what was expected has to do.
+                if let Some(took) = since.map(|since| now.saturating_sub(since)) {
+                    if let (End::Finished, Some(hint)) = (end, job.hint) {
+                        self.hints.took(hint, warm, took);
                     }
-                    (End::Cancelled, _) => used = took.map_or(1.0, |took| took.as_secs_f64() / cost.as_secs_f64()),
+                    let charge = job.charge;
+                    self.change_client(job.client, |client| client.settle(charge, took));
                 }
                 self.stop(id);
             }
-            Place::Lost(_) => {}
-            Place::Backlog | Place::Assigned { .. } => return,
+            Place::Lost(_) => self.refund(id),
+            Place::Backlog | Place::Assigned { .. } | Place::Nowhere => return,
         }
         self.counts.running -= 1;
-        self.remove(now, id, used);
+        self.remove(id);
     }
 
     /// Puts a job that is running or lost back to where it was in the order of things, to be started again. Returns
@@ -262,6 +265,7 @@ impl Pool {
             _ => return false,
         }
         self.counts.running -= 1;
+        self.refund(id);
         self.place(now, id);
         true
     }
@@ -276,24 +280,14 @@ impl Pool {
         }
     }
 
-    /// Removes a job that is nowhere, and settles its account.
-    fn remove(&mut self, now: Duration, id: JobId, used: f64) {
-        let fair_now = self.fair_now(now);
+    /// Removes a job that is nowhere.
+    fn remove(&mut self, id: JobId) {
         let Some(job) = self.jobs.remove(&id) else { return };
-        let client = self.clients.get_mut(job.client);
-        client.jobs.subtract(job.urgent);
-        client.refund(fair_now, job.charge, used);
+        self.clients.get_mut(job.client).jobs.subtract(job.urgent);
         if let Some(hint) = job.hint {
             self.hints.end(hint);
         }
         self.drop_client_if_removed(job.client);
-    }
-
-    /// Returns the earliest time at which a client's share begins that has not been used: now, but in a pool that has
-    /// more work than it can do, the start time up to which it has come. If it were now, the pool would fall behind
-    /// everyone's shares, and all jobs would be run in the order in which they come, whatever the rates.
-    fn fair_now(&self, now: Duration) -> Duration {
-        self.backlog.least_start().map_or(now, |start| start.min(now))
     }
 
     /// Returns a number for a new registration.

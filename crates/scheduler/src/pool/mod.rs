@@ -8,12 +8,14 @@
 //!
 //! # Which job is next
 //!
-//! *Urgent jobs first, then by fair start time.* A client's jobs are given start times one after the other, as if the
-//! client had `rate` workers of its own: `start = max(now, next)`, and `next = start + cost / rate`. So a client that
-//! submits a thousand jobs does not delay one that submits a single job, and a client of rate 2 gets twice what one of
-//! rate 1 gets while both have jobs waiting. When there is more work than the workers can do, `now` is the least start
-//! time in the backlog: fair time runs as slowly as the pool does. Each job that a client adds moves its next one back,
-//! so no job waits for ever behind others of its kind.
+//! *Urgent jobs first, then by fair start time.* Each client has a time of its own, which its jobs move forward by what they cost,
+//! divided by its rate; the client that is furthest behind is next. So a client that submits a thousand jobs does not
+//! delay one that submits a single job, and a client of rate 2 gets twice what one of rate 1 gets while both have jobs waiting, however
+//! many and however long these are. A client's own jobs run in the order in which they came.
+//!
+//! *Shares are not saved up.* The *fair time* is the start time of the job that was last taken. A client that had nothing
+//! waiting continues from there, so it neither gets more later for what it did not use, nor less for having had the pool
+//! to itself. This is start-time fair queueing, by P. Goyal, H. M. Vin and H. Cheng.
 //!
 //! *Urgent jobs of any client go before all others.* A steady stream of urgent jobs that fills the pool stops
 //! everything else: that is what urgent means, and clients that are not trusted with it should not have it. Among
@@ -21,25 +23,25 @@
 //!
 //! # What a job costs
 //!
-//! What jobs of its hint took before on workers of this pool: an average in which each new run counts for a quarter,
-//! kept apart for runs on a worker that had run the hint before (*warm*) and on others (*cold*). What is not known yet
-//! is taken to be 10 s and 600 s. A job is charged as warm when its hint has been run here, or another job of the hint
-//! waits. Jobs without a hint are charged 600 s. No job costs less than a second.
-//!
-//! A job that is cancelled gives back what it did not use, and one whose worker was lost all of it, as far as it is of
-//! the future: the share of an hour that is over cannot be used any more.
+//! What it took. That is known when it ends; when it is taken it is charged what jobs of its hint took before on workers of this
+//! pool: an average in which each new run counts for a quarter, kept apart for runs on a worker that had run the hint
+//! before (*warm*) and on others (*cold*). For a hint of which that is not known, it is the average of all hints, and before there is
+//! one, 10 s and 600 s. Jobs without a hint are charged 600 s at first. No job costs less than a second. A job that is lost with its
+//! worker, or that a worker gives back, costs nothing; but as long as the worker may come back with it, it is charged like
+//! one that runs. A job of which nobody knows when it began, because a worker brought it back, costs what was expected.
 //!
 //! # Where it runs
 //!
 //! A job with a hint goes to the worker with the shortest queue among those that ran the hint, if that queue takes no
-//! longer than the job would elsewhere: its cold cost. Otherwise it goes to the worker that has waited longest, and if
-//! none waits, to the *backlog*, from which workers take. When they take a job that another worker would do better,
-//! that one gets it, into a queue of its own.
+//! longer than twice what the job would elsewhere: its cold cost. A job that runs elsewhere takes time from the other jobs.
+//! Otherwise it goes to the worker that has waited longest, and if none waits, to the *backlog*, from which workers take. When
+//! they come to a job that another worker would do better, that one gets it, into a queue of its own. A worker takes the job
+//! that is next, of its own queue and of the backlog.
 //!
 //! * Of the workers that ran a hint, the latest 64 are remembered. When it is that many, their caches are not worth
 //!   waiting for: if none of them is free, the job goes to whoever is.
-//! * A job that has been in workers' queues for twice its cold cost goes back to the backlog, where everyone may take
-//!   it. So a worker that is stuck, or one that comes and goes, holds nothing up while others are free.
+//! * A job that has been in workers' queues for four times its cold cost goes to whoever is free; after 20 times, also to
+//!   whoever asks next. So a worker that is stuck, or one that comes and goes, holds nothing up for ever.
 //! * A worker that pauses or disconnects gives its queue back.
 //!
 //! # What it costs the scheduler
@@ -50,11 +52,12 @@
 //!
 //! # What differs from OCluster
 //!
-//! The policy is OCluster's, whose administrators will find the same text in [`Pool::show`]. Theirs does not learn
-//! costs, gives nothing back, does not slow down fair time, remembers all workers of a hint, and lets a job wait for a
-//! stuck worker.
+//! The idea is OCluster's, whose administrators will find the same text in [`Pool::show`], with times from the fair time on. Theirs
+//! charges a job when it is submitted, by two fixed costs, gives nothing back, does not slow down fair time when it falls behind,
+//! does not count how much a worker does at once, remembers all workers of a hint, and lets a job wait for a stuck worker.
 
 mod administration;
+mod backlog;
 mod effect;
 mod fair;
 mod gauges;

@@ -6,6 +6,15 @@ use super::effect::{Effect, JobId, WorkerId};
 use super::hints::{COLD, MACHINES};
 use super::job::{Place, Pool, Trial};
 
+/// A worker's queue is worth waiting for up to this many times what the job would take elsewhere. What it does not take from
+/// others, they have for jobs that nobody would do better. With longer queues there are more hits, but what is in these queues is
+/// no longer shared out.
+const WORTH_WAITING: u32 = 2;
+/// After this many times what it would take elsewhere a job has been in workers' queues for too long, if somebody is free.
+const PATIENCE: u32 = 4;
+/// And after so many more, if nobody is: whoever asks next may do it then. Sooner, a pool that falls behind would fall behind more,
+/// by doing without its caches.
+const MORE_PATIENCE: u32 = 16;
 /// How many jobs one operation moves on behalf of others, so that none takes long. The rest is moved by the next ones.
 const AT_ONCE: usize = 64;
 
@@ -13,7 +22,7 @@ impl Pool {
     /// Finds a place for a job that has none.
     pub(super) fn place(&mut self, now: Duration, id: JobId) {
         let Some((&first, &waiting)) = self.ready.first_key_value() else {
-            return self.add_to_backlog(id);
+            return self.add_to_backlog(now, id);
         };
         if let Some(worker) = self.preferred(now, id) {
             self.assign(now, id, worker);
@@ -26,23 +35,31 @@ impl Pool {
         self.start(now, id, waiting);
     }
 
-    /// Gives a worker what its `pop`s ask for, as far as there is something. The rest of them wait.
+    /// Gives a worker what its `pop`s ask for, as far as there is something: what is next in its own queue or in the backlog. Jobs
+    /// of the backlog that another would do better go to that one. The rest of the `pop`s wait.
     pub(super) fn serve(&mut self, now: Duration, id: WorkerId) {
         self.expire(now);
+        let mut moved = 0;
         loop {
-            let Some(worker) = self.workers.get_mut(&id) else { return };
+            let Some(worker) = self.workers.get(&id) else { return };
             if worker.waiting == 0 || !worker.pauses.is_active() {
                 return;
             }
-            let next = worker.queue.iter().next().map(|turn| turn.job);
-            let job = match next {
-                Some(job) => {
-                    self.unassign(job);
-                    Some(job)
+            let job = match (worker.queue.first(), self.backlog.first()) {
+                (Some(own), other) if other.is_none_or(|other| own < other) => {
+                    self.unassign(own.job);
+                    own.job
                 }
-                None => self.take_from_backlog(now, id),
+                (_, Some(next)) => match self.preferred(now, next.job) {
+                    Some(other) if other != id && moved < AT_ONCE => {
+                        moved += 1;
+                        self.assign(now, next.job, other);
+                        continue;
+                    }
+                    _ => next.job,
+                },
+                (_, None) => return self.make_ready(id),
             };
-            let Some(job) = job else { return self.make_ready(id) };
             // What is served now may have been waiting in line.
             if let Some(worker) = self.workers.get_mut(&id)
                 && let Some(place) = worker.ready.pop_front()
@@ -77,35 +94,11 @@ impl Pool {
         }
     }
 
-    fn add_to_backlog(&mut self, id: JobId) {
-        self.is_ready = false;
-        if let Some(job) = self.jobs.get_mut(&id) {
-            job.place = Place::Backlog;
-            self.backlog.insert(job.turn(id));
-        }
-    }
-
-    /// Takes the next job for a worker out of the backlog. Those before it that others would do better go to them.
-    fn take_from_backlog(&mut self, now: Duration, id: WorkerId) -> Option<JobId> {
-        let mut moved = 0;
-        loop {
-            let job = self.backlog.pop()?.job;
-            match self.preferred(now, job) {
-                Some(other) if other != id && moved < AT_ONCE => {
-                    moved += 1;
-                    self.assign(now, job, other);
-                }
-                _ => return Some(job),
-            }
-        }
-    }
-
     /// Returns the worker at which a job is to wait, rather than to be done by whoever is free.
     fn preferred(&self, now: Duration, id: JobId) -> Option<WorkerId> {
         let job = self.jobs.get(&id).filter(|job| job.patience.is_none_or(|until| now < until))?;
         let hint = job.hint?;
-        // With a longer queue before it, it would be done sooner elsewhere.
-        let longest = self.hints.cost(hint, false);
+        let longest = self.hints.cost(hint, false).saturating_mul(WORTH_WAITING);
         let machines = &self.hints.names.get(hint).machines;
         // So many ran it that it is not worth waiting for one of them; and there are others, who are not remembered.
         let everywhere = machines.len() == MACHINES;
@@ -113,19 +106,19 @@ impl Pool {
             let id = self.machines.get(machine).worker?;
             let worker = self.workers.get(&id)?;
             let busy = worker.waiting == 0;
-            let is_able = worker.pauses.is_active() && worker.workload <= longest && !(everywhere && busy);
-            is_able.then_some((worker.workload, busy, id))
+            let is_able = worker.pauses.is_active() && worker.wait() <= longest && !(everywhere && busy);
+            is_able.then_some((worker.wait(), busy, id))
         });
         able.min().map(|(_, _, id)| id)
     }
 
-    /// Puts a job that is nowhere into the queue of a worker that ran its hint.
+    /// Puts a job that is nowhere, or in the backlog, into the queue of a worker that ran its hint.
     fn assign(&mut self, now: Duration, id: JobId, to: WorkerId) {
-        let (Some(job), Some(worker)) = (self.jobs.get_mut(&id), self.workers.get_mut(&to)) else { return };
-        let Some(hint) = job.hint else { return };
+        let Some(hint) = self.jobs.get(&id).and_then(|job| job.hint) else { return };
         let cost = self.hints.cost(hint, true);
-        // Twice as long as the queue should take.
-        let patience = self.hints.cost(hint, false).saturating_mul(2);
+        self.charge(now, id, cost);
+        let (Some(job), Some(worker)) = (self.jobs.get_mut(&id), self.workers.get_mut(&to)) else { return };
+        let patience = self.hints.cost(hint, false).saturating_mul(PATIENCE);
         // Counted from the first time: a worker that comes and goes would hold the job for ever.
         let until = *job.patience.get_or_insert(now.saturating_add(patience));
         job.place = Place::Assigned { worker: to, cost };
@@ -135,21 +128,25 @@ impl Pool {
         self.counts.assigned.add(job.urgent);
     }
 
-    /// Answers a `pop` of a worker with a job that is nowhere.
+    /// Answers a `pop` of a worker with a job that is nowhere, in the backlog or was in the worker's queue.
     fn start(&mut self, now: Duration, id: JobId, on: WorkerId) {
-        let (Some(job), Some(worker)) = (self.jobs.get_mut(&id), self.workers.get_mut(&on)) else { return };
-        let (mut warm, mut cost) = (false, COLD);
-        if let Some(hint) = job.hint {
-            warm = self.hints.is_warm(hint, worker.machine);
-            cost = self.hints.cost(hint, warm);
-            if self.hints.ran(hint, worker.machine) {
-                self.effects.push(Effect::SaveHint {
-                    hint: self.hints.names.name(hint).to_owned(),
-                    worker: self.machines.name(worker.machine).to_owned(),
-                });
-            }
+        let (Some(job), Some(worker)) = (self.jobs.get(&id), self.workers.get(&on)) else { return };
+        let is_charged = matches!(job.place, Place::Assigned { .. });
+        let (machine, hint) = (worker.machine, job.hint);
+        let warm = hint.is_some_and(|hint| self.hints.is_warm(hint, machine));
+        if !is_charged {
+            self.charge(now, id, hint.map_or(COLD, |hint| self.hints.cost(hint, warm)));
         }
-        job.place = Place::Running { worker: on, trial: Trial { since: Some(now), warm, cost } };
+        if let Some(hint) = hint
+            && self.hints.ran(hint, machine)
+        {
+            self.effects.push(Effect::SaveHint {
+                hint: self.hints.names.name(hint).to_owned(),
+                worker: self.machines.name(machine).to_owned(),
+            });
+        }
+        let (Some(job), Some(worker)) = (self.jobs.get_mut(&id), self.workers.get_mut(&on)) else { return };
+        job.place = Place::Running { worker: on, trial: Trial { since: Some(now), warm } };
         job.patience = None;
         worker.waiting -= 1;
         worker.running.insert(id);
@@ -169,12 +166,22 @@ impl Pool {
         }
     }
 
+    /// Tells whether a job has been in workers' queues for too long, which it has by `until` if somebody is free.
+    fn has_waited(&self, now: Duration, until: Duration, id: JobId) -> bool {
+        let more = || {
+            let hint = self.jobs.get(&id).and_then(|job| job.hint);
+            hint.map_or(COLD, |hint| self.hints.cost(hint, false)).saturating_mul(MORE_PATIENCE)
+        };
+        until <= now && (!self.ready.is_empty() || until.saturating_add(more()) <= now)
+    }
+
     /// Takes jobs from the queues of workers where they have been for too long.
     fn expire(&mut self, now: Duration) {
         for _ in 0..AT_ONCE {
             match self.overdue.first() {
-                Some(&(until, id)) if until <= now => {
+                Some(&(until, id)) if self.has_waited(now, until, id) => {
                     self.unassign(id);
+                    self.refund(id);
                     self.place(now, id);
                 }
                 _ => return,

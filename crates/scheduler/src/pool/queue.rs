@@ -16,7 +16,7 @@ pub(super) struct Turn {
     pub(super) job: JobId,
 }
 
-/// The backlog, or the jobs assigned to one worker.
+/// The jobs assigned to a worker.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     turns: BTreeSet<Turn>,
@@ -37,11 +37,9 @@ impl Queue {
         }
     }
 
-    /// Takes the next one out.
-    pub(super) fn pop(&mut self) -> Option<Turn> {
-        let turn = self.turns.pop_first()?;
-        self.lengths.subtract(!turn.patient);
-        Some(turn)
+    /// Returns the next one.
+    pub(super) fn first(&self) -> Option<Turn> {
+        self.turns.first().copied()
     }
 
     /// Returns how many wait, in constant time.
@@ -51,13 +49,6 @@ impl Queue {
 
     pub(super) fn len(&self) -> usize {
         self.turns.len()
-    }
-
-    /// Returns the least start time of all, urgent or not.
-    pub(super) fn least_start(&self) -> Option<Duration> {
-        let patient = Turn { patient: true, start: Duration::ZERO, job: JobId(0) };
-        let first = [self.turns.first(), self.turns.range(patient..).next()];
-        first.into_iter().flatten().map(|turn| turn.start).min()
     }
 
     /// Returns them, the next one first.

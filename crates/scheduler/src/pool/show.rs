@@ -8,7 +8,7 @@ use std::time::Duration;
 use bstr::{BStr, BString, ByteSlice as _, ByteVec as _};
 
 use super::job::{Place, Pool};
-use super::queue::Queue;
+use super::queue::Turn;
 use super::worker::{Pauses, Worker};
 
 /// What a line holds, in bytes: `Format` breaks lines at this width when it is not told another.
@@ -23,32 +23,35 @@ impl Pool {
     ///
     /// ```text
     /// capacity: 2
-    /// queue: (backlog) [bob:ocaml-5@10s bob:ocaml-4@0s+urgent]      next to run last, and its fair start time
+    /// queue: (backlog) [bob:ocaml-5@10s bob:ocaml-4@0s+urgent]      next to run last, and how far its start is in fair time
     /// registered:
     ///   w1 (20): [bob:ocaml-4@5s(10) alice:ocaml-4@4s(10)] (1 running)     seconds of work in its queue, of each job
     ///   w2 (0): (inactive: worker pause, admin pause) (0 running)
     /// disconnected:
     ///   w3 (paused)
-    /// clients: alice(1) bob(2)+14s           rates, and when their next jobs would start if that is later than now
+    /// clients: alice(1) bob(2)+14s           rates, and how far the start of another job would be
     /// ```
     ///
     /// Of long lists, what is next to run is shown, and how much more there is.
     pub fn show(&self, now: Duration) -> BString {
         let mut out = Filler::default();
         let mut left = MOST;
+        let fair_now = self.fair_now(now);
         out.text(format!("capacity: {}\nqueue: ", self.counts.capacity));
         if self.is_ready {
             self.show_ready(&mut out);
         } else {
             out.text("(backlog) ");
-            self.show_queue(&mut out, now, &self.backlog, false, &mut left);
+            let lengths = self.backlog.lengths();
+            let (first, all) = (self.first_in_backlog(left), lengths.high + lengths.low);
+            self.show_queue(&mut out, fair_now, first, all, &mut left);
         }
         out.text("\nregistered:");
         let mut more = 0;
         for (name, _, machine) in self.machines.iter() {
             let Some(worker) = machine.worker.and_then(|id| self.workers.get(&id)) else { continue };
             match out.lines < MOST_WORKERS {
-                true => self.show_worker(&mut out, now, name, worker, &mut left),
+                true => self.show_worker(&mut out, fair_now, name, worker, &mut left),
                 false => more += 1,
             }
         }
@@ -67,7 +70,7 @@ impl Pool {
         }
         out.more_lines(more);
         out.text("\nclients: ");
-        self.show_clients(&mut out, now);
+        self.show_clients(&mut out, fair_now);
         out.text("\n");
         out.out
     }
@@ -96,39 +99,41 @@ impl Pool {
         out.fill(items);
     }
 
-    fn show_worker(&self, out: &mut Filler, now: Duration, name: &BStr, worker: &Worker, left: &mut usize) {
+    fn show_worker(&self, out: &mut Filler, fair_now: Duration, name: &BStr, worker: &Worker, left: &mut usize) {
         out.lines += 1;
         out.text("\n  ");
         out.text(displayed(name));
         out.text(format!(" ({}): ", seconds(worker.workload.as_secs_f64())));
         if worker.pauses.is_active() {
-            self.show_queue(out, now, &worker.queue, true, left);
+            let first = worker.queue.iter().take(*left).collect();
+            self.show_queue(out, fair_now, first, worker.queue.len(), left);
         } else {
             out.text(format!("(inactive: {})", reasons(worker.pauses)));
         }
         out.text(format!(" ({} running)", worker.running.len()));
     }
 
-    fn show_queue(&self, out: &mut Filler, now: Duration, queue: &Queue, costs: bool, left: &mut usize) {
+    /// Shows the first jobs of a queue that has so many.
+    fn show_queue(&self, out: &mut Filler, fair_now: Duration, first: Vec<Turn>, all: usize, left: &mut usize) {
         let mut items: Vec<BString> = Vec::new();
-        for turn in queue.iter().take(*left) {
+        for turn in first {
             let Some((client, hint, job)) = self.describe(turn) else { continue };
             let mut item = displayed(client);
             item.push(b':');
             item.extend_from_slice(&displayed(hint));
             item.push(b'@');
-            item.extend_from_slice(rough(turn.start.as_secs_f64() - now.as_secs_f64()).as_bytes());
+            item.extend_from_slice(rough(turn.start.saturating_sub(fair_now)).as_bytes());
             let urgent = if job.urgent { "+urgent" } else { "" };
             let end = match job.place {
-                Place::Assigned { cost, .. } if costs => format!("({}{urgent})", seconds(cost.as_secs_f64())),
+                Place::Assigned { cost, .. } => format!("({}{urgent})", seconds(cost.as_secs_f64())),
                 _ => urgent.to_owned(),
             };
             item.extend_from_slice(end.as_bytes());
             items.push(item);
         }
         *left -= items.len();
-        if items.len() < queue.len() {
-            items.push(and_more(queue.len() - items.len()));
+        if items.len() < all {
+            items.push(and_more(all - items.len()));
         }
         items.reverse();
         out.text("[");
@@ -137,7 +142,7 @@ impl Pool {
         out.text("]");
     }
 
-    fn show_clients(&self, out: &mut Filler, now: Duration) {
+    fn show_clients(&self, out: &mut Filler, fair_now: Duration) {
         let mut items: Vec<BString> = Vec::new();
         let mut more = 0;
         for (name, _, client) in self.clients.iter().filter(|(_, _, client)| client.seen) {
@@ -147,9 +152,9 @@ impl Pool {
             }
             let mut item = displayed(name);
             item.extend_from_slice(format!("({:.0})", client.rate).as_bytes());
-            if client.next > now {
-                let delay = client.next.as_secs_f64() - now.as_secs_f64();
-                item.extend_from_slice(format!("+{}", rough(delay)).as_bytes());
+            let next = client.next.saturating_add(client.queued);
+            if next > fair_now {
+                item.extend_from_slice(format!("+{}", rough(next - fair_now)).as_bytes());
             }
             items.push(item);
         }
@@ -184,7 +189,8 @@ fn reasons(pauses: Pauses) -> String {
 }
 
 /// A time span, roughly: seconds up to two minutes, then minutes.
-fn rough(of: f64) -> String {
+fn rough(of: Duration) -> String {
+    let of = of.as_secs_f64();
     if of < 120.0 { format!("{}s", seconds(of)) } else { format!("{}m", seconds(of / 60.0)) }
 }
 

@@ -38,6 +38,13 @@ pub(super) struct Worker {
     pub(super) ready: VecDeque<u64>,
 }
 
+impl Worker {
+    /// Returns how long a job would wait behind its queue.
+    pub(super) fn wait(&self) -> Duration {
+        self.workload / self.capacity.max(1)
+    }
+}
+
 /// Why a worker is given nothing.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Pauses {
@@ -177,6 +184,7 @@ impl Pool {
                 let queue: Vec<JobId> = worker.queue.iter().map(|turn| turn.job).collect();
                 for job in queue {
                     self.unassign(job);
+                    self.refund(job);
                     self.place(now, job);
                 }
             }

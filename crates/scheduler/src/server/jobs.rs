@@ -265,7 +265,7 @@ impl LivePool {
             Some(job) if job.is_over => return done(),
             Some(job) => job.is_cancelled = true,
         }
-        match self.act(|pool, now| pool.cancel(now, id)) {
+        match self.act(|pool, _| pool.cancel(id)) {
             Cancelled::Queued | Cancelled::Lost => {
                 self.finish(id, Err(Error::failed(why)));
                 done()

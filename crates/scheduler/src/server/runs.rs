@@ -398,7 +398,7 @@ impl LivePool {
                 return false;
             }
         }
-        if !self.prepare(|pool, _| pool.resume(id, worker)) {
+        if !self.prepare(|pool, now| pool.resume(now, id, worker)) {
             return false;
         }
         self.is_not_lost(&name, id);

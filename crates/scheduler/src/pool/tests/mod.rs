@@ -64,7 +64,7 @@ impl Pool {
             match job.place {
                 Place::Backlog => {
                     backlog.add(job.urgent);
-                    assert!(self.backlog.iter().any(|turn| turn == job.turn(*id)));
+                    assert!(self.clients.get(job.client).lines[usize::from(!job.urgent)].contains(id));
                 }
                 Place::Assigned { worker, cost } => {
                     assigned.add(job.urgent);
@@ -77,15 +77,19 @@ impl Pool {
                     assert!(self.workers[&worker].running.contains(id));
                 }
                 Place::Lost(_) => running += 1,
+                Place::Nowhere => panic!("{id} is nowhere"),
             }
+        }
+        let in_lines = self.first_in_backlog(usize::MAX);
+        assert_eq!(in_lines.len(), backlog.high + backlog.low, "somebody is in a line who is not in the backlog");
+        for (_, row, client) in self.clients.iter() {
+            let theirs = in_lines.iter().map(|turn| &self.jobs[&turn.job]).filter(|job| job.client == row);
+            assert_eq!(client.queued, theirs.map(|job| job.charge.share).sum::<Duration>());
         }
         let gauges = self.gauges();
         assert_eq!((gauges.backlog, gauges.assigned, gauges.running), (backlog, assigned, running));
-        assert_eq!(
-            (self.backlog.len(), self.overdue.len()),
-            (backlog.high + backlog.low, assigned.high + assigned.low)
-        );
-        assert!(self.ready.is_empty() || self.backlog.len() == 0, "somebody waits while there is work");
+        assert_eq!(self.overdue.len(), assigned.high + assigned.low);
+        assert!(self.ready.is_empty() || self.backlog.first().is_none(), "somebody waits while there is work");
         let mut ready = 0;
         for (id, worker) in &self.workers {
             assert_eq!(worker.workload, workloads.get(id).copied().unwrap_or_default());

@@ -100,7 +100,7 @@ fn size_and_time() {
         (0..10).for_each(|_| _ = shows.of(|| pool.show(at(1000)).len()));
         shows.print("show");
         let mut cancels = Times::default();
-        jobs.iter().for_each(|&job| _ = cancels.of(|| pool.cancel(at(1000), job)));
+        jobs.iter().for_each(|&job| _ = cancels.of(|| pool.cancel(job)));
         cancels.print("cancel");
     }
 }
