@@ -10,6 +10,7 @@
 mod metrics;
 pub mod pool;
 mod server;
+pub mod simulate;
 pub mod state;
 pub mod web;
 

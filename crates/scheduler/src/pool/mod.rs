@@ -44,6 +44,8 @@
 //!   whoever asks next. So a worker that is stuck, or one that comes and goes, holds nothing up for ever.
 //! * A worker that pauses or disconnects gives its queue back.
 //!
+//! The figures are those that did best in [simulations](crate::simulate).
+//!
 //! # What it costs the scheduler
 //!
 //! Each operation is logarithmic in jobs, workers, clients and hints, except that a worker that leaves gives back its

@@ -2,7 +2,6 @@
 
 mod examples;
 mod model;
-mod size;
 
 use std::time::Duration;
 
