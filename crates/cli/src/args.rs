@@ -2,6 +2,7 @@
 
 mod cluster;
 mod job;
+mod simulate;
 mod worker;
 
 use std::ffi::OsString;
@@ -25,6 +26,7 @@ use crate::settings::{KILN_CONFIG, KILN_REGISTRIES, KILN_STORE, REGISTRY_AUTH_FI
 
 pub(crate) use cluster::*;
 pub(crate) use job::*;
+pub(crate) use simulate::{PolicyOf, Simulate};
 pub(crate) use worker::Worker;
 
 /// Sandboxed, cached builds.
@@ -91,6 +93,8 @@ pub(crate) enum Command {
     Admin(Admin),
     /// Runs a scheduler and a worker on this machine, and prints how to use them
     Cluster(Cluster),
+    /// Plays what happens to a pool to the scheduler, in no time, and says how it goes
+    Simulate(Box<Simulate>),
     /// Marks what is stored as safely on the disk and prunes; `build` starts this by itself
     #[command(hide = true)]
     Maintain(Maintain),

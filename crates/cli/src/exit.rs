@@ -87,6 +87,8 @@ pub(crate) enum Failure {
     /// Without the line itself: it may hold a password that does not belong there.
     #[error("{}:{line}:{column}: {reason}", path.display())]
     ParseConfig { path: PathBuf, line: usize, column: usize, reason: String },
+    #[error("{}:{line}: {reason}", path.display())]
+    BadTrace { path: PathBuf, line: usize, reason: String },
     #[error("{} cannot be used", path.display())]
     BadRegistries {
         path: PathBuf,
@@ -163,7 +165,9 @@ impl Failure {
             Self::Export { source, .. } if source.is_cancelled() => Fault::Cancelled,
             Self::Export { source, .. } if source.is_users_fault() => Fault::Usage,
             Self::Registry(error) if error.is_users_fault() => Fault::Usage,
-            Self::ParseConfig { .. } | Self::BadRegistries { .. } | Self::NoPolicy => Fault::Usage,
+            Self::ParseConfig { .. } | Self::BadTrace { .. } | Self::BadRegistries { .. } | Self::NoPolicy => {
+                Fault::Usage
+            }
             Self::NoStats(_) => Fault::Build,
             Self::AllowsNothing | Self::NoTalk { .. } => Fault::Usage,
             Self::Sandbox(SandboxError::Profile { .. }) => Fault::Usage,

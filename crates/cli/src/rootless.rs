@@ -13,7 +13,9 @@ static OWNERS: OnceLock<Owners> = OnceLock::new();
 /// Goes into the namespace, if this is not root and the command works on a store. To be called before any thread exists.
 pub(crate) fn enter(command: &Command) -> Result<(), Failure> {
     use Command as C;
-    if let C::Fmt(_) | C::Check(_) | C::Dockerfile(_) | C::Scheduler(_) | C::Submit(_) | C::Admin(_) = command {
+    if let C::Fmt(_) | C::Check(_) | C::Dockerfile(_) | C::Scheduler(_) | C::Submit(_) | C::Admin(_) | C::Simulate(_) =
+        command
+    {
         return Ok(());
     }
     match become_root_in_a_namespace() {

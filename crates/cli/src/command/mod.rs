@@ -16,6 +16,7 @@ mod rm;
 mod run;
 mod scheduler;
 mod shell;
+mod simulate;
 mod spec;
 mod store;
 mod submit;
@@ -57,6 +58,7 @@ pub(crate) fn run(arguments: Kiln) -> Result<ExitCode, Failure> {
         Command::Job(job) => job::run(&job),
         Command::Admin(admin) => admin::run(&admin, voice),
         Command::Cluster(cluster) => cluster::run(&cluster),
+        Command::Simulate(simulate) => simulate::run(&simulate),
         Command::Maintain(maintain) => maintain::run(&maintain),
         Command::SelfTest => doctor::inside(),
     };

@@ -32,6 +32,7 @@ mod rootless;
 mod run;
 mod scheduler;
 mod seccomp;
+mod simulate;
 mod spec;
 mod stages;
 mod store;
