@@ -1,6 +1,8 @@
-"""Jobs that do nothing, and a log that is long, through a scheduler with TLS and a worker on loopback: three programs of kiln's."""
+"""Jobs that do nothing, and a log that is long, through a scheduler with TLS and a worker on loopback: three programs of kiln's.
+And what its scheduler decides, in simulated time."""
 
 import hashlib
+import json
 import os
 import subprocess
 import time
@@ -109,4 +111,39 @@ def cluster(bench):
         "OCluster's programs, elsewhere: {job:.3f} s, {parallel} s, {log} MB/s".format(**OCAML)])
 
 
-ALL = {"cluster": cluster}
+def simulate(bench):
+    def figures(*arguments):
+        done = subprocess.run([bench.kiln.binary, "simulate", "--json", *arguments], stdout=subprocess.PIPE, check=False)
+        if done.returncode != 0:
+            raise Failure(f"kiln simulate {' '.join(arguments)} ended with {done.returncode}")
+        return json.loads(done.stdout)
+
+    def both(*arguments):
+        kiln, ocluster = figures(*arguments)["outcomes"]
+        return kiln, ocluster
+
+    notes = []
+    costs = figures("--sizes=1000,10000" if bench.quick else "--sizes=1000,10000,100000,1000000")["costs"]
+    operations = ["submit", "pop", "finish", "cancel"]
+    for at in costs:
+        of = ", ".join("{} {mean:.1f} {p99:.1f} {max:.0f}".format(operation, **at[f"{operation}_us"]) for operation in operations)
+        notes.append(f"{at['jobs']} jobs, {at['workers']} workers: {of}; {at['job_bytes']} bytes a job, "
+                     f"{at['memory_bytes'] / 1e6:.0f} MB")
+    most = costs[-1]
+    targets = [(f"{operation}, {what}", most[f"{operation}_us"][key], 50, "µs", False)
+               for operation in operations[:2] for what, key in (("mean", "mean"), ("99 % below", "p99"))]
+    targets.append(("memory", most["memory_bytes"] / 1e6, 1000, "MB", False))
+    # Everybody has work waiting, as long as it is measured; and a day in which workers are busy, but not all of the time.
+    jobs = "20000" if bench.quick else "100000"
+    full, full_ocluster = both("--span=1s", "--workers=20", "--urgent=0", f"--jobs={jobs}")
+    targets.append(("off the promised share", full["unfairness"] * 100, 5, "%", False))
+    notes.append(f"off the promised share: {full['unfairness']:.1%}, OCluster's policy {full_ocluster['unfairness']:.1%}")
+    for kiln, ocluster, what in ((full, full_ocluster, "all at once"), (*both(f"--jobs={jobs}"), "in a day")):
+        for name, it in (("kiln", kiln), ("OCluster's policy", ocluster)):
+            notes.append(f"{jobs} jobs {what}, {name}: hits {it['hit_rate']:.1%}, wait mean {it['wait_s']['mean']:.0f} s, "
+                         f"99 % below {it['wait_s']['p99']:.0f} s, makespan {it['makespan_s']:.0f} s, work {it['work_s']:.0f} s")
+    return Result("what the scheduler decides: µs of processor time (mean, 99 % below, longest), and in simulated time", {},
+                  targets, notes)
+
+
+ALL = {"cluster": cluster, "simulate": simulate}
