@@ -746,6 +746,10 @@ fn a_lost_job_is_charged_until_it_is_given_up() {
     assert_eq!([0; 2].map(|_| pop(&mut pool, 0, w)), [Some(alice), Some(bob)]);
 
     let (mut pool, w, job, [alice, bob]) = lost();
+    pool.finished(at(0), job, End::Cancelled);
+    assert_eq!([0; 2].map(|_| pop(&mut pool, 0, w)), [Some(alice), Some(bob)]);
+
+    let (mut pool, w, job, [alice, bob]) = lost();
     assert!(pool.requeue(at(0), job));
     assert_eq!([0; 3].map(|_| pop(&mut pool, 0, w)), [Some(job), Some(bob), Some(alice)]);
 
