@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use bstr::{BStr, BString};
 use futures::FutureExt as _;
-use kiln_api::{Error, ErrorKind, Job, JobLog, LogTail, Run};
+use kiln_api::{Error, ErrorKind, Job, JobKey, JobLog, LogTail, Run};
 use tokio::task::{JoinHandle, spawn_blocking, spawn_local};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::jobs::{LiveJob, without_secrets};
 use super::pool::{LivePool, Pop};
-use super::record::Outcome;
+use super::record::{Outcome, Record};
 use crate::pool::{End, JobId, WorkerId};
 use crate::state::Change;
 
@@ -164,13 +164,7 @@ impl LivePool {
             let worker = job.run(number)?.worker.clone();
             (Rc::clone(&job.record), job.lost_on.take(), kept, worker)
         };
-        let log = match record.log() {
-            Some(log) => log,
-            None => {
-                let logs = self.logs.clone();
-                self.patiently(async || blocking(logs.clone(), move |logs| logs.open(kept)).await).await
-            }
-        };
+        let log = self.log_of(&record, kept).await;
         if let Some(before) = before {
             // What it still has to write comes first. If it failed, it writes nothing.
             let _ = before.await;
@@ -185,6 +179,17 @@ impl LivePool {
             self.patiently(async || self.keeper.write(begin(), false).await).await;
         }
         Some((log, log_start))
+    }
+
+    /// Returns the log of a job, which `kept` says if it is kept.
+    async fn log_of(&self, record: &Record, kept: Option<JobKey>) -> JobLog {
+        match record.log() {
+            Some(log) => log,
+            None => {
+                let logs = self.logs.clone();
+                self.patiently(async || blocking(logs.clone(), move |logs| logs.open(kept)).await).await
+            }
+        }
     }
 
     /// Reads what a worker says of a run, to the end.
@@ -404,16 +409,17 @@ impl LivePool {
         self.is_not_lost(&name, id);
         if let Some(job) = self.jobs.borrow_mut().get_mut(&id) {
             job.runs = run.number;
+            let is_known = job.run.is_some();
             let known = job.run.get_or_insert_with(|| LiveRun::lost(name, run.number, 0));
             known.at = LiveRun::on(itself.clone(), comes_back);
             let before = job.relay.take();
-            job.relay = Some(spawn_local(Rc::clone(self).go_on(id, run.number, worker, itself, before)));
+            job.relay = Some(spawn_local(Rc::clone(self).go_on(id, run.number, worker, itself, before, is_known)));
         }
         self.act(|_, _| ());
         true
     }
 
-    /// Goes on reading what a worker says of a run.
+    /// Goes on reading what a worker says of a run. Where its log begins is known, or the log begins now.
     async fn go_on(
         self: Rc<Self>,
         id: JobId,
@@ -421,27 +427,31 @@ impl LivePool {
         worker: WorkerId,
         itself: Job,
         before: Option<JoinHandle<()>>,
+        is_known: bool,
     ) {
-        let record = self.jobs.borrow().get(&id).map(|job| Rc::clone(&job.record));
-        let Some(record) = record else { return };
-        let log = match record.log() {
-            Some(log) => {
-                if let Some(before) = before {
-                    // What it still has to write comes first.
-                    let _ = before.await;
-                }
-                log
+        let known = self.jobs.borrow().get(&id).map(|job| {
+            let key = job.record.key;
+            (Rc::clone(&job.record), job.is_kept.then_some(key))
+        });
+        let Some((record, kept)) = known else { return };
+        let log = if is_known {
+            if let Some(before) = before {
+                // What it still has to write comes first.
+                let _ = before.await;
             }
-            None => {
-                let Some((log, log_start)) = self.open_log(id, number, before).await else { return };
-                if let Some(run) = self.jobs.borrow_mut().get_mut(&id).and_then(|job| job.run(number)) {
-                    run.log_start = log_start;
-                }
-                record.begin(log.clone());
-                log
+            self.log_of(&record, kept).await
+        } else {
+            let Some((log, log_start)) = self.open_log(id, number, before).await else { return };
+            if let Some(run) = self.jobs.borrow_mut().get_mut(&id).and_then(|job| job.run(number)) {
+                run.log_start = log_start;
             }
+            log
         };
-        self.relay(id, number, worker, itself, log).await;
+        // It may have ended meanwhile.
+        if self.jobs.borrow_mut().get_mut(&id).and_then(|job| job.run(number)).is_some() {
+            record.begin(log.clone());
+            self.relay(id, number, worker, itself, log).await;
+        }
     }
 
     fn is_not_lost(&self, worker: &BString, id: JobId) {

@@ -506,6 +506,38 @@ async fn a_job_is_stored_whatever_else_could_not_be_written() {
 }
 
 #[tokio::test]
+async fn a_log_that_could_not_be_opened_at_a_start_goes_on_where_it_was() {
+    world(async |world| {
+        let uri = world.add_client("alice").await;
+        let client: Guest<Submission> = world.open(&uri).await;
+        let worker = KeptWorker::enter(world, "w1", b"p1").await;
+        worker.queue.ready().await.expect("it is welcome");
+        let job = kept("h", true);
+        let (ticket, _) = keep(&client, &job).await;
+        let task = worker.take().await;
+        task.write("one\n");
+        let mut tail = LogTail::new(ticket.job());
+        assert_eq!(tail.next().await.expect("a part"), b"one\n");
+        world.stop().await;
+        let (log, aside) = (world.state().join("logs").join(job.key.to_string()), world.state().join("aside"));
+        fs::rename(&log, &aside).expect("it is there");
+        fs::create_dir(&log).expect("a directory, which is no log");
+        world.start().await;
+        fs::remove_dir(&log).expect("it is empty");
+        fs::rename(&aside, &log).expect("it is free");
+        let client: Guest<Submission> = world.open(&world.here(&uri)).await;
+        let back = worker.away().enter(world).await;
+        assert!(back.offer(&task).await);
+        task.write("two\n");
+        task.finish(Ok("fine".into()));
+        let (job, _) = client.find(job.key).await.expect("it is known");
+        assert_eq!(job.result().await.expect("it ends well"), "fine");
+        assert_eq!(whole_log(&job).await.expect("a log"), "one\ntwo\n");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn what_ended_long_ago_is_forgotten_with_its_log() {
     world(async |world| {
         let uri = world.add_client("alice").await;
