@@ -169,6 +169,16 @@ impl JobDescription {
         without
     }
 
+    /// Returns the description with what must not be seen by others from another of the same job.
+    #[must_use]
+    pub fn with_secrets_of(mut self, other: &Self) -> Self {
+        self.secrets.clone_from(&other.secrets);
+        if let (Action::DockerBuild(build), Action::DockerBuild(other)) = (&mut self.action, &other.action) {
+            build.push_password.clone_from(&other.push_password);
+        }
+        self
+    }
+
     /// Writes the description into a message.
     pub(crate) fn write(&self, mut job: job_descr::Builder<'_>) -> Result<(), capnp::Error> {
         job.set_cache_hint(text(&self.cache_hint));
@@ -289,6 +299,7 @@ mod tests {
             prop_assert_eq!(&JobDescription::from_bytes(&bytes).expect("it is read"), &description);
             let without = description.without_secrets();
             prop_assert!(!without.has_secrets());
+            prop_assert_eq!(&without.clone().with_secrets_of(&description), &description);
             prop_assert_eq!(without == description, !description.has_secrets());
         }
     }

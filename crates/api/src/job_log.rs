@@ -157,6 +157,15 @@ impl JobLog {
         Ok(LogChunk { bytes, next: i64::try_from(next).unwrap_or(i64::MAX) })
     }
 
+    /// Waits until everything that was appended survives the machine. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// The disk is full or broken.
+    pub fn sync(&self) -> io::Result<()> {
+        self.shared.file.sync_data()
+    }
+
     /// Returns true if nothing more is kept of what is appended.
     pub fn is_full(&self) -> bool {
         let writer = self.writer();

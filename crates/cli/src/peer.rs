@@ -46,7 +46,9 @@ pub(crate) enum PeerError {
     NoWorkers { words: &'static str },
     #[error("the pool has no worker {0}")]
     UnknownWorker(String),
-    #[error("no client of a scheduler that keeps jobs has this capability: it is another right, or the scheduler is not Kiln's")]
+    #[error(
+        "no client of a scheduler that keeps jobs has this capability: it is another right, or the scheduler is not Kiln's"
+    )]
     KeepsNoJobs,
     #[error("the command for {0} of {1} workers failed")]
     Commands(usize, usize),

@@ -12,7 +12,7 @@ use tokio::task::spawn_local;
 
 use super::jobs::{NewJob, NewKept, now};
 use super::pool::LivePool;
-use super::record::{Record, Stage};
+use super::record::{Log, Record, Stage};
 use super::scheduler::Shared;
 use super::tickets::ticket;
 use crate::state::{Change, KeptJob, Outcome, Secrets, StateError};
@@ -115,8 +115,18 @@ impl SubmissionServer for Client {
         }
         let itself = self.clone();
         Box::pin(async move {
-            let found = itself.stored(key).await?;
-            found.map(drop).ok_or_else(|| Error::failed(format!("there is no job {key}")))
+            let found = itself.stored(key).await?.ok_or_else(|| Error::failed(format!("there is no job {key}")))?;
+            if found.outcome.is_some() {
+                return Ok(());
+            }
+            // It has come to its pool meanwhile, or waits for one that there is not.
+            for pool in itself.shared.pools.values() {
+                if let Some((id, _)) = pool.find(key, itself.name.as_ref()) {
+                    return pool.cancel(id, "Build cancelled").await;
+                }
+            }
+            let end = Change::End { job: key, outcome: Outcome::Failed("Build cancelled".into()), ended: now() };
+            itself.shared.keeper.write(end, false).await.map(drop).map_err(cannot_read)
         })
     }
 
@@ -232,7 +242,7 @@ impl Client {
             Some(Outcome::Abandoned(why)) => Err(Error::disconnected(why.to_string())),
             None => Err(Error::failed(format!("the job waits for pool {:?}, which there is not", job.pool))),
         };
-        Record::new(job.key, Stage::Ended(self.shared.logs.complete(job.key), outcome))
+        Record::new(job.key, Stage::Ended(Log::OnDisk(self.shared.logs.clone()), outcome))
     }
 
     /// Returns the pool, and room for a job, if the client may submit it.

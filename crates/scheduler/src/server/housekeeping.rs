@@ -15,6 +15,9 @@ use crate::state::Change;
 /// How often it is looked for.
 const EVERY: Duration = Duration::from_secs(600);
 
+/// How long a job is kept after its end though there is no room: its client may be about to come back, and would have it done again.
+const RECENT: Duration = Duration::from_secs(3600);
+
 /// How many jobs are looked at for each look at the size of all.
 const AT_ONCE: u32 = 100;
 
@@ -30,7 +33,7 @@ pub(super) async fn keep_house(keeper: Keeper, logs: Logs, keeping: Rc<Keeping>)
 async fn tidy(keeper: &Keeper, logs: &Logs, keeping: &Keeping) {
     let oldest = now().saturating_sub(i64::try_from(keeping.ended.as_secs()).unwrap_or(i64::MAX));
     loop {
-        match keeper.ended_before(oldest).await {
+        match keeper.ended_before(oldest, AT_ONCE).await {
             Ok(old) if old.is_empty() => break,
             Ok(old) => {
                 if !forget(keeper, logs, old).await {
@@ -41,8 +44,9 @@ async fn tidy(keeper: &Keeper, logs: &Logs, keeping: &Keeping) {
         }
     }
     while size(logs).await > keeping.logs_size {
-        match keeper.ended(AT_ONCE).await {
-            // What is left is of jobs that run.
+        let before = now().saturating_sub(i64::try_from(RECENT.as_secs()).unwrap_or(i64::MAX));
+        match keeper.ended_before(before, AT_ONCE).await {
+            // What is left is of jobs that run, or have just ended.
             Ok(oldest) if oldest.is_empty() => return,
             Ok(oldest) => {
                 if !forget(keeper, logs, oldest).await {

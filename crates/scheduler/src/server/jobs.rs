@@ -22,6 +22,8 @@ pub(super) struct LiveJob {
     submitted: i64,
     /// What it is to do. `None`: part of it was in the memory of an earlier scheduler.
     pub(super) description: Option<Rc<JobDescription>>,
+    /// What is known of it then.
+    incomplete: Option<JobDescription>,
     /// What keeping that costs its client.
     deposit: Option<Deposit>,
     /// It is in the database.
@@ -94,6 +96,7 @@ impl LivePool {
             client,
             submitted: kept.as_ref().map_or_else(now, |kept| kept.submitted),
             description: Some(Rc::new(description)),
+            incomplete: None,
             deposit: Some(deposit),
             is_kept: kept.is_some(),
             is_detached: kept.is_some_and(|kept| kept.detached),
@@ -133,11 +136,13 @@ impl LivePool {
             false => pool.submit_lost(now, client.as_ref(), request),
         });
         let lost = run.as_ref().map(|run| run.worker.clone());
+        let (whole, incomplete) = if is_whole { (description, None) } else { (None, description) };
         let job = LiveJob {
             record: Record::new(key, log.map_or(Stage::Waiting, Stage::Begun)),
             client,
             submitted,
-            description: description.filter(|_| is_whole).map(Rc::new),
+            description: whole.map(Rc::new),
+            incomplete,
             deposit,
             is_kept: true,
             is_detached: detached,
@@ -178,7 +183,7 @@ impl LivePool {
             let job = jobs.get_mut(&id)?;
             let was_whole = job.is_over || job.description.is_some();
             if !was_whole {
-                job.description = Some(Rc::new(description.clone()));
+                job.description = job.incomplete.take().map(|known| Rc::new(known.with_secrets_of(description)));
             }
             !was_whole && job.run.is_none()
         };
@@ -239,9 +244,9 @@ impl LivePool {
     fn give_up(self: &Rc<Self>, id: JobId, why: &str) {
         // Not dropped: a call that is given up may never be looked at.
         tokio::task::spawn_local(self.cancel(id, why));
-        if let Some(run) = self.jobs.borrow_mut().get_mut(&id).and_then(|job| job.run.as_mut()) {
-            run.let_go();
-        }
+        let run = |job: &mut LiveJob| job.run.as_mut().and_then(LiveRun::let_go);
+        let let_go = self.jobs.borrow_mut().get_mut(&id).and_then(run);
+        drop(let_go);
     }
 
     /// Cancels a job that nobody holds, unless somebody comes who does.
@@ -297,6 +302,9 @@ impl LivePool {
             let mut jobs = self.jobs.borrow_mut();
             let Some(job) = jobs.get_mut(&id).filter(|job| !job.is_over) else { return };
             job.is_over = true;
+            if let Some(lost) = job.run.as_ref().filter(|run| run.is_lost()) {
+                self.is_not_lost(&lost.worker, id);
+            }
             job.description = None;
             job.deposit = None;
             (job.record.key, job.is_kept)
@@ -325,7 +333,7 @@ impl LivePool {
         let Some(LiveJob { record, run, .. }) = job else { return };
         record.end(outcome);
         if let Some(job) = run.and_then(LiveRun::into_forgettable) {
-            self.settling.borrow_mut().push(job);
+            self.settling.borrow_mut().push((job, record.log()));
             self.to_settle.notify_one();
         }
     }

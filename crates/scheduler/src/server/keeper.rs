@@ -110,13 +110,8 @@ impl Keeper {
     }
 
     /// Returns jobs that ended before a time in seconds since 1970, the longest ago first.
-    pub(super) async fn ended_before(&self, time: i64) -> Result<Vec<JobKey>, StateError> {
-        self.look(move |state| state.ended_before(time)).await
-    }
-
-    /// Returns jobs that have ended, the longest ago first.
-    pub(super) async fn ended(&self, most: u32) -> Result<Vec<JobKey>, StateError> {
-        self.look(move |state| state.ended(most)).await
+    pub(super) async fn ended_before(&self, time: i64, most: u32) -> Result<Vec<JobKey>, StateError> {
+        self.look(move |state| state.ended_before(time, most)).await
     }
 
     /// Looks something up, after all changes that were asked for before.

@@ -36,6 +36,12 @@ impl Logs {
         JobLog::complete(&self.of(key)).ok()
     }
 
+    /// Waits until these logs survive the machine, and their names. Blocks.
+    pub(super) fn sync(&self, logs: &[JobLog]) -> io::Result<()> {
+        logs.iter().try_for_each(JobLog::sync)?;
+        fs::File::open(&self.directory)?.sync_all()
+    }
+
     /// Returns how long the logs of kept jobs are together, in bytes. Blocks.
     pub(super) fn size(&self) -> u64 {
         let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bstr::{BStr, BString};
-use kiln_api::{Job, JobDescription, JobKey, Progress, Run, Worker};
+use kiln_api::{Job, JobDescription, JobKey, JobLog, Progress, Run, Worker};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -63,7 +63,7 @@ pub(crate) struct LivePool {
     /// The scheduler ends: whoever goes now does not mean it.
     pub(super) stopping: CancellationToken,
     /// Jobs on workers that may be forgotten there once all is on disk.
-    pub(super) settling: RefCell<Vec<Job>>,
+    pub(super) settling: RefCell<Vec<(Job, Option<JobLog>)>>,
     pub(super) to_settle: Notify,
 }
 

@@ -5,7 +5,9 @@ use std::rc::{Rc, Weak};
 use bstr::BString;
 use kiln_api::{Answer, Error, Job, JobKey, JobLog, JobServer, Link, LogChunk, Reference as _, answer};
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 
+use super::logs::Logs;
 use super::pool::LivePool;
 use crate::pool::JobId;
 
@@ -18,8 +20,17 @@ pub(super) enum Stage {
     Waiting,
     /// A worker has begun it, and perhaps another has since.
     Begun(JobLog),
-    /// Without a log if no worker ever had it.
-    Ended(Option<JobLog>, Outcome),
+    Ended(Log, Outcome),
+}
+
+/// The log of a job that has ended.
+#[derive(Clone)]
+pub(super) enum Log {
+    /// No worker ever had it.
+    None,
+    Open(JobLog),
+    /// It is in its file, which is opened for each who reads: anybody may refer to any number of jobs that have ended.
+    OnDisk(Logs),
 }
 
 /// What all who refer to a job share.
@@ -37,7 +48,8 @@ impl Record {
         match &*self.stage.borrow() {
             Stage::Waiting => None,
             Stage::Begun(log) => Some(log.clone()),
-            Stage::Ended(log, _) => log.clone(),
+            Stage::Ended(Log::Open(log), _) => Some(log.clone()),
+            Stage::Ended(Log::None | Log::OnDisk(_), _) => None,
         }
     }
 
@@ -52,7 +64,7 @@ impl Record {
             // Nothing is written, so nothing fails.
             let _ = log.end(b"");
         }
-        self.stage.send_replace(Stage::Ended(log, outcome));
+        self.stage.send_replace(Stage::Ended(log.map_or(Log::None, Log::Open), outcome));
     }
 
     /// Returns a reference to the job for a client, a promise until a worker has begun it. As long as the ticket of `hold` or what the promise
@@ -63,7 +75,7 @@ impl Record {
         Job::promise(async move {
             let now = stage.wait_for(|stage| !matches!(stage, Stage::Waiting)).await.map(|stage| stage.clone());
             match now {
-                Ok(Stage::Ended(None, Err(error))) => return Err(error),
+                Ok(Stage::Ended(Log::None, Err(error))) => return Err(error),
                 Ok(_) => {}
                 Err(_) => return Err(Error::disconnected("the scheduler has ended")),
             }
@@ -86,8 +98,17 @@ struct Face {
 
 impl JobServer for Face {
     fn log(&self, start: i64) -> Answer<LogChunk> {
-        let Some(log) = self.record.log() else { return answer(Err(Error::failed("there is no log"))) };
+        let (log, key) = (self.record.log(), self.record.key);
+        let on_disk = match &*self.record.stage.borrow() {
+            Stage::Ended(Log::OnDisk(logs), _) => Some(logs.clone()),
+            _ => None,
+        };
         Box::pin(async move {
+            let log = match on_disk {
+                Some(logs) => spawn_blocking(move || logs.complete(key)).await.ok().flatten(),
+                None => log,
+            };
+            let log = log.ok_or_else(|| Error::failed("there is no log"))?;
             log.chunk(start).await.map_err(|error| Error::failed(format!("the log cannot be read: {error}")))
         })
     }

@@ -39,7 +39,7 @@ enum At {
     /// The worker is here, and has not been given the job yet.
     Beginning,
     /// The worker has the job. Without a reference to it, nobody wants it any more.
-    Worker { job: Option<Job>, comes_back: bool, unwanted: CancellationToken },
+    Worker { on: WorkerId, job: Option<Job>, comes_back: bool, unwanted: CancellationToken },
     /// The worker is gone, and may come back.
     Lost,
 }
@@ -72,16 +72,23 @@ impl LiveRun {
 }
 
 impl LiveRun {
-    /// Lets go of a job that nobody wants any more. For a worker of OCluster's that is what cancels it.
-    pub(super) fn let_go(&mut self) {
-        if let At::Worker { job, comes_back: false, unwanted } = &mut self.at {
-            *job = None;
+    /// Lets go of a job that nobody wants any more. For a worker of OCluster's that is what cancels it. What this returns is to be dropped
+    /// while nothing is borrowed: a worker can make that end its registration, or a client's hold.
+    #[must_use]
+    pub(super) fn let_go(&mut self) -> Option<Job> {
+        if let At::Worker { job, comes_back: false, unwanted, .. } = &mut self.at {
             unwanted.cancel();
+            return job.take();
         }
+        None
     }
 
-    fn on(itself: Job, comes_back: bool) -> At {
-        At::Worker { job: Some(itself), comes_back, unwanted: CancellationToken::new() }
+    fn on(worker: WorkerId, itself: Job, comes_back: bool) -> At {
+        At::Worker { on: worker, job: Some(itself), comes_back, unwanted: CancellationToken::new() }
+    }
+
+    fn is_on(&self, worker: WorkerId) -> bool {
+        matches!(&self.at, At::Worker { on, .. } if *on == worker)
     }
 }
 
@@ -99,7 +106,7 @@ impl LivePool {
         let (Some(pop), Some(name)) = (self.take_pop(worker), name) else {
             return tracing::error!(pool = %self.name, %worker, job = %id, "a job was started for nobody");
         };
-        let number = {
+        {
             let mut jobs = self.jobs.borrow_mut();
             let Some(job) = jobs.get_mut(&id) else {
                 return tracing::error!(pool = %self.name, %worker, job = %id, "a job was started that is not there");
@@ -112,16 +119,18 @@ impl LivePool {
                 at: At::Beginning,
                 log_is_complete: false,
             });
-            job.runs
-        };
+            // What there was before it has its say first.
+            let before = job.relay.take();
+            let begin = Rc::clone(self).begin(id, job.runs, worker, pop, before);
+            job.relay = Some(spawn_local(begin));
+        }
         let running = self.look(|pool, _| pool.running(worker).count());
         self.set_running(worker, running);
-        spawn_local(Rc::clone(self).begin(id, number, worker, pop));
     }
 
-    /// Has everything written that is to be known of a run before its worker begins, and gives the worker the job.
-    async fn begin(self: Rc<Self>, id: JobId, number: u32, worker: WorkerId, pop: Pop) {
-        let before = self.jobs.borrow_mut().get_mut(&id).and_then(|job| job.relay.take());
+    /// Has everything written that is to be known of a run before its worker begins, and gives the worker the job. `before` is what began or read
+    /// the run before.
+    async fn begin(self: Rc<Self>, id: JobId, number: u32, worker: WorkerId, pop: Pop, before: Option<JoinHandle<()>>) {
         let Some((log, log_start)) = self.open_log(id, number, before).await else {
             return self.put_pop_back(worker, pop);
         };
@@ -148,7 +157,7 @@ impl LivePool {
         if let Some(job) = self.jobs.borrow_mut().get_mut(&id)
             && let Some(run) = job.run(number)
         {
-            (run.log_start, run.at) = (log_start, LiveRun::on(itself.clone(), comes_back));
+            (run.log_start, run.at) = (log_start, LiveRun::on(worker, itself.clone(), comes_back));
             job.record.begin(log.clone());
             job.relay = Some(spawn_local(Rc::clone(&self).relay(id, number, worker, itself, log)));
         }
@@ -157,23 +166,31 @@ impl LivePool {
     /// Opens the log of a job for a new run, and has it written that the run begins. Returns the log and where the run's begins. `before` is
     /// what read the one before.
     async fn open_log(&self, id: JobId, number: u32, before: Option<JoinHandle<()>>) -> Option<(JobLog, u64)> {
-        let (record, lost, kept, worker) = {
-            let mut jobs = self.jobs.borrow_mut();
-            let job = jobs.get_mut(&id)?;
-            let kept = job.is_kept.then_some(job.record.key);
-            let worker = job.run(number)?.worker.clone();
-            (Rc::clone(&job.record), job.lost_on.take(), kept, worker)
-        };
-        let log = self.log_of(&record, kept).await;
         if let Some(before) = before {
             // What it still has to write comes first. If it failed, it writes nothing.
             let _ = before.await;
         }
+        let (record, kept, worker) = {
+            let mut jobs = self.jobs.borrow_mut();
+            let job = jobs.get_mut(&id)?;
+            let kept = job.is_kept.then_some(job.record.key);
+            let worker = job.run(number)?.worker.clone();
+            (Rc::clone(&job.record), kept, worker)
+        };
+        let log = self.log_of(&record, kept).await;
+        let lost = {
+            let mut jobs = self.jobs.borrow_mut();
+            let job = jobs.get_mut(&id)?;
+            // Its worker may have gone meanwhile, and the next run is waiting for this to end.
+            job.run(number)?;
+            job.lost_on.take()
+        };
         if let Some(lost) = lost {
             let note = format!("\n[worker {lost} is lost; the job starts again on {worker}]\n");
             self.write(&log, note.into_bytes()).await;
         }
         let log_start = log.length();
+        self.jobs.borrow_mut().get_mut(&id)?.run(number)?;
         if let Some(job) = kept {
             let begin = || Change::Begin { job, run: number, worker: worker.clone(), log_start };
             self.patiently(async || self.keeper.write(begin(), false).await).await;
@@ -206,21 +223,22 @@ impl LivePool {
         let position = log.length().saturating_sub(log_start);
         let mut tail = LogTail::at(job, i64::try_from(position).unwrap_or(i64::MAX));
         let copied = tokio::select! {
-            copied = self.copy(&mut tail, &log) => copied,
+            copied = self.copy(&mut tail, &log, worker) => copied,
             () = unwanted.cancelled() => Ok(()),
         };
         drop(tail);
         let outcome = match copied {
             Ok(()) => {
                 if let Some(run) = self.jobs.borrow_mut().get_mut(&id).and_then(|job| job.run(number)) {
-                    run.log_is_complete = true;
+                    // One that is as long as it may be may go on.
+                    run.log_is_complete = !log.is_full();
                 }
-                result.await
+                self.unless_gone(worker, result).await
             }
             Err(error) if error.kind == ErrorKind::Disconnected => Err(error),
             Err(error) => {
                 self.write(&log, format!("\n[the rest of the log cannot be read: {error}]\n").into_bytes()).await;
-                result.await
+                self.unless_gone(worker, result).await
             }
         };
         match outcome {
@@ -232,7 +250,7 @@ impl LivePool {
                     .borrow_mut()
                     .get_mut(&id)
                     .and_then(|job| job.run(number))
-                    .is_some_and(|run| !run.is_lost());
+                    .is_some_and(|run| run.is_on(worker));
                 if is_here {
                     self.lose(id);
                 }
@@ -241,13 +259,26 @@ impl LivePool {
         }
     }
 
+    /// Waits for a worker's answer, but not for one that has left and is connected still: it would hold up whoever does its job next.
+    async fn unless_gone<T>(
+        &self,
+        worker: WorkerId,
+        answer: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        tokio::select! {
+            biased;
+            answer = answer => answer,
+            () = self.gone(worker) => Err(Error::disconnected("the worker has left the pool")),
+        }
+    }
+
     /// Copies a log, until it is complete or as long as one may be.
-    async fn copy(&self, tail: &mut LogTail, log: &JobLog) -> Result<(), Error> {
+    async fn copy(&self, tail: &mut LogTail, log: &JobLog, worker: WorkerId) -> Result<(), Error> {
         let mut next = None;
         loop {
             let mut bytes = match next.take() {
                 Some(part) => part,
-                None => tail.next().await,
+                None => self.unless_gone(worker, tail.next()).await,
             }?;
             if bytes.is_empty() {
                 return Ok(());
@@ -295,21 +326,25 @@ impl LivePool {
 
     /// Says how it goes on with a job whose worker is gone.
     pub(super) fn lose(self: &Rc<Self>, id: JobId) {
-        let waits_for = {
+        // All go when the scheduler does. The next one finds its jobs as they were.
+        if self.stopping.is_cancelled() {
+            return;
+        }
+        let (was, waits_for) = {
             let mut jobs = self.jobs.borrow_mut();
             let Some(job) = jobs.get_mut(&id) else { return };
             let Some(run) = job.run.as_mut() else { return };
-            let comes_back = match std::mem::replace(&mut run.at, At::Lost) {
-                At::Beginning => {
-                    drop(jobs);
-                    return self.again(id);
-                }
-                At::Worker { comes_back, .. } => comes_back,
-                At::Lost => return,
-            };
+            let was = std::mem::replace(&mut run.at, At::Lost);
+            let comes_back = matches!(was, At::Worker { comes_back: true, .. });
             let waits = comes_back && !job.is_cancelled && !self.keeping.worker_grace.is_zero();
-            waits.then(|| run.worker.clone())
+            (was, waits.then(|| run.worker.clone()))
         };
+        match was {
+            At::Beginning => return self.again(id),
+            At::Lost => return,
+            // Nothing is borrowed: dropping what a worker gave us may come back here.
+            At::Worker { .. } => drop(was),
+        }
         match waits_for {
             Some(worker) => self.await_worker(id, worker),
             None => self.retry(id),
@@ -391,7 +426,10 @@ impl LivePool {
                 // Its end is not on disk yet: until then, the worker keeps it, or it would be begun again after a restart.
                 let ended = job.run.as_mut().filter(|ended| (ended.number, &ended.worker) == (run.number, &name));
                 let Some(ended) = ended else { return false };
-                ended.at = LiveRun::on(itself, comes_back);
+                let was = std::mem::replace(&mut ended.at, LiveRun::on(worker, itself, comes_back));
+                // Dropping it may come back here.
+                drop(jobs);
+                drop(was);
                 return true;
             }
             let fits = match &job.run {
@@ -411,7 +449,7 @@ impl LivePool {
             job.runs = run.number;
             let is_known = job.run.is_some();
             let known = job.run.get_or_insert_with(|| LiveRun::lost(name, run.number, 0));
-            known.at = LiveRun::on(itself.clone(), comes_back);
+            known.at = LiveRun::on(worker, itself.clone(), comes_back);
             let before = job.relay.take();
             job.relay = Some(spawn_local(Rc::clone(self).go_on(id, run.number, worker, itself, before, is_known)));
         }
@@ -454,7 +492,7 @@ impl LivePool {
         }
     }
 
-    fn is_not_lost(&self, worker: &BString, id: JobId) {
+    pub(super) fn is_not_lost(&self, worker: &BString, id: JobId) {
         let mut lost = self.lost.borrow_mut();
         if let Some(jobs) = lost.get_mut(worker) {
             jobs.remove(&id);
@@ -471,8 +509,11 @@ impl LivePool {
         loop {
             self.to_settle.notified().await;
             let ended = self.settling.take();
+            let logs: Vec<_> = ended.iter().filter_map(|(_, log)| log.clone()).collect();
+            let all = (self.logs.clone(), logs);
+            self.patiently(async || blocking(all.clone(), |(directory, logs)| directory.sync(&logs)).await).await;
             self.patiently(async || self.keeper.settled().await).await;
-            for job in ended {
+            for (job, _) in ended {
                 // A worker that is not told offers it again, and is told then.
                 let forgotten = job.forget();
                 spawn_local(async move { forgotten.await.map_err(drop) });

@@ -29,7 +29,7 @@ pub(super) const SCHEMA: &str = "
         urgent INTEGER NOT NULL, detached INTEGER NOT NULL, submitted INTEGER NOT NULL, description BLOB NOT NULL,
         secrets INTEGER NOT NULL, runs INTEGER NOT NULL, worker TEXT, log_start INTEGER NOT NULL, ended INTEGER,
         outcome INTEGER, output TEXT);
-    CREATE INDEX IF NOT EXISTS kiln_jobs_client ON kiln_jobs (client, number);
+    CREATE INDEX IF NOT EXISTS kiln_jobs_client ON kiln_jobs (client, ended, number);
     CREATE INDEX IF NOT EXISTS kiln_jobs_ended ON kiln_jobs (ended);";
 
 /// How a job ended.
@@ -106,22 +106,26 @@ impl State {
 
     /// Returns the jobs of a client that have not ended and those that ended last, `most` in all, the newest first.
     pub fn jobs_of(&self, client: &bstr::BStr, most: u32) -> Result<Vec<KeptJob>, StateError> {
-        let query = format!(
-            "SELECT {COLUMNS} FROM kiln_jobs WHERE client = ? ORDER BY ended IS NULL DESC, number DESC LIMIT ?"
-        );
-        self.rows(&query, &[&Text(client), &most], read).map_err(|source| self.cannot_read("the jobs", source))
+        // Not what they are to do, which is long, and of results the beginning.
+        let columns = COLUMNS.replace("description", "x''").replace("output", "substr(output, 1, 1000)");
+        let both = || {
+            let waiting = "client = ? AND ended IS NULL ORDER BY number DESC";
+            let ended = "client = ? AND ended IS NOT NULL ORDER BY ended DESC, number DESC";
+            let mut jobs = Vec::new();
+            for those in [waiting, ended] {
+                let left = i64::from(most) - i64::try_from(jobs.len()).unwrap_or(i64::MAX);
+                let query = format!("SELECT {columns} FROM kiln_jobs WHERE {those} LIMIT ?");
+                jobs.extend(self.rows(&query, &[&Text(client), &left.max(0)], read)?);
+            }
+            Ok(jobs)
+        };
+        both().map_err(|source| self.cannot_read("the jobs", source))
     }
 
-    /// Returns the jobs that ended before a time in seconds since 1970, the oldest first, some thousand at most.
-    pub fn ended_before(&self, time: i64) -> Result<Vec<JobKey>, StateError> {
-        let query = "SELECT id FROM kiln_jobs WHERE ended < ? ORDER BY ended LIMIT 5000";
-        self.rows(query, &[&time], key).map_err(|source| self.cannot_read("the jobs", source))
-    }
-
-    /// Returns the jobs that have ended, the longest ago first.
-    pub fn ended(&self, most: u32) -> Result<Vec<JobKey>, StateError> {
-        let query = "SELECT id FROM kiln_jobs WHERE ended IS NOT NULL ORDER BY ended LIMIT ?";
-        self.rows(query, &[&most], key).map_err(|source| self.cannot_read("the jobs", source))
+    /// Returns jobs that ended before a time in seconds since 1970, the longest ago first.
+    pub fn ended_before(&self, time: i64, most: u32) -> Result<Vec<JobKey>, StateError> {
+        let query = "SELECT id FROM kiln_jobs WHERE ended < ? ORDER BY ended LIMIT ?";
+        self.rows(query, &[&time, &most], key).map_err(|source| self.cannot_read("the jobs", source))
     }
 }
 

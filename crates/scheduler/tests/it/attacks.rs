@@ -92,6 +92,23 @@ async fn a_log_that_is_too_much_for_a_message_costs_the_worker_its_connection() 
 }
 
 #[tokio::test]
+async fn a_worker_that_leaves_and_stays_connected_holds_nobody_up() {
+    world(async |world| {
+        let client = world.client("alice").await;
+        let (bad, good) = (world.worker("bad", 1).await, world.worker("good", 1).await);
+        let ticket = submit(&client, "");
+        bad.queue.pop(Job::serve(Silent)).await.expect("there is a job");
+        let crate::peers::TestWorker { connection, queue, .. } = bad;
+        drop(queue);
+        // Nothing of what was asked of it has been answered, nor will be.
+        good.take().await.finish(Ok("fine".into()));
+        assert_eq!(ticket.job().result().await.expect("it ends well"), "fine");
+        connection.cut().await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_log_that_goes_backwards_is_read_no_further() {
     world(async |world| {
         let client = world.client("alice").await;
