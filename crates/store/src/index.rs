@@ -3,15 +3,17 @@
 
 mod results;
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
+use rustix::fs::{FlockOperation, flock};
 
 pub(crate) use results::{Place, Row};
 
+use crate::error::At;
 use crate::{StoreError, filesystem};
 
 /// What identifies one version of a file's content, `stat(2)`.
@@ -60,6 +62,13 @@ impl Index {
     /// Opens the index at `path`. One that is damaged or of another version is replaced by an empty one.
     pub(crate) fn open(path: PathBuf) -> Result<Self, StoreError> {
         let failed = |source| StoreError::Index { path: path.clone(), source };
+        // SQLite refuses all but one of those that make a new database keep a log, without letting them wait:
+        // <https://sqlite.org/c3ref/busy_handler.html>. Nor may one delete what another has just opened. A full disk may have no
+        // room for the file: there, an index that exists can still be used.
+        let opening = File::options().create(true).truncate(false).write(true).open(path.with_extension("lock")).ok();
+        if let Some(opening) = &opening {
+            flock(opening, FlockOperation::LockExclusive).at("lock", &path)?;
+        }
         let database = match connect(&path) {
             Ok(Some(database)) => database,
             Err(error) if !is_unfit(&error) => return Err(failed(error)),
@@ -211,4 +220,31 @@ pub(crate) fn is_damage(error: &rusqlite::Error) -> bool {
 /// As [`is_damage`], of one that is just opened: there, any other error means that it holds something else.
 fn is_unfit(error: &rusqlite::Error) -> bool {
     is_damage(error) || error.sqlite_error_code() == Some(ErrorCode::Unknown)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::Index;
+
+    #[test]
+    fn one_that_many_open_at_once_is_made_once() {
+        const MANY: usize = 8;
+        for _ in 0..50 {
+            let directory = tempfile::tempdir().unwrap();
+            let (path, start) = (directory.path().join("index.sqlite"), Barrier::new(MANY));
+            std::thread::scope(|scope| {
+                for at in 0..MANY {
+                    let (path, start) = (path.clone(), &start);
+                    scope.spawn(move || {
+                        start.wait();
+                        Index::open(path).unwrap().set_fact(&at.to_string(), "known").unwrap();
+                    });
+                }
+            });
+            let index = Index::open(path).unwrap();
+            assert!((0..MANY).all(|at| index.fact(&at.to_string()).unwrap().is_some()));
+        }
+    }
 }

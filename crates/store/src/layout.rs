@@ -14,6 +14,7 @@
 //!   state/format       version of this layout, and the kind of the store; without root's rights, whose its files are
 //!   state/boot.json    which boot wrote last, and up to when its results are on the disk
 //!   state/index.sqlite derived: results, digests of source files, what references stood for
+//!   state/index.lock   flock held while the index is opened, and made if there is none
 //!   state/projects     flock held while a limited draft gets a project of its own (`quota.rs`)
 //!   state/maintainer   flock held by the one process that tidies up
 //!   state/leases/ID    flock held by the builder of ID; its content is the builder's pid
