@@ -6,9 +6,9 @@ DEMO_PACKAGES = $(BUILD_PACKAGES) mmdebstrap ca-certificates uidmap
 # busybox: base images of tests. mkfs: stores on real filesystems. binutils, qemu: a guest that has ZFS, compiled for it.
 # uidmap: builds of users without root. strace: dying between two system calls. skopeo, umoci: images made and unpacked by others.
 # git: sources of jobs. buildah, docker.io, podman: programs that keep images. docker-registry: a registry, also with certificates, made by openssl.
-# systemd: it looks at our units, and need not run.
+# systemd: it looks at our units, and need not run. postgresql: a database that schedulers share.
 TEST_PACKAGES = $(BUILD_PACKAGES) binutils btrfs-progs crun iproute2 passt buildah busybox-static mmdebstrap ca-certificates docker-registry \
-	docker.io e2fsprogs git libelf1 mount openssl perl podman procps qemu-system-x86 runc skopeo strace systemd uidmap umoci util-linux xfsprogs xz-utils zstd
+	docker.io e2fsprogs git libelf1 mount openssl perl podman postgresql procps qemu-system-x86 runc skopeo strace systemd uidmap umoci util-linux xfsprogs xz-utils zstd
 BENCH_PACKAGES = $(DEMO_PACKAGES) btrfs-progs bubblewrap buildah crun curl docker-registry docker.io golang-github-containers-common runc \
 	python3 rsync skopeo time umoci xfsprogs
 

@@ -13,6 +13,7 @@ mod lan;
 mod link;
 mod loopfs;
 mod net;
+mod postgres;
 mod registry;
 mod script;
 pub mod store;
@@ -27,6 +28,7 @@ pub use guest::{Guest, GuestRun};
 pub use lan::Lan;
 pub use link::Link;
 pub use loopfs::LoopFs;
+pub use postgres::Postgres;
 pub use registry::{Access, Registry, oci_image};
 pub use script::{Body, Request, Response, Script};
 pub use tree::{Tree, describe, without_links};
@@ -46,6 +48,8 @@ pub enum Need<'a> {
     Guest,
     /// A `docker` that can build with BuildKit.
     Buildkit,
+    /// A PostgreSQL server's programs.
+    Postgres,
 }
 
 impl Need<'_> {
@@ -59,6 +63,7 @@ impl Need<'_> {
             Need::Buildkit => {
                 Some("needs a `docker` with BuildKit; apt-get install docker-buildx or docker.io".to_owned())
             }
+            Need::Postgres => Need::Tool("pg_ctlcluster", "postgresql").lacking(),
             Need::Tool(program, package) => {
                 let path = std::env::var_os("PATH").unwrap_or_default();
                 std::env::split_paths(&path)
