@@ -147,6 +147,16 @@ impl JobLog {
         Ok((bytes, next))
     }
 
+    /// Returns what stands at `start` now, `most` bytes of it or what there is. Waits for nothing but the disk.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read.
+    pub async fn part(&self, start: u64, most: usize) -> io::Result<Vec<u8>> {
+        let there = usize::try_from(self.length().saturating_sub(start)).unwrap_or(most);
+        if there == 0 { Ok(Vec::new()) } else { read_at(&self.shared.file, start, there.min(most)).await }
+    }
+
     /// Answers `Job.log`.
     ///
     /// # Errors

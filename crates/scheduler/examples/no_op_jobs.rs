@@ -166,6 +166,7 @@ fn main() -> Result<()> {
     let (key, _) = Key::generate()?;
     let settings = Settings {
         state: state.path().to_owned(),
+        tenure: None,
         key,
         secure: true,
         listen: Address::Tcp { host: "127.0.0.1".to_owned(), port: 0 },

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use kiln_api::Address;
+use kiln_scheduler::state::PostgresServer;
 
 use super::size;
 use crate::settings::KILN_CAP;
@@ -26,9 +27,13 @@ pub(crate) struct Scheduler {
     /// Does not encrypt: whoever is on the way can do all that clients, workers and administrators can
     #[arg(long)]
     pub(crate) capnp_disable_tls: bool,
-    /// What it keeps: clients, workers, which of them has what cached
+    /// What it keeps: clients, workers, which of them has what cached, jobs and their logs; with --state, copies of logs
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: PathBuf,
+    /// Keeps all that in a PostgreSQL database, as postgres://USER@HOST/DATABASE, which other schedulers share: one serves, and the
+    /// others stand by
+    #[arg(long, value_name = "URI", env = "KILN_STATE", hide_env_values = true)]
+    pub(crate) state: Option<PostgresServer>,
     /// The names of its pools, as linux-x86_64,linux-arm64
     #[arg(long, value_name = "NAMES", required = true, value_delimiter = ',', value_parser = name)]
     pub(crate) pools: Vec<String>,

@@ -31,6 +31,7 @@ pub(super) fn run(arguments: &args::Cluster) -> Result<(), Failure> {
         capnp_public_address: None,
         capnp_disable_tls: false,
         state_dir: dir.join("scheduler"),
+        state: None,
         pools: vec![POOL.to_owned()],
         secrets_dir: dir.clone(),
         default_clients: vec![CLIENT.to_owned()],
@@ -39,7 +40,7 @@ pub(super) fn run(arguments: &args::Cluster) -> Result<(), Failure> {
     };
     let stop = cancel_on_signals().map_err(Failure::Runtime)?;
     on_one_thread(async {
-        let (scheduler, running) = start(&scheduler, Voice::Kiln).await?;
+        let (scheduler, running) = start(&scheduler, Voice::Kiln, None).await?;
         let pool = running.pools.into_values().next().expect("there is one pool");
         let capacity = arguments.capacity.map_or_else(default_jobs, usize::from);
         let worker = Local { pool, name: "local".to_owned(), capacity, state: dir.join("worker") };

@@ -8,8 +8,12 @@ use std::path::{Path, PathBuf};
 
 use bstr::BString;
 use kiln_api::{Address, Key, Limits};
+use kiln_scheduler::state::PostgresServer;
+use kiln_scheduler::state::lease::{Lease, Standing, Tenure};
 use kiln_scheduler::{Running, Scheduler, Settings};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::system::uname;
+use tokio_util::sync::CancellationToken;
 
 use super::cancel_on_signals;
 use crate::args;
@@ -21,17 +25,75 @@ use crate::render::tell;
 pub(super) fn run(arguments: &args::Scheduler, voice: Voice) -> Result<(), Failure> {
     open_more_files();
     let stop = cancel_on_signals().map_err(Failure::Runtime)?;
-    on_one_thread(async {
-        let (scheduler, _) = start(arguments, voice).await?;
-        tokio::select! {
-            () = scheduler.serve(stop) => Ok(()),
-            never = crate::service::alive() => match never {},
+    let Some(server) = &arguments.state else {
+        return on_one_thread(async {
+            let (scheduler, _) = start(arguments, voice, None).await?;
+            serve(scheduler, stop).await;
+            Ok(())
+        })?;
+    };
+    while !stop.is_cancelled() {
+        // On a thread's event loop of its own: of what was served before a lease was lost, nothing goes on.
+        on_one_thread(take_turn(arguments, voice, server, &stop))??;
+    }
+    Ok(())
+}
+
+/// Stands by until the lease of a shared database can be had, and serves until it is lost.
+async fn take_turn(
+    arguments: &args::Scheduler,
+    voice: Voice,
+    server: &PostgresServer,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
+    let public = arguments.capnp_public_address.as_ref().unwrap_or(&arguments.capnp_listen_address);
+    let name = format!("{public}, process {} of {}", std::process::id(), uname().nodename().to_string_lossy());
+    let acquiring = Lease::acquire(server.clone(), name, |standing| match standing {
+        Standing::By(holder) => tell(format_args!("standing by: the scheduler at {holder} serves")),
+        Standing::Blind(why) => tell(format_args!("waiting for {server}: {why}")),
+    });
+    let lease = tokio::select! {
+        lease = acquiring => lease,
+        () = stop.cancelled() => return Ok(()),
+        never = crate::service::alive() => match never {},
+    };
+    let over = stop.child_token();
+    let lost = lease.lost().clone();
+    let ends = over.clone();
+    tokio::task::spawn_local(async move {
+        lost.cancelled().await;
+        ends.cancel();
+    });
+    let started = start(arguments, voice, Some(lease.tenure())).await;
+    let served = match started {
+        Ok((scheduler, _)) => {
+            serve(scheduler, over).await;
+            Ok(())
         }
-    })?
+        Err(failure) => Err(failure),
+    };
+    if lease.lost().is_cancelled() {
+        // Whatever failed, it was that.
+        tell("the lease is lost: another scheduler serves now, or may");
+        return Ok(());
+    }
+    lease.release().await;
+    served
+}
+
+async fn serve(scheduler: Scheduler, stop: CancellationToken) {
+    tokio::select! {
+        () = scheduler.serve(stop) => {}
+        never = crate::service::alive() => match never {},
+    }
 }
 
 /// Starts a scheduler: from when this returns, it is reached, and its capability files are there. Says so.
-pub(super) async fn start(arguments: &args::Scheduler, voice: Voice) -> Result<(Scheduler, Running), Failure> {
+pub(super) async fn start(
+    arguments: &args::Scheduler,
+    voice: Voice,
+    tenure: Option<Tenure>,
+) -> Result<(Scheduler, Running), Failure> {
     let secrets = &arguments.secrets_dir;
     make_directory(secrets, 0o700)?;
     make_directory(&arguments.state_dir, 0o755)?;
@@ -41,6 +103,7 @@ pub(super) async fn start(arguments: &args::Scheduler, voice: Voice) -> Result<(
     };
     let settings = Settings {
         state: arguments.state_dir.clone(),
+        tenure,
         key,
         secure: !arguments.capnp_disable_tls,
         listen: arguments.capnp_listen_address.clone(),

@@ -43,7 +43,7 @@ async fn tidy(keeper: &Keeper, logs: &Logs, keeping: &Keeping) {
             Err(error) => return warn(&error),
         }
     }
-    while size(logs).await > keeping.logs_size {
+    while size(keeper, logs).await > keeping.logs_size {
         let before = now().saturating_sub(i64::try_from(RECENT.as_secs()).unwrap_or(i64::MAX));
         match keeper.ended_before(before, AT_ONCE).await {
             // What is left is of jobs that run, or have just ended.
@@ -73,7 +73,10 @@ async fn forget(keeper: &Keeper, logs: &Logs, jobs: Vec<JobKey>) -> bool {
 }
 
 /// Returns how long all logs are together, in bytes.
-async fn size(logs: &Logs) -> u64 {
+async fn size(keeper: &Keeper, logs: &Logs) -> u64 {
+    if keeper.is_shared() {
+        return keeper.logs_size().await.inspect_err(|error| warn(error)).unwrap_or_default();
+    }
     let logs = logs.clone();
     spawn_blocking(move || logs.size()).await.unwrap_or_default()
 }

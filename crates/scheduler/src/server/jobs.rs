@@ -314,7 +314,11 @@ impl LivePool {
             return self.tell(id, key, outcome);
         }
         let pool = Rc::clone(self);
+        let record = self.jobs.borrow().get(&id).map(|job| Rc::clone(&job.record));
         tokio::task::spawn_local(async move {
+            if let Some(record) = record {
+                pool.archive(&record).await;
+            }
             let kept = match &outcome {
                 Ok(output) => state::Outcome::Succeeded(output.clone()),
                 Err(error) if error.kind == ErrorKind::Failed => state::Outcome::Failed(error.message.as_str().into()),

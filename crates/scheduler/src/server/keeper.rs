@@ -14,12 +14,15 @@ const AT_ONCE: usize = 1000;
 
 /// Who may be asked to remember things. Clones ask the same database.
 #[derive(Clone)]
-pub(super) struct Keeper(mpsc::UnboundedSender<Request>);
+pub(super) struct Keeper {
+    requests: mpsc::UnboundedSender<Request>,
+    is_shared: bool,
+}
 
 type Reply<T> = oneshot::Sender<Result<T, StateError>>;
 
 /// Looks something up.
-type Look = Box<dyn FnOnce(&State) + Send>;
+type Look = Box<dyn FnOnce(&mut State) + Send>;
 
 enum Request {
     Write(Write),
@@ -56,7 +59,7 @@ impl Keeper {
     /// Takes the database over.
     pub(super) fn start(state: State) -> (Self, Thread) {
         let (sender, requests) = mpsc::unbounded_channel();
-        let keeper = Self(sender);
+        let keeper = Self { requests: sender, is_shared: state.is_shared() };
         let handle = thread::spawn(move || serve(state, requests));
         (keeper.clone(), Thread { handle: Some(handle), keeper })
     }
@@ -114,10 +117,25 @@ impl Keeper {
         self.look(move |state| state.ended_before(time, most)).await
     }
 
+    /// Returns the part of a log that begins at `start`; nothing at its end.
+    pub(super) async fn log_part(&self, job: JobKey, start: u64) -> Result<Vec<u8>, StateError> {
+        self.look(move |state| state.log_part(job, start)).await
+    }
+
+    /// Returns how long all logs in the database are together, in bytes.
+    pub(super) async fn logs_size(&self) -> Result<u64, StateError> {
+        self.look(State::logs_size).await
+    }
+
+    /// Returns whether other schedulers go on with what is in the database, and with nothing else.
+    pub(super) fn is_shared(&self) -> bool {
+        self.is_shared
+    }
+
     /// Looks something up, after all changes that were asked for before.
     async fn look<T: Send + 'static>(
         &self,
-        look: impl FnOnce(&State) -> Result<T, StateError> + Send + 'static,
+        look: impl FnOnce(&mut State) -> Result<T, StateError> + Send + 'static,
     ) -> Result<T, StateError> {
         let (reply, answer) = oneshot::channel();
         self.ask(Request::Look(Box::new(move |state| {
@@ -129,7 +147,7 @@ impl Keeper {
 
     fn ask(&self, request: Request) {
         // After its end, whoever waits for an answer sees that there is none.
-        let _ = self.0.send(request);
+        let _ = self.requests.send(request);
     }
 }
 
@@ -155,7 +173,7 @@ fn serve(mut state: State, mut requests: mpsc::UnboundedReceiver<Request>) {
                 }
                 write(&mut state, batch, &mut settled);
             }
-            Request::Look(look) => look(&state),
+            Request::Look(look) => look(&mut state),
             Request::Settle { reply } => {
                 let result = std::mem::replace(&mut settled, Ok(())).and_then(|()| state.settle());
                 let _ = reply.send(result);

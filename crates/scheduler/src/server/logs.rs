@@ -1,17 +1,34 @@
 //! The logs of jobs, which outlive workers, and those of kept jobs the scheduler.
 
 use std::collections::HashSet;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::{fs, io};
 
 use kiln_api::{JobKey, JobLog};
+use tempfile::NamedTempFile;
+use tokio::task::spawn_blocking;
+
+use super::keeper::Keeper;
+use crate::state::{State, StateError};
+
+/// Why the logs of an earlier scheduler are not here.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RestoreError {
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
 
 /// A directory of logs: those of kept jobs have the job's id as name, others none.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Logs {
     directory: PathBuf,
     /// How long one may be, in bytes.
     limit: u64,
+    /// Where the logs of kept jobs are, if other schedulers go on with them. Then these here are copies.
+    archive: Option<Keeper>,
 }
 
 impl Logs {
@@ -20,7 +37,31 @@ impl Logs {
         use std::os::unix::fs::DirBuilderExt as _;
         // What jobs print is for their clients.
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
-        Ok(Self { directory, limit })
+        Ok(Self { directory, limit, archive: None })
+    }
+
+    /// Has logs that are not here looked for in the database, if that is shared.
+    pub(super) fn with_archive(self, keeper: &Keeper) -> Self {
+        Self { archive: keeper.is_shared().then(|| keeper.clone()), ..self }
+    }
+
+    /// Makes copies of what a shared database has of these logs, and removes all others. Blocks.
+    pub(super) fn restore(&self, state: &mut State, jobs: &[JobKey]) -> Result<(), RestoreError> {
+        self.all()?.into_iter().for_each(|stray| self.remove(stray));
+        for &job in jobs {
+            let mut file = NamedTempFile::new_in(&self.directory)?;
+            let mut length = 0;
+            loop {
+                let part = state.log_part(job, length)?;
+                if part.is_empty() {
+                    break;
+                }
+                file.write_all(&part)?;
+                length += part.len() as u64;
+            }
+            file.persist(self.of(job)).map_err(io::Error::from)?;
+        }
+        Ok(())
     }
 
     /// Returns the log to which a job's workers add. Blocks.
@@ -32,8 +73,37 @@ impl Logs {
     }
 
     /// Returns the log of a kept job that has ended; nothing if there is none.
-    pub(super) fn complete(&self, key: JobKey) -> Option<JobLog> {
-        JobLog::complete(&self.of(key)).ok()
+    pub(super) async fn complete(&self, key: JobKey) -> Option<JobLog> {
+        let path = self.of(key);
+        let here = spawn_blocking(move || JobLog::complete(&path)).await.ok()?;
+        match (here, &self.archive) {
+            (Err(error), Some(keeper)) if error.kind() == io::ErrorKind::NotFound => {
+                let fetched = self.fetch(keeper, key).await;
+                fetched.inspect_err(|error| tracing::warn!(job = %key, %error, "cannot copy a log")).ok()
+            }
+            (here, _) => here.ok(),
+        }
+    }
+
+    /// Makes a copy of the log of a kept job that has ended.
+    async fn fetch(&self, keeper: &Keeper, key: JobKey) -> io::Result<JobLog> {
+        let logs = self.clone();
+        let mut file = spawn_blocking(move || NamedTempFile::new_in(logs.directory)).await??;
+        let mut length = 0;
+        loop {
+            let part = keeper.log_part(key, length).await.map_err(io::Error::other)?;
+            if part.is_empty() {
+                break;
+            }
+            length += part.len() as u64;
+            file = spawn_blocking(move || file.write_all(&part).map(|()| file)).await??;
+        }
+        let path = self.of(key);
+        spawn_blocking(move || {
+            file.persist(&path)?;
+            JobLog::complete(&path)
+        })
+        .await?
     }
 
     /// Waits until these logs survive the machine, and their names. Blocks.

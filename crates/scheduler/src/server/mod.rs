@@ -24,6 +24,7 @@
 //!   it is waited for for [`Keeping::client_grace`].
 
 mod admin;
+mod archive;
 mod clients;
 mod housekeeping;
 mod jobs;

@@ -5,7 +5,6 @@ use std::rc::{Rc, Weak};
 use bstr::BString;
 use kiln_api::{Answer, Error, Job, JobKey, JobLog, JobServer, Link, LogChunk, Reference as _, answer};
 use tokio::sync::watch;
-use tokio::task::spawn_blocking;
 
 use super::logs::Logs;
 use super::pool::LivePool;
@@ -37,11 +36,15 @@ pub(super) enum Log {
 pub(super) struct Record {
     pub(super) key: JobKey,
     stage: watch::Sender<Stage>,
+    /// How much of its log is in the database, if that is shared. Locked by who adds to that.
+    pub(super) archived: tokio::sync::Mutex<u64>,
 }
 
 impl Record {
     pub(super) fn new(key: JobKey, stage: Stage) -> Rc<Self> {
-        Rc::new(Self { key, stage: watch::Sender::new(stage) })
+        // What an earlier scheduler has begun is here because it was there.
+        let archived = if let Stage::Begun(log) = &stage { log.length() } else { 0 };
+        Rc::new(Self { key, stage: watch::Sender::new(stage), archived: archived.into() })
     }
 
     pub(super) fn log(&self) -> Option<JobLog> {
@@ -105,7 +108,7 @@ impl JobServer for Face {
         };
         Box::pin(async move {
             let log = match on_disk {
-                Some(logs) => spawn_blocking(move || logs.complete(key)).await.ok().flatten(),
+                Some(logs) => logs.complete(key).await,
                 None => log,
             };
             let log = log.ok_or_else(|| Error::failed("there is no log"))?;

@@ -192,6 +192,8 @@ impl LivePool {
         let log_start = log.length();
         self.jobs.borrow_mut().get_mut(&id)?.run(number)?;
         if let Some(job) = kept {
+            // Whoever takes over begins to read this run's log there.
+            self.archive(&record).await;
             let begin = || Change::Begin { job, run: number, worker: worker.clone(), log_start };
             self.patiently(async || self.keeper.write(begin(), false).await).await;
         }

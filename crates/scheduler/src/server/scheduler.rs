@@ -15,16 +15,18 @@ use kiln_api::{
 };
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
+use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use super::admin::Everything;
 use super::clients::{Account, Client, Deposit};
 use super::housekeeping::keep_house;
 use super::keeper::{Keeper, Thread};
-use super::logs::Logs;
+use super::logs::{Logs, RestoreError};
 use super::pool::LivePool;
 use super::workers::Entrance;
-use crate::pool::Pool;
+use crate::pool::{Pool, Saved};
+use crate::state::lease::Tenure;
 use crate::state::{KeptJob, State, StateError};
 use crate::web::{self, Site, WebError};
 
@@ -33,6 +35,9 @@ use crate::web::{self, Site, WebError};
 pub struct Settings {
     /// The directory of its database, which must exist.
     pub state: PathBuf,
+    /// The lease of a database that is shared, which takes the place of its own. The caller holds it for as long as the scheduler is there, and
+    /// stops it when it is lost.
+    pub tenure: Option<Tenure>,
     /// What it is known by. The ids of its services are made of it also without encryption.
     pub key: Key,
     /// Whether connections are encrypted, and the key shown.
@@ -104,6 +109,8 @@ pub enum SchedulerError {
         #[source]
         source: io::Error,
     },
+    #[error("the scheduler's state was not read to its end")]
+    Unread(#[source] tokio::task::JoinError),
 }
 
 /// What all objects of a scheduler share.
@@ -177,30 +184,21 @@ impl Scheduler {
     ///
     /// If one of these fails.
     pub async fn start(settings: Settings) -> Result<Self, SchedulerError> {
-        let state = State::open(&settings.state)?;
-        let clients = state.clients()?.into_iter().map(|name| (name, Rc::default())).collect();
-        let saved: Vec<_> = settings
-            .pools
-            .iter()
-            .map(|name| Ok((name, state.load(name.as_ref())?)))
-            .collect::<Result<_, StateError>>()?;
-        let unfinished = state.unfinished()?;
-        let directory = settings.state.join("logs");
-        let failed = |source| SchedulerError::Logs { path: directory.clone(), source };
-        let logs = Logs::new(directory.clone(), settings.keeping.log_limit).map_err(failed)?;
-        for stray in logs.all().map_err(failed)? {
-            if state.find_job(stray)?.is_none() {
-                logs.remove(stray);
-            }
-        }
+        let (directory, pools, log_limit) = (settings.state, settings.pools, settings.keeping.log_limit);
+        let tenure = settings.tenure;
+        // Not by this thread, where nobody may wait for a server.
+        let opened = spawn_blocking(move || open(&directory, &pools, log_limit, tenure)).await;
+        let Opened { state, clients, saved, unfinished, logs } = opened.map_err(SchedulerError::Unread)??;
+        let clients = clients.into_iter().map(|name| (name, Rc::default())).collect();
         let (keeper, thread) = Keeper::start(state);
+        let logs = logs.with_archive(&keeper);
         let keeping = Rc::new(settings.keeping);
         let stopping = CancellationToken::new();
         let live = |name: &BString, saved| {
             let pool = Pool::restore(name.clone(), saved);
             LivePool::new(pool, keeper.clone(), Rc::clone(&keeping), logs.clone(), stopping.clone())
         };
-        let pools: BTreeMap<_, _> = saved.iter().map(|(name, saved)| ((*name).clone(), live(name, saved))).collect();
+        let pools: BTreeMap<_, _> = saved.iter().map(|(name, saved)| (name.clone(), live(name, saved))).collect();
 
         let (identity, security) = match settings.secure {
             true => (Identity::Key(settings.key.fingerprint()), Security::Key(Box::new(settings.key.clone()))),
@@ -288,6 +286,7 @@ impl Scheduler {
         for pool in &pools {
             clocks.spawn_local(Rc::clone(pool).keep_time());
             clocks.spawn_local(Rc::clone(pool).settle());
+            clocks.spawn_local(Rc::clone(pool).archive_all());
         }
         clocks.spawn_local(keep_house(shared.keeper.clone(), shared.logs.clone(), Rc::clone(&shared.keeping)));
         let web = async {
@@ -309,6 +308,44 @@ impl Scheduler {
             tracing::error!("cannot wait for the scheduler's state to be written");
         }
     }
+}
+
+/// What there was before.
+struct Opened {
+    state: State,
+    clients: Vec<BString>,
+    saved: Vec<(BString, Saved)>,
+    unfinished: Vec<KeptJob>,
+    logs: Logs,
+}
+
+/// Opens the state in `directory`, or that of a lease, and reads it. Blocks.
+fn open(directory: &Path, pools: &[BString], log_limit: u64, tenure: Option<Tenure>) -> Result<Opened, SchedulerError> {
+    let mut state = match tenure {
+        None => State::open(directory)?,
+        Some(tenure) => State::open_shared(directory, tenure)?,
+    };
+    let clients = state.clients()?;
+    let load = |name: &BString| Ok((name.clone(), state.load(name.as_ref())?));
+    let saved = pools.iter().map(load).collect::<Result<_, StateError>>()?;
+    let unfinished = state.unfinished()?;
+    let directory = directory.join("logs");
+    let failed = |source| SchedulerError::Logs { path: directory.clone(), source };
+    let logs = Logs::new(directory.clone(), log_limit).map_err(failed)?;
+    if state.is_shared() {
+        let begun: Vec<_> = unfinished.iter().filter(|job| job.runs > 0).map(|job| job.key).collect();
+        logs.restore(&mut state, &begun).map_err(|error| match error {
+            RestoreError::State(error) => error.into(),
+            RestoreError::Io(source) => failed(source),
+        })?;
+    } else {
+        for stray in logs.all().map_err(failed)? {
+            if state.find_job(stray)?.is_none() {
+                logs.remove(stray);
+            }
+        }
+    }
+    Ok(Opened { state, clients, saved, unfinished, logs })
 }
 
 /// What [`Scheduler::provide_clients`] did.

@@ -1,11 +1,12 @@
 //! What changes in what a scheduler keeps.
 
-use bstr::{BStr, BString, ByteSlice as _};
-use rusqlite::types::ToSql;
-use rusqlite::{OptionalExtension as _, Transaction, params};
+use std::time::SystemTime;
 
+use bstr::{BStr, BString};
+
+use super::database::{DatabaseError, Parameter, Queries};
 use super::jobs::{self, KeptJob, Outcome};
-use super::{CLIENT, Text, hash};
+use super::{CLIENT, hash, logs};
 use crate::pool::Effect;
 use kiln_api::JobKey;
 
@@ -53,6 +54,15 @@ pub enum Change {
         /// When, in seconds since 1970.
         ended: i64,
     },
+    /// A part of a job's log is kept for other schedulers.
+    Log {
+        /// Which job.
+        job: JobKey,
+        /// Where it stands in the log.
+        start: u64,
+        /// What stands there.
+        bytes: Vec<u8>,
+    },
     /// A job that has ended is forgotten.
     Forget {
         /// Which job.
@@ -66,31 +76,37 @@ pub(super) enum Applied {
     /// There was nothing to change.
     Nothing,
     /// Another client has that name.
-    ClientExists,
+    ClientExists(BString),
 }
 
 impl Change {
-    pub(super) fn apply(&self, transaction: &Transaction<'_>) -> rusqlite::Result<Applied> {
-        let execute = |query: &str, parameters: &[&dyn ToSql]| execute(transaction, query, parameters);
+    pub(super) fn apply(&self, transaction: &mut dyn Queries) -> Result<Applied, DatabaseError> {
+        let mut execute = |query: &str, parameters: &[Parameter<'_>]| execute(transaction, query, parameters);
         match self {
             Self::Pool { pool, effect } => keep(transaction, pool.as_ref(), effect),
             Self::AddClient { name, id } => {
-                let there = "SELECT 1 FROM sturdy_refs WHERE type = ? AND args = ?";
-                let name = name.as_bytes();
-                if transaction.query_row(there, params![CLIENT, name], |_| Ok(())).optional()?.is_some() {
-                    return Ok(Applied::ClientExists);
+                let there = "SELECT 1 FROM sturdy_refs WHERE type = $1 AND args = $2";
+                if transaction.row(there, &[CLIENT, Parameter::Blob(name)])?.is_some() {
+                    return Ok(Applied::ClientExists(name.clone()));
                 }
-                let insert = "INSERT INTO sturdy_refs (hash, type, args, created) VALUES (?, ?, ?, date('now'))";
-                execute(insert, &[&hash(id), &CLIENT, &name])
+                let insert = "INSERT INTO sturdy_refs (hash, type, args, created) VALUES ($1, $2, $3, $4)";
+                let (hash, today) = (hash(id), today());
+                let row = [Parameter::Blob(&hash), CLIENT, Parameter::Blob(name), Parameter::text(&today)];
+                self::execute(transaction, insert, &row)
             }
             Self::RemoveClient { name } => {
-                execute("DELETE FROM pool_user_rate WHERE user = ?", &[&Text(name.as_ref())])?;
-                execute("DELETE FROM sturdy_refs WHERE type = ? AND args = ?", &[&CLIENT, &name.as_bytes()])
+                execute("DELETE FROM pool_user_rate WHERE \"user\" = $1", &[Parameter::text(name)])?;
+                execute("DELETE FROM sturdy_refs WHERE type = $1 AND args = $2", &[CLIENT, Parameter::Blob(name)])
             }
             Self::Submit(job) => jobs::insert(transaction, job),
             Self::Begin { job, run, worker, log_start } => execute(
-                "UPDATE kiln_jobs SET runs = ?, worker = ?, log_start = ? WHERE id = ? AND ended IS NULL",
-                &[run, &Text(worker.as_ref()), &jobs::signed(*log_start), &job.0],
+                "UPDATE kiln_jobs SET runs = $1, worker = $2, log_start = $3 WHERE id = $4 AND ended IS NULL",
+                &[
+                    Parameter::Int((*run).into()),
+                    Parameter::text(worker),
+                    Parameter::Int(jobs::signed(*log_start)),
+                    Parameter::Blob(&job.0),
+                ],
             ),
             Self::End { job, outcome, ended } => {
                 let (how, text) = match outcome {
@@ -99,44 +115,71 @@ impl Change {
                     Outcome::Abandoned(why) => (2, why),
                 };
                 execute(
-                    "UPDATE kiln_jobs SET ended = ?, outcome = ?, output = ?, description = x'' WHERE id = ? AND ended IS NULL",
-                    &[ended, &how, &Text(text.as_ref()), &job.0],
+                    "UPDATE kiln_jobs SET ended = $1, outcome = $2, output = $3, description = $4 \
+                     WHERE id = $5 AND ended IS NULL",
+                    &[
+                        Parameter::Int(*ended),
+                        Parameter::Int(how),
+                        Parameter::text(text),
+                        Parameter::Blob(b""),
+                        Parameter::Blob(&job.0),
+                    ],
                 )
             }
-            Self::Forget { job } => execute("DELETE FROM kiln_jobs WHERE id = ? AND ended IS NOT NULL", &[&job.0]),
+            Self::Log { job, start, bytes } => logs::insert(transaction, *job, *start, bytes),
+            Self::Forget { job } => {
+                let ended = "DELETE FROM kiln_jobs WHERE id = $1 AND ended IS NOT NULL";
+                execute(ended, &[Parameter::Blob(&job.0)])
+            }
         }
     }
 }
 
 /// Makes a change by a query with parameters.
-fn execute(transaction: &Transaction<'_>, query: &str, parameters: &[&dyn ToSql]) -> rusqlite::Result<Applied> {
-    let rows = transaction.prepare_cached(query)?.execute(parameters)?;
-    Ok(if rows > 0 { Applied::Changed } else { Applied::Nothing })
+pub(super) fn execute(
+    transaction: &mut dyn Queries,
+    query: &str,
+    parameters: &[Parameter<'_>],
+) -> Result<Applied, DatabaseError> {
+    Ok(if transaction.execute(query, parameters)? > 0 { Applied::Changed } else { Applied::Nothing })
 }
 
 /// Keeps one thing that a pool wants kept.
-fn keep(transaction: &Transaction<'_>, pool: &BStr, effect: &Effect) -> rusqlite::Result<Applied> {
-    let execute = |query: &str, parameters: &[&dyn ToSql]| execute(transaction, query, parameters);
-    let pool = Text(pool);
+fn keep(transaction: &mut dyn Queries, pool: &BStr, effect: &Effect) -> Result<Applied, DatabaseError> {
+    let mut execute = |query: &str, parameters: &[Parameter<'_>]| execute(transaction, query, parameters);
+    let pool = Parameter::Text(pool);
     match effect {
-        Effect::SaveHint { hint, worker } => execute(
-            "INSERT OR REPLACE INTO cached (pool, cache_hint, worker, created) VALUES (?, ?, ?, date('now'))",
-            &[&pool, &Text(hint.as_ref()), &Text(worker.as_ref())],
-        ),
+        Effect::SaveHint { hint, worker } => {
+            let today = today();
+            let row = [pool, Parameter::text(hint), Parameter::text(worker), Parameter::text(&today)];
+            // Anew, so that it is the newest.
+            execute("DELETE FROM cached WHERE pool = $1 AND cache_hint = $2 AND worker = $3", &row[..3])?;
+            execute("INSERT INTO cached (pool, cache_hint, worker, created) VALUES ($1, $2, $3, $4)", &row)
+        }
         Effect::SaveWorker { worker, paused } => execute(
-            "INSERT OR REPLACE INTO workers (pool, id, paused) VALUES (?, ?, ?)",
-            &[&pool, &Text(worker.as_ref()), paused],
+            "INSERT INTO workers (pool, id, paused) VALUES ($1, $2, $3) \
+             ON CONFLICT (pool, id) DO UPDATE SET paused = excluded.paused",
+            &[pool, Parameter::text(worker), Parameter::Int((*paused).into())],
         ),
         Effect::ForgetWorker { worker } => {
-            execute("DELETE FROM workers WHERE pool = ? AND id = ?", &[&pool, &Text(worker.as_ref())])
+            execute("DELETE FROM workers WHERE pool = $1 AND id = $2", &[pool, Parameter::text(worker)])
         }
         Effect::SaveRate { client, rate: Some(rate) } => execute(
-            "INSERT OR REPLACE INTO pool_user_rate (pool, user, rate) VALUES (?, ?, ?)",
-            &[&pool, &Text(client.as_ref()), rate],
+            "INSERT INTO pool_user_rate (pool, \"user\", rate) VALUES ($1, $2, $3) \
+             ON CONFLICT (pool, \"user\") DO UPDATE SET rate = excluded.rate",
+            &[pool, Parameter::text(client), Parameter::Real(*rate)],
         ),
         Effect::SaveRate { client, rate: None } => {
-            execute("DELETE FROM pool_user_rate WHERE pool = ? AND user = ?", &[&pool, &Text(client.as_ref())])
+            let client = Parameter::text(client);
+            execute("DELETE FROM pool_user_rate WHERE pool = $1 AND \"user\" = $2", &[pool, client])
         }
         Effect::Start { .. } | Effect::Lost { .. } | Effect::Running { .. } => Ok(Applied::Nothing),
     }
+}
+
+/// Returns the day, in UTC, as OCluster's scheduler writes it: `2026-01-31`.
+fn today() -> String {
+    let mut time = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    time.truncate(10);
+    time
 }

@@ -17,20 +17,10 @@
 
 use bstr::BString;
 use kiln_api::{JobDescription, JobKey};
-use rusqlite::types::Type;
-use rusqlite::{OptionalExtension as _, Row, Transaction, params};
 
-use super::change::Applied;
-use super::{State, StateError, Text, name};
-
-pub(super) const SCHEMA: &str = "
-    CREATE TABLE IF NOT EXISTS kiln_jobs (
-        number INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, pool TEXT NOT NULL, client TEXT NOT NULL,
-        urgent INTEGER NOT NULL, detached INTEGER NOT NULL, submitted INTEGER NOT NULL, description BLOB NOT NULL,
-        secrets INTEGER NOT NULL, runs INTEGER NOT NULL, worker TEXT, log_start INTEGER NOT NULL, ended INTEGER,
-        outcome INTEGER, output TEXT);
-    CREATE INDEX IF NOT EXISTS kiln_jobs_client ON kiln_jobs (client, ended, number);
-    CREATE INDEX IF NOT EXISTS kiln_jobs_ended ON kiln_jobs (ended);";
+use super::change::{Applied, execute};
+use super::database::{DatabaseError, Parameter, Queries, Row};
+use super::{State, StateError};
 
 /// How a job ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,30 +82,32 @@ impl State {
     /// # Errors
     ///
     /// The database cannot be read, or holds what no scheduler wrote. This holds for all methods here.
-    pub fn unfinished(&self) -> Result<Vec<KeptJob>, StateError> {
-        let query = format!("SELECT {COLUMNS} FROM kiln_jobs WHERE ended IS NULL ORDER BY number");
-        self.rows(&query, &[], read).map_err(|source| self.cannot_read("the jobs", source))
+    pub fn unfinished(&mut self) -> Result<Vec<KeptJob>, StateError> {
+        self.jobs("WHERE ended IS NULL ORDER BY number", &[]).map_err(|source| self.cannot_read("the jobs", source))
     }
 
     /// Returns one job.
-    pub fn find_job(&self, key: JobKey) -> Result<Option<KeptJob>, StateError> {
-        let query = format!("SELECT {COLUMNS} FROM kiln_jobs WHERE id = ?");
-        let found = self.database.query_row(&query, params![key.0], read).optional();
-        found.map_err(|source| self.cannot_read("a job", source))
+    pub fn find_job(&mut self, key: JobKey) -> Result<Option<KeptJob>, StateError> {
+        let found = self.jobs("WHERE id = $1", &[Parameter::Blob(&key.0)]);
+        found.map(|jobs| jobs.into_iter().next()).map_err(|source| self.cannot_read("a job", source))
     }
 
     /// Returns the jobs of a client that have not ended and those that ended last, `most` in all, the newest first.
-    pub fn jobs_of(&self, client: &bstr::BStr, most: u32) -> Result<Vec<KeptJob>, StateError> {
+    pub fn jobs_of(&mut self, client: &bstr::BStr, most: u32) -> Result<Vec<KeptJob>, StateError> {
         // Not what they are to do, which is long, and of results the beginning.
-        let columns = COLUMNS.replace("description", "x''").replace("output", "substr(output, 1, 1000)");
-        let both = || {
-            let waiting = "client = ? AND ended IS NULL ORDER BY number DESC";
-            let ended = "client = ? AND ended IS NOT NULL ORDER BY ended DESC, number DESC";
+        let columns = COLUMNS.replace("description", "NULL");
+        let columns = columns.replace("output", "substr(output, 1, 1000)");
+        let mut both = || {
+            let waiting = "client = $1 AND ended IS NULL ORDER BY number DESC";
+            let ended = "client = $1 AND ended IS NOT NULL ORDER BY ended DESC, number DESC";
             let mut jobs = Vec::new();
             for those in [waiting, ended] {
                 let left = i64::from(most) - i64::try_from(jobs.len()).unwrap_or(i64::MAX);
-                let query = format!("SELECT {columns} FROM kiln_jobs WHERE {those} LIMIT ?");
-                jobs.extend(self.rows(&query, &[&Text(client), &left.max(0)], read)?);
+                let query = format!("SELECT {columns} FROM kiln_jobs WHERE {those} LIMIT $2");
+                let rows = self.database.rows(&query, &[Parameter::Text(client), Parameter::Int(left.max(0))])?;
+                for row in &rows {
+                    jobs.push(read(row)?);
+                }
             }
             Ok(jobs)
         };
@@ -123,18 +115,25 @@ impl State {
     }
 
     /// Returns jobs that ended before a time in seconds since 1970, the longest ago first.
-    pub fn ended_before(&self, time: i64, most: u32) -> Result<Vec<JobKey>, StateError> {
-        let query = "SELECT id FROM kiln_jobs WHERE ended < ? ORDER BY ended LIMIT ?";
-        self.rows(query, &[&time, &most], key).map_err(|source| self.cannot_read("the jobs", source))
+    pub fn ended_before(&mut self, time: i64, most: u32) -> Result<Vec<JobKey>, StateError> {
+        let query = "SELECT id FROM kiln_jobs WHERE ended < $1 ORDER BY ended LIMIT $2";
+        let rows = self.database.rows(query, &[Parameter::Int(time), Parameter::Int(most.into())]);
+        let keys = rows.and_then(|rows| rows.iter().map(key).collect());
+        keys.map_err(|source| self.cannot_read("the jobs", source))
+    }
+
+    fn jobs(&mut self, those: &str, parameters: &[Parameter<'_>]) -> Result<Vec<KeptJob>, DatabaseError> {
+        let rows = self.database.rows(&format!("SELECT {COLUMNS} FROM kiln_jobs {those}"), parameters)?;
+        rows.iter().map(read).collect()
     }
 }
 
 /// Adds a job, if there is none of that key.
-pub(super) fn insert(transaction: &Transaction<'_>, job: &KeptJob) -> rusqlite::Result<Applied> {
+pub(super) fn insert(transaction: &mut dyn Queries, job: &KeptJob) -> Result<Applied, DatabaseError> {
     let description = match &job.description {
         None => Vec::new(),
         Some(description) => {
-            description.to_bytes().map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?
+            description.to_bytes().map_err(|error| DatabaseError::Strange(format!("no message: {error}")))?
         }
     };
     let secrets = match job.secrets {
@@ -142,67 +141,68 @@ pub(super) fn insert(transaction: &Transaction<'_>, job: &KeptJob) -> rusqlite::
         Secrets::Stored => 1,
         Secrets::LeftOut => 2,
     };
-    let query = "INSERT OR IGNORE INTO kiln_jobs \
+    let query = "INSERT INTO kiln_jobs \
                  (id, pool, client, urgent, detached, submitted, description, secrets, runs, log_start) \
-                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, 0)";
-    let rows = transaction.prepare_cached(query)?.execute(params![
-        job.key.0,
-        Text(job.pool.as_ref()),
-        Text(job.client.as_ref()),
-        job.urgent,
-        job.detached,
-        job.submitted,
-        description,
-        secrets
-    ])?;
-    Ok(if rows > 0 { Applied::Changed } else { Applied::Nothing })
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, 0) ON CONFLICT (id) DO NOTHING";
+    let parameters = [
+        Parameter::Blob(&job.key.0),
+        Parameter::text(&job.pool),
+        Parameter::text(&job.client),
+        Parameter::Int(job.urgent.into()),
+        Parameter::Int(job.detached.into()),
+        Parameter::Int(job.submitted),
+        Parameter::Blob(&description),
+        Parameter::Int(secrets),
+    ];
+    execute(transaction, query, &parameters)
 }
 
-/// Returns a number as SQLite has them.
+/// Returns a number as databases have them.
 pub(super) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-fn key(row: &Row<'_>) -> rusqlite::Result<JobKey> {
-    row.get(0).map(JobKey)
+fn key(row: &Row) -> Result<JobKey, DatabaseError> {
+    let bytes = row.bytes(0)?;
+    bytes.try_into().map(JobKey).map_err(|_| DatabaseError::Strange(format!("a job's id of {} bytes", bytes.len())))
 }
 
-fn read(row: &Row<'_>) -> rusqlite::Result<KeptJob> {
-    let description: Vec<u8> = row.get(6)?;
-    let description = match description.as_slice() {
+fn read(row: &Row) -> Result<KeptJob, DatabaseError> {
+    let description = match if row.is_null(6) { &[] } else { row.bytes(6)? } {
         [] => None,
         bytes => Some(
             JobDescription::from_bytes(bytes)
-                .map_err(|error| rusqlite::Error::FromSqlConversionFailure(6, Type::Blob, error.into()))?,
+                .map_err(|error| DatabaseError::Strange(format!("a job's description that is none: {error}")))?,
         ),
     };
-    let optional = |column| match row.get_ref(column)? {
-        rusqlite::types::ValueRef::Null => Ok::<_, rusqlite::Error>(None),
-        _ => name(row, column).map(Some),
-    };
-    let ended: Option<i64> = row.get(11)?;
-    let text = optional(13)?.unwrap_or_default();
-    let outcome = match row.get::<_, Option<i64>>(12)? {
-        Some(1) => Outcome::Succeeded,
-        Some(2) => Outcome::Abandoned,
-        _ => Outcome::Failed,
+    let optional = |column| if row.is_null(column) { Ok(None) } else { row.name(column).map(Some) };
+    let outcome = match row.is_null(11) {
+        true => None,
+        false => {
+            let text = optional(13)?.unwrap_or_default();
+            Some(match if row.is_null(12) { 0 } else { row.int(12)? } {
+                1 => Outcome::Succeeded(text),
+                2 => Outcome::Abandoned(text),
+                _ => Outcome::Failed(text),
+            })
+        }
     };
     Ok(KeptJob {
         key: key(row)?,
-        pool: name(row, 1)?,
-        client: name(row, 2)?,
-        urgent: row.get(3)?,
-        detached: row.get(4)?,
-        submitted: row.get(5)?,
+        pool: row.name(1)?,
+        client: row.name(2)?,
+        urgent: row.int(3)? != 0,
+        detached: row.int(4)? != 0,
+        submitted: row.int(5)?,
         description,
-        secrets: match row.get(7)? {
+        secrets: match row.int(7)? {
             0 => Secrets::None,
             1 => Secrets::Stored,
             _ => Secrets::LeftOut,
         },
-        runs: row.get(8)?,
+        runs: u32::try_from(row.int(8)?).unwrap_or(u32::MAX),
         worker: optional(9)?,
-        log_start: u64::try_from(row.get::<_, i64>(10)?).unwrap_or_default(),
-        outcome: ended.map(|_| outcome(text)),
+        log_start: u64::try_from(row.int(10)?).unwrap_or_default(),
+        outcome,
     })
 }

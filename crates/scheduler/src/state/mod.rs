@@ -18,17 +18,18 @@
 //! clients, but not be one.
 
 mod change;
+mod database;
 pub mod jobs;
+pub mod lease;
+mod logs;
 
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use bstr::{BStr, BString};
-use rusqlite::types::{ToSql, ToSqlOutput, ValueRef};
-use rusqlite::{Connection, OptionalExtension, Row, params};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
@@ -36,28 +37,19 @@ use thiserror::Error;
 
 use self::change::Applied;
 pub use self::change::Change;
+pub use self::database::DatabaseError;
+use self::database::postgres::Postgres;
+pub use self::database::postgres::{PostgresServer, ServerError};
+use self::database::sqlite::Sqlite;
+use self::database::{Database, Parameter};
 pub use self::jobs::{KeptJob, Outcome, Secrets};
+use self::lease::Tenure;
 use crate::pool::Saved;
 
 /// How many rows of hints are read at start-up, the latest.
-const HINTS: u32 = 500_000;
+const HINTS: i64 = 500_000;
 
-/// How long to wait for another program that uses the database: an administrator who looks into it.
-const BUSY: Duration = Duration::from_secs(10);
-
-const CLIENT: &str = "ocluster-client";
-
-const SCHEMA: &str = "
-    CREATE TABLE IF NOT EXISTS sturdy_refs (
-        hash BLOB NOT NULL, type TEXT NOT NULL, args BLOB NOT NULL, created DATETIME NOT NULL, PRIMARY KEY (hash));
-    CREATE INDEX IF NOT EXISTS sturdy_refs_rev ON sturdy_refs (type, args);
-    CREATE TABLE IF NOT EXISTS cached (
-        pool TEXT NOT NULL, cache_hint TEXT NOT NULL, worker TEXT NOT NULL, created DATETIME NOT NULL,
-        PRIMARY KEY (pool, cache_hint, worker));
-    CREATE TABLE IF NOT EXISTS pool_user_rate (
-        pool TEXT NOT NULL, user TEXT NOT NULL, rate REAL NOT NULL, PRIMARY KEY (pool, user));
-    CREATE TABLE IF NOT EXISTS workers (
-        pool TEXT NOT NULL, id TEXT NOT NULL, paused BOOLEAN DEFAULT 0, PRIMARY KEY (pool, id));";
+const CLIENT: Parameter<'_> = Parameter::Text(b"ocluster-client");
 
 /// Why the state cannot be used.
 #[derive(Debug, Error)]
@@ -80,33 +72,33 @@ pub enum StateError {
         source: io::Error,
     },
     /// The database cannot be opened, or is none.
-    #[error("cannot open the scheduler's state {}", .path.display())]
+    #[error("cannot open the scheduler's state {place}")]
     Open {
         /// The database.
-        path: PathBuf,
+        place: String,
         /// Why.
         #[source]
-        source: rusqlite::Error,
+        source: DatabaseError,
     },
     /// Something cannot be read.
-    #[error("cannot read {what} from the scheduler's state {}", .path.display())]
+    #[error("cannot read {what} from the scheduler's state {place}")]
     Read {
         /// What.
         what: &'static str,
         /// The database.
-        path: PathBuf,
+        place: String,
         /// Why.
         #[source]
-        source: rusqlite::Error,
+        source: DatabaseError,
     },
     /// Something cannot be written. Nothing has changed.
-    #[error("cannot write the scheduler's state {}", .path.display())]
+    #[error("cannot write the scheduler's state {place}")]
     Write {
         /// The database.
-        path: PathBuf,
+        place: String,
         /// Why.
         #[source]
-        source: rusqlite::Error,
+        source: DatabaseError,
     },
     /// There is a client of this name. OCluster's text.
     #[error("Client {0:?} already registered!")]
@@ -116,11 +108,10 @@ pub enum StateError {
     Closed,
 }
 
-/// The open database. Its methods wait for the disk.
-#[derive(Debug)]
+/// The open database. Its methods wait for it.
 pub struct State {
-    path: PathBuf,
-    database: Connection,
+    place: String,
+    database: Box<dyn Database>,
     /// Unlocked when it is closed, however the process ends.
     _lock: File,
 }
@@ -134,18 +125,32 @@ impl State {
     pub fn open(directory: &Path) -> Result<State, StateError> {
         let lock = lock(directory)?;
         let path = directory.join("scheduler.db");
-        let open = || {
-            let database = Connection::open(&path)?;
-            database.busy_timeout(BUSY)?;
-            database.pragma_update(None, "journal_mode", "WAL")?;
-            database.execute_batch(SCHEMA)?;
-            database.execute_batch(jobs::SCHEMA)?;
-            Ok(database)
-        };
-        match open() {
-            Ok(database) => Ok(State { path, database, _lock: lock }),
-            Err(source) => Err(StateError::Open { path, source }),
+        let place = path.display().to_string();
+        match Sqlite::open(&path) {
+            Ok(database) => Ok(State { place, database: Box::new(database), _lock: lock }),
+            Err(source) => Err(StateError::Open { place, source }),
         }
+    }
+
+    /// Opens the database of a lease, for as long as that is held. The directory is for what need not outlive this scheduler. Not to be
+    /// called by a task, nor any method of what it returns: they block.
+    ///
+    /// # Errors
+    ///
+    /// Another scheduler runs on the directory, or the database refuses. One that is not reached is waited for, until the lease is lost.
+    pub fn open_shared(directory: &Path, tenure: Tenure) -> Result<State, StateError> {
+        let lock = lock(directory)?;
+        let Tenure { server, fence } = tenure;
+        let place = server.to_string();
+        match Postgres::open(server, fence) {
+            Ok(database) => Ok(State { place, database: Box::new(database), _lock: lock }),
+            Err(source) => Err(StateError::Open { place, source }),
+        }
+    }
+
+    /// Returns whether other schedulers, on other machines, go on with what is here, and with nothing else.
+    pub fn is_shared(&self) -> bool {
+        self.database.is_shared()
     }
 
     /// Makes these changes, all or none, and returns for each whether there was something to change.
@@ -157,26 +162,27 @@ impl State {
     ///
     /// One is not possible, or the database cannot be written.
     pub fn apply(&mut self, changes: &[Change], through: bool) -> Result<Vec<bool>, StateError> {
-        let failed = |source| StateError::Write { path: self.path.clone(), source };
-        // What SQLite waits for when it commits, in this journal mode: <https://sqlite.org/pragma.html#pragma_synchronous>.
-        let how = if through { "FULL" } else { "NORMAL" };
-        self.database.pragma_update(None, "synchronous", how).map_err(failed)?;
-        // Not begun as a reader: one that turns writer is refused, without waiting, if another wrote meanwhile.
-        let begun = self.database.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate);
-        let transaction = begun.map_err(failed)?;
-        let mut applied = Vec::with_capacity(changes.len());
-        for change in changes {
-            match change.apply(&transaction).map_err(failed)? {
-                Applied::Changed => applied.push(true),
-                Applied::Nothing => applied.push(false),
-                Applied::ClientExists => {
-                    let Change::AddClient { name, .. } = change else { continue };
-                    return Err(StateError::ClientExists(name.clone()));
+        let mut applied = Vec::new();
+        let mut refused = None;
+        let done = self.database.transact(through, &mut |transaction| {
+            (applied, refused) = (Vec::with_capacity(changes.len()), None);
+            for change in changes {
+                match change.apply(transaction)? {
+                    Applied::Changed => applied.push(true),
+                    Applied::Nothing => applied.push(false),
+                    Applied::ClientExists(name) => {
+                        refused = Some(name);
+                        return Err(DatabaseError::Strange("a client of that name".to_owned()));
+                    }
                 }
             }
+            Ok(())
+        });
+        match (done, refused) {
+            (Ok(()), _) => Ok(applied),
+            (Err(_), Some(name)) => Err(StateError::ClientExists(name)),
+            (Err(source), None) => Err(StateError::Write { place: self.place.clone(), source }),
         }
-        transaction.commit().map_err(failed)?;
-        Ok(applied)
     }
 
     /// Returns the client whose service id this is.
@@ -186,9 +192,10 @@ impl State {
     /// # Errors
     ///
     /// The database cannot be read.
-    pub fn find_client(&self, service_id: &[u8]) -> Result<Option<BString>, StateError> {
-        let query = "SELECT args FROM sturdy_refs WHERE hash = ? AND type = ?";
-        let found = self.database.query_row(query, params![hash(service_id), CLIENT], |row| name(row, 0)).optional();
+    pub fn find_client(&mut self, service_id: &[u8]) -> Result<Option<BString>, StateError> {
+        let query = "SELECT args FROM sturdy_refs WHERE hash = $1 AND type = $2";
+        let found = self.database.row(query, &[Parameter::Blob(&hash(service_id)), CLIENT]);
+        let found = found.and_then(|row| row.map(|row| row.name(0)).transpose());
         found.map_err(|source| self.cannot_read("a client", source))
     }
 
@@ -197,9 +204,9 @@ impl State {
     /// # Errors
     ///
     /// The database cannot be read.
-    pub fn clients(&self) -> Result<Vec<BString>, StateError> {
-        let query = "SELECT DISTINCT args FROM sturdy_refs WHERE type = ? ORDER BY args";
-        let found = self.rows(query, &[&CLIENT], |row| name(row, 0));
+    pub fn clients(&mut self) -> Result<Vec<BString>, StateError> {
+        let rows = self.database.rows("SELECT DISTINCT args FROM sturdy_refs WHERE type = $1 ORDER BY args", &[CLIENT]);
+        let found = rows.and_then(|rows| rows.iter().map(|row| row.name(0)).collect());
         found.map_err(|source| self.cannot_read("the clients", source))
     }
 
@@ -208,23 +215,26 @@ impl State {
     /// # Errors
     ///
     /// The database cannot be read.
-    pub fn load(&self, pool: &BStr) -> Result<Saved, StateError> {
-        let load = || {
-            let pool = Text(pool);
+    pub fn load(&mut self, pool: &BStr) -> Result<Saved, StateError> {
+        let mut load = || -> Result<_, DatabaseError> {
+            let pool = Parameter::Text(pool);
             let hints =
-                "SELECT cache_hint, worker FROM cached WHERE pool = ? ORDER BY created DESC, rowid DESC LIMIT ?";
-            let mut hints = self.rows(hints, &[&pool, &HINTS], |row| Ok((name(row, 0)?, name(row, 1)?)))?;
-            hints.reverse();
-            Ok(Saved {
-                hints,
-                workers: self.rows("SELECT id, paused FROM workers WHERE pool = ?", &[&pool], |row| {
-                    // OCluster lets it be absent.
-                    Ok((name(row, 0)?, row.get::<_, Option<i64>>(1)?.unwrap_or(0) != 0))
-                })?,
-                rates: self.rows("SELECT user, rate FROM pool_user_rate WHERE pool = ?", &[&pool], |row| {
-                    Ok((name(row, 0)?, row.get(1)?))
-                })?,
-            })
+                "SELECT cache_hint, worker FROM cached WHERE pool = $1 ORDER BY created DESC, rowid DESC LIMIT $2";
+            let hints = self.database.rows(hints, &[pool, Parameter::Int(HINTS)])?;
+            let workers = self.database.rows("SELECT id, paused FROM workers WHERE pool = $1 ORDER BY id", &[pool])?;
+            let rates = self.database.rows("SELECT \"user\", rate FROM pool_user_rate WHERE pool = $1", &[pool])?;
+            let mut saved = Saved::default();
+            for row in hints.iter().rev() {
+                saved.hints.push((row.name(0)?, row.name(1)?));
+            }
+            for row in &workers {
+                // OCluster lets it be absent.
+                saved.workers.push((row.name(0)?, !row.is_null(1) && row.int(1)? != 0));
+            }
+            for row in &rates {
+                saved.rates.push((row.name(0)?, row.real(1)?));
+            }
+            Ok(saved)
         };
         load().map_err(|source| self.cannot_read("a pool", source))
     }
@@ -235,26 +245,17 @@ impl State {
     ///
     /// The database cannot be written.
     pub fn settle(&mut self) -> Result<(), StateError> {
-        let settle = || {
-            self.database.pragma_update(None, "synchronous", "FULL")?;
-            // Only a commit that writes something waits for the disk.
-            let next = self.database.pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0))?;
-            self.database.pragma_update(None, "user_version", next.wrapping_add(1) & 0xffff)
-        };
-        settle().map_err(|source| StateError::Write { path: self.path.clone(), source })
+        self.database.settle().map_err(|source| StateError::Write { place: self.place.clone(), source })
     }
 
-    fn rows<T>(
-        &self,
-        query: &str,
-        parameters: &[&dyn ToSql],
-        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
-    ) -> rusqlite::Result<Vec<T>> {
-        self.database.prepare_cached(query)?.query_map(parameters, read)?.collect()
+    fn cannot_read(&self, what: &'static str, source: DatabaseError) -> StateError {
+        StateError::Read { what, place: self.place.clone(), source }
     }
+}
 
-    fn cannot_read(&self, what: &'static str, source: rusqlite::Error) -> StateError {
-        StateError::Read { what, path: self.path.clone(), source }
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "State({})", self.place)
     }
 }
 
@@ -281,190 +282,9 @@ fn process(pid: &Option<u32>) -> String {
     pid.map_or_else(String::new, |pid| format!(", process {pid}"))
 }
 
-/// A name as SQLite's text, which need not be UTF-8: OCluster stores any bytes as text, and text equals no blob.
-struct Text<'a>(&'a BStr);
-
-impl ToSql for Text<'_> {
-    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok(ToSqlOutput::Borrowed(ValueRef::Text(self.0)))
-    }
-}
-
-fn name(row: &Row<'_>, column: usize) -> rusqlite::Result<BString> {
-    Ok(row.get_ref(column)?.as_bytes()?.into())
-}
-
 fn hash(service_id: &[u8]) -> [u8; 32] {
     Sha256::digest(service_id).into()
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use base64::Engine;
-    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-
-    use bstr::ByteSlice as _;
-
-    use super::*;
-    use crate::pool::Effect;
-
-    impl State {
-        fn add_client(&mut self, name: &BStr, id: &[u8]) -> Result<(), StateError> {
-            self.apply(&[Change::AddClient { name: name.into(), id: id.into() }], true).map(drop)
-        }
-
-        fn remove_client(&mut self, name: &BStr) -> Result<bool, StateError> {
-            Ok(self.apply(&[Change::RemoveClient { name: name.into() }], true)? == [true])
-        }
-
-        fn save(&mut self, pool: &BStr, effects: &[Effect]) -> Result<(), StateError> {
-            let change = |effect: &Effect| Change::Pool { pool: pool.into(), effect: effect.clone() };
-            self.apply(&effects.iter().map(change).collect::<Vec<_>>(), false).map(drop)
-        }
-    }
-
-    fn b(text: &str) -> &BStr {
-        BStr::new(text)
-    }
-
-    /// Returns the service id that a capability file of OCluster's ends in.
-    fn service_id(file: &str) -> Vec<u8> {
-        let (_, id) = file.trim().rsplit_once('/').expect("a URI");
-        URL_SAFE_NO_PAD.decode(id).expect("base64")
-    }
-
-    #[test]
-    fn clients_are_found_by_their_service_id_also_after_a_restart() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut state = State::open(directory.path()).unwrap();
-        state.add_client(b("bob"), b"\xff\x00id").unwrap();
-        state.add_client(b("alice"), b"another").unwrap();
-        let again = state.add_client(b("bob"), b"other").unwrap_err();
-        assert_eq!(again.to_string(), "Client \"bob\" already registered!");
-        assert_eq!(state.find_client(b"other").unwrap(), None);
-        drop(state);
-        let mut state = State::open(directory.path()).unwrap();
-        assert_eq!(state.find_client(b"\xff\x00id").unwrap(), Some("bob".into()));
-        assert_eq!(state.find_client(b"").unwrap(), None);
-        assert_eq!(state.clients().unwrap(), ["alice", "bob"]);
-        assert!(state.remove_client(b("bob")).unwrap());
-        assert!(!state.remove_client(b("bob")).unwrap());
-        assert_eq!(state.find_client(b"\xff\x00id").unwrap(), None);
-        // The id itself is in no file: neither the database nor its log.
-        for file in fs::read_dir(directory.path()).unwrap() {
-            assert!(fs::read(file.unwrap().path()).unwrap().find("another").is_none());
-        }
-    }
-
-    #[test]
-    fn what_a_pool_wants_kept_is_kept_for_that_pool() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut state = State::open(directory.path()).unwrap();
-        let odd = BString::from(b"\xff'\0".as_slice());
-        let hint = |hint: &BString, worker: &str| Effect::SaveHint { hint: hint.clone(), worker: worker.into() };
-        let worker = |worker: &str, paused| Effect::SaveWorker { worker: worker.into(), paused };
-        let rate = |client: &str, rate| Effect::SaveRate { client: client.into(), rate };
-        let effects = [
-            hint(&odd, "w1"),
-            hint(&"a".into(), "w1"),
-            hint(&odd, "w2"),
-            // The same again: now it is the latest.
-            hint(&odd, "w1"),
-            worker("w1", false),
-            worker("w2", false),
-            worker("w2", true),
-            worker("w3", true),
-            Effect::ForgetWorker { worker: "w3".into() },
-            rate("bob", Some(2.5)),
-            rate("alice", Some(1.0)),
-            rate("alice", None),
-        ];
-        state.save(b("p"), &effects).unwrap();
-        state.save(b("q"), &[rate("bob", Some(7.0))]).unwrap();
-        drop(state);
-        let mut state = State::open(directory.path()).unwrap();
-        let saved = Saved {
-            workers: vec![("w1".into(), false), ("w2".into(), true)],
-            hints: vec![("a".into(), "w1".into()), (odd.clone(), "w2".into()), (odd, "w1".into())],
-            rates: vec![("bob".into(), 2.5)],
-        };
-        assert_eq!(state.load(b("p")).unwrap(), saved);
-        assert_eq!(state.load(b("nope")).unwrap(), Saved::default());
-        state.remove_client(b("bob")).unwrap();
-        assert_eq!((state.load(b("p")).unwrap().rates, state.load(b("q")).unwrap().rates), (vec![], vec![]));
-    }
-
-    #[test]
-    fn a_state_of_oclusters_goes_on_here() {
-        let directory = tempfile::tempdir().unwrap();
-        let old = include_bytes!("../../tests/vectors/migration/scheduler.db");
-        fs::write(directory.path().join("scheduler.db"), old).unwrap();
-        let mut state = State::open(directory.path()).unwrap();
-        assert_eq!(state.clients().unwrap(), ["alice", "carol"]);
-        let alice = service_id(include_str!("../../tests/vectors/migration/submit-alice.cap"));
-        let carol = service_id(include_str!("../../tests/vectors/migration/submit-carol.cap"));
-        assert_eq!(state.find_client(&alice).unwrap(), Some("alice".into()));
-        assert_eq!(state.find_client(&carol).unwrap(), Some("carol".into()));
-        let saved = Saved {
-            workers: vec![("w1".into(), false)],
-            hints: vec![("h1".into(), "w1".into()), ("".into(), "w1".into())],
-            rates: vec![],
-        };
-        assert_eq!(state.load(b("linux-x86_64")).unwrap(), saved);
-        // What we write has the types that they expect: they stop at others.
-        state.save(b("linux-x86_64"), &[Effect::SaveWorker { worker: "w1".into(), paused: true }]).unwrap();
-        state.save(b("linux-x86_64"), &[Effect::SaveHint { hint: "h".into(), worker: "w1".into() }]).unwrap();
-        state.save(b("linux-x86_64"), &[Effect::SaveRate { client: "alice".into(), rate: Some(2.0) }]).unwrap();
-        state.add_client(b("bob"), b"id").unwrap();
-        for (query, types) in [
-            ("SELECT typeof(id) || typeof(paused) || paused FROM workers", "textinteger1"),
-            ("SELECT DISTINCT typeof(pool) || typeof(cache_hint) || typeof(worker) FROM cached", "texttexttext"),
-            ("SELECT typeof(user) || typeof(rate) FROM pool_user_rate", "textreal"),
-            ("SELECT DISTINCT typeof(hash) || typeof(type) || typeof(args) FROM sturdy_refs", "blobtextblob"),
-        ] {
-            let found: Vec<String> = state.rows(query, &[], |row| row.get(0)).unwrap();
-            assert_eq!(found, [types], "{query}");
-        }
-        let schema = "SELECT name FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name";
-        let tables: Vec<String> = state.rows(schema, &[], |row| row.get(0)).unwrap();
-        assert_eq!(
-            tables,
-            [
-                "cached",
-                "kiln_jobs",
-                "kiln_jobs_client",
-                "kiln_jobs_ended",
-                "pool_user_rate",
-                "sturdy_refs",
-                "sturdy_refs_rev",
-                "workers"
-            ]
-        );
-    }
-
-    #[test]
-    fn two_schedulers_do_not_share_a_state() {
-        let directory = tempfile::tempdir().unwrap();
-        let first = State::open(directory.path()).unwrap();
-        let error = State::open(directory.path()).unwrap_err().to_string();
-        let pid = std::process::id();
-        let said = format!("the state {} is in use by another scheduler, process {pid}", directory.path().display());
-        assert_eq!(error, said);
-        drop(first);
-        State::open(directory.path()).unwrap();
-    }
-
-    #[test]
-    fn what_is_no_database_is_not_touched() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("scheduler.db");
-        fs::write(&path, "something else, long enough to be looked at").unwrap();
-        let error = State::open(directory.path()).unwrap_err();
-        assert_eq!(error.to_string(), format!("cannot open the scheduler's state {}", path.display()));
-        assert_eq!(fs::read_to_string(&path).unwrap(), "something else, long enough to be looked at");
-        let error = State::open(&directory.path().join("nowhere")).unwrap_err();
-        assert!(matches!(error, StateError::Lock { .. }), "{error:?}");
-    }
-}
+mod tests;

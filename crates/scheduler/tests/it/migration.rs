@@ -75,7 +75,7 @@ async fn ocluster_would_open_the_database_again() {
         world.stop().await;
         // Tables of ours stand beside theirs.
         let schema =
-            "SELECT type || name || coalesce(sql, '') FROM sqlite_schema WHERE tbl_name != 'kiln_jobs' ORDER BY name";
+            "SELECT type || name || coalesce(sql, '') FROM sqlite_schema WHERE tbl_name NOT LIKE 'kiln%' ORDER BY name";
         let settings = take_over(world);
         let path = world.state().join("scheduler.db");
         let list = || -> Vec<String> {

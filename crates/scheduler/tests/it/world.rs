@@ -132,6 +132,7 @@ impl World {
     pub(crate) fn settings(&self) -> Settings {
         Settings {
             state: self.state().to_owned(),
+            tenure: None,
             key: self.key.clone(),
             secure: self.secure,
             listen: Address::Tcp { host: "127.0.0.1".to_owned(), port: 0 },

@@ -1,0 +1,252 @@
+//! Which of several schedulers serves: the one that holds the lease of their database.
+//!
+//! The table `kiln_lease` has one row: `epoch`, which is higher with each holder, `beat`, which the holder raises every [`BEAT`], and `holder`,
+//! which nobody is after a holder that said it goes.
+//!
+//! * Who stands by takes over when it has seen the same row for [`PATIENCE`] by a clock of its own that nobody sets. Nothing compares
+//!   the times of two machines.
+//! * A holder that could not raise the beat for [`LIMIT`], which is less, stops serving.
+//! * A holder that was stopped, or whose clock stood still, cannot know that it is none any more. So each of its transactions begins by looking
+//!   whether the epoch is still its own, and keeps anybody from taking over until it ends ([`super::database::postgres`]).
+//!   What a scheduler does for a kept job follows a transaction.
+
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+use tokio::sync::oneshot;
+use tokio::time::{sleep, timeout};
+use tokio_postgres::Client;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::database::DatabaseError;
+use super::database::postgres::{Fence, PostgresServer, is_lost};
+
+/// How often a lease is renewed, and looked at.
+const BEAT: Duration = Duration::from_millis(500);
+
+/// How long a holder serves that cannot renew.
+const LIMIT: Duration = Duration::from_secs(4);
+
+/// How long a lease that is not renewed is left to its holder.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long the server may take for one answer.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// Only one of those who come first makes the table: a number of our own.
+const MAKE: &str = "
+    BEGIN;
+    SELECT pg_advisory_xact_lock(7021897563098316);
+    CREATE TABLE IF NOT EXISTS kiln_lease (epoch BIGINT PRIMARY KEY, beat BIGINT NOT NULL, holder TEXT);
+    INSERT INTO kiln_lease SELECT 0, 0, NULL WHERE NOT EXISTS (SELECT 1 FROM kiln_lease);
+    COMMIT";
+
+/// The right to serve. Dropping it lets another have it at once.
+#[derive(Debug)]
+pub struct Lease {
+    tenure: Tenure,
+    _held: DropGuard,
+    released: Option<oneshot::Receiver<()>>,
+}
+
+/// A database, and by what right it is written.
+#[derive(Debug, Clone)]
+pub struct Tenure {
+    pub(super) server: PostgresServer,
+    pub(super) fence: Fence,
+}
+
+/// Who has the lease, as one who stands by sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// This one.
+    By(String),
+    /// Nobody that is known: the database is not reached, or does not answer, for this reason.
+    Blind(String),
+}
+
+impl Lease {
+    /// Waits until nobody else holds the lease of a database, and takes it. `name` is what others are told of the holder. `tell` is called when
+    /// what it says has changed. May be dropped while it waits.
+    pub async fn acquire(server: PostgresServer, name: String, mut tell: impl FnMut(&Standing)) -> Self {
+        let mut told = None;
+        let mut candidate = Candidate { server, client: None, seen: None };
+        loop {
+            match timeout(ANSWER, candidate.attempt(&name)).await.unwrap_or(Err(DatabaseError::Silent)) {
+                Ok(Seen::Taken(epoch)) => return Self::hold(candidate.server, epoch),
+                Ok(Seen::Held(holder)) => say(&mut told, Standing::By(holder), &mut tell),
+                Err(error) => {
+                    // What happened meanwhile is not known.
+                    (candidate.client, candidate.seen) = (None, None);
+                    say(&mut told, Standing::Blind(error.to_string()), &mut tell);
+                }
+            }
+            sleep(BEAT).await;
+        }
+    }
+
+    /// Returns what is cancelled when the lease is lost.
+    pub fn lost(&self) -> &CancellationToken {
+        &self.tenure.fence.lost
+    }
+
+    /// Returns what the holder's state is opened with.
+    pub fn tenure(&self) -> Tenure {
+        self.tenure.clone()
+    }
+
+    /// Lets another have the lease, and waits until it can.
+    pub async fn release(mut self) {
+        let released = self.released.take();
+        drop(self);
+        if let Some(released) = released {
+            // An error means that the task is gone, which renews nothing either.
+            let _ = released.await;
+        }
+    }
+
+    /// Renews the lease on a thread of its own, which nothing else holds up.
+    fn hold(server: PostgresServer, epoch: i64) -> Self {
+        let lost = CancellationToken::new();
+        let held = CancellationToken::new();
+        let (done, released) = oneshot::channel();
+        let holder = Holder { server: server.clone(), client: None, epoch, renewed: now() };
+        let (tell, end) = (lost.clone(), held.clone());
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            match runtime {
+                Ok(runtime) => runtime.block_on(holder.renew(&tell, &end)),
+                Err(error) => tracing::error!(%error, "cannot renew the lease"),
+            }
+            tell.cancel();
+            let _ = done.send(());
+        });
+        Self {
+            tenure: Tenure { server, fence: Fence { epoch, lost } },
+            _held: held.drop_guard(),
+            released: Some(released),
+        }
+    }
+}
+
+fn say(told: &mut Option<Standing>, now: Standing, tell: &mut impl FnMut(&Standing)) {
+    if told.as_ref() != Some(&now) {
+        tell(&now);
+        *told = Some(now);
+    }
+}
+
+/// Time as it passes, also while the machine sleeps; nobody sets this clock, `CLOCK_BOOTTIME` in clock_gettime(2).
+fn now() -> Duration {
+    let time = clock_gettime(ClockId::Boottime);
+    Duration::new(time.tv_sec.cast_unsigned(), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+struct Candidate {
+    server: PostgresServer,
+    client: Option<Client>,
+    /// The row as it was first seen to be as it is, and when that was.
+    seen: Option<(i64, i64, Duration)>,
+}
+
+enum Seen {
+    /// By us: its epoch.
+    Taken(i64),
+    Held(String),
+}
+
+impl Candidate {
+    /// Looks at the lease, and takes it if it is free.
+    async fn attempt(&mut self, name: &str) -> Result<Seen, DatabaseError> {
+        let client = match &self.client {
+            Some(client) => client,
+            None => {
+                let client = self.server.connect().await?;
+                client.batch_execute(MAKE).await?;
+                self.client.insert(client)
+            }
+        };
+        let row = client.query_one("SELECT epoch, beat, holder FROM kiln_lease", &[]).await?;
+        let (epoch, beat, holder): (i64, i64, Option<String>) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        let since = match self.seen {
+            Some((then_epoch, then_beat, since)) if (then_epoch, then_beat) == (epoch, beat) => since,
+            _ => now(),
+        };
+        self.seen = Some((epoch, beat, since));
+        if let Some(holder) = holder
+            && now().saturating_sub(since) < PATIENCE
+        {
+            return Ok(Seen::Held(holder));
+        }
+        // Of several who try, one finds the row as it was.
+        let take = "UPDATE kiln_lease SET epoch = epoch + 1, beat = 0, holder = $1 WHERE epoch = $2 AND beat = $3";
+        match client.execute(take, &[&name, &epoch, &beat]).await? {
+            0 => Ok(Seen::Held("another".to_owned())),
+            _ => Ok(Seen::Taken(epoch + 1)),
+        }
+    }
+}
+
+struct Holder {
+    server: PostgresServer,
+    client: Option<Client>,
+    epoch: i64,
+    /// When the last renewal that succeeded was begun.
+    renewed: Duration,
+}
+
+impl Holder {
+    /// Renews, until the lease is lost or `end`; then lets it go.
+    async fn renew(mut self, lost: &CancellationToken, end: &CancellationToken) {
+        loop {
+            let begun = now();
+            match timeout(ANSWER, self.beat()).await.unwrap_or(Err(DatabaseError::Silent)) {
+                Ok(()) => self.renewed = begun,
+                Err(DatabaseError::Deposed) => return tracing::error!("another scheduler has taken over"),
+                Err(error) => {
+                    self.client = None;
+                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot renew the lease");
+                }
+            }
+            if now().saturating_sub(self.renewed) >= LIMIT {
+                return tracing::error!("the lease could not be renewed: another scheduler may take over");
+            }
+            tokio::select! {
+                () = end.cancelled() => break,
+                () = lost.cancelled() => return,
+                () = sleep(BEAT) => {}
+            }
+        }
+        let epoch = self.epoch;
+        let gone = async {
+            let gone = "UPDATE kiln_lease SET holder = NULL WHERE epoch = $1";
+            Ok::<_, DatabaseError>(self.client().await?.execute(gone, &[&epoch]).await?)
+        };
+        if !matches!(timeout(ANSWER, gone).await, Ok(Ok(_))) {
+            tracing::warn!("the lease could not be let go: another scheduler takes over a little later");
+        }
+    }
+
+    async fn client(&mut self) -> Result<&Client, DatabaseError> {
+        match self.client.take().filter(|client| !client.is_closed()) {
+            Some(client) => Ok(self.client.insert(client)),
+            None => Ok(self.client.insert(self.server.connect().await?)),
+        }
+    }
+
+    async fn beat(&mut self) -> Result<(), DatabaseError> {
+        let epoch = self.epoch;
+        let client = self.client().await?;
+        // It changes no key: a transaction of ours does not hold it up.
+        match client.execute("UPDATE kiln_lease SET beat = beat + 1 WHERE epoch = $1", &[&epoch]).await {
+            Ok(0) => Err(DatabaseError::Deposed),
+            Ok(_) => Ok(()),
+            Err(error) => {
+                if is_lost(&error) {
+                    self.client = None;
+                }
+                Err(error.into())
+            }
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! The logs of kept jobs, where schedulers share nothing but their database.
+//!
+//! ```text
+//! kiln_logs   job     whose it is
+//!             start   where this part stands in it
+//!             size    how long the part is
+//!             bytes   the part
+//! ```
+//!
+//! It goes with its job. SQLite has no such table: logs are files beside it.
+
+use kiln_api::JobKey;
+
+use super::change::{Applied, execute};
+use super::database::{DatabaseError, Parameter, Queries};
+use super::jobs::signed;
+use super::{State, StateError};
+
+impl State {
+    /// Returns the part of a log that begins at `start`; nothing at its end.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be read. This holds for all methods here.
+    pub fn log_part(&mut self, job: JobKey, start: u64) -> Result<Vec<u8>, StateError> {
+        let query = "SELECT bytes FROM kiln_logs WHERE job = $1 AND start = $2";
+        let found = self.database.row(query, &[Parameter::Blob(&job.0), Parameter::Int(signed(start))]);
+        let found = found.and_then(|row| row.map_or(Ok(Vec::new()), |row| row.bytes(0).map(<[u8]>::to_vec)));
+        found.map_err(|source| self.cannot_read("a log", source))
+    }
+
+    /// Returns how long all logs are together, in bytes.
+    pub fn logs_size(&mut self) -> Result<u64, StateError> {
+        let found = self.database.row("SELECT CAST(sum(size) AS BIGINT) FROM kiln_logs", &[]);
+        let found = found.and_then(|row| row.filter(|row| !row.is_null(0)).map_or(Ok(0), |row| row.int(0)));
+        found.map(i64::unsigned_abs).map_err(|source| self.cannot_read("the logs", source))
+    }
+}
+
+/// Adds a part of a log. What stands there stays: it is the same.
+pub(super) fn insert(
+    transaction: &mut dyn Queries,
+    job: JobKey,
+    start: u64,
+    bytes: &[u8],
+) -> Result<Applied, DatabaseError> {
+    let query =
+        "INSERT INTO kiln_logs (job, start, size, bytes) VALUES ($1, $2, $3, $4) ON CONFLICT (job, start) DO NOTHING";
+    let size = i64::try_from(bytes.len()).unwrap_or(i64::MAX);
+    let parameters =
+        [Parameter::Blob(&job.0), Parameter::Int(signed(start)), Parameter::Int(size), Parameter::Blob(bytes)];
+    execute(transaction, query, &parameters)
+}

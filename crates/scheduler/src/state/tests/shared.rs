@@ -1,0 +1,295 @@
+//! A database that schedulers share, and what one of them may do that does not know it is none any more.
+
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use kiln_api::JobKey;
+use kiln_testkit::Postgres;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::state::database::postgres::Fence;
+use crate::state::lease::{Lease, Standing};
+
+/// A PostgreSQL of the test's own.
+pub(super) struct Server(pub(super) Postgres);
+
+impl Server {
+    pub(super) fn start() -> Self {
+        Self(Postgres::start().expect("a PostgreSQL"))
+    }
+
+    fn address(&self) -> PostgresServer {
+        self.0.uri().parse().expect("its URI")
+    }
+
+    fn query(&self, query: &str) -> String {
+        self.0.query(query).expect("a query").trim().to_owned()
+    }
+
+    /// Returns the processes of the server whose last query is this.
+    fn backends(&self, last_query: &str) -> Vec<String> {
+        let query =
+            format!("SELECT pid FROM pg_stat_activity WHERE query LIKE '{last_query}' AND pid <> pg_backend_pid()");
+        self.query(&query).lines().map(str::to_owned).collect()
+    }
+}
+
+/// A way to a server that can be cut, so that the server does not know.
+struct Way {
+    directory: tempfile::TempDir,
+    clients: Arc<Mutex<Vec<UnixStream>>>,
+}
+
+impl Way {
+    fn to(server: &Server) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = |directory: &Path| directory.join(".s.PGSQL.5432");
+        let listener = UnixListener::bind(socket(directory.path())).unwrap();
+        let clients = Arc::<Mutex<Vec<UnixStream>>>::default();
+        let (known, target) = (Arc::clone(&clients), socket(server.0.directory()));
+        // Ends with the test's process.
+        std::thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let server = UnixStream::connect(&target).expect("the server listens");
+                known.lock().unwrap().push(client.try_clone().unwrap());
+                let ends = [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)];
+                for (mut from, mut to) in ends {
+                    std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+                }
+            }
+        });
+        Self { directory, clients }
+    }
+
+    fn address(&self) -> PostgresServer {
+        format!("postgres://kiln@/kiln?host={}&sslmode=disable", self.directory.path().display()).parse().unwrap()
+    }
+
+    /// Cuts those off who are connected.
+    fn cut(&self) {
+        for client in self.clients.lock().unwrap().drain(..) {
+            client.shutdown(std::net::Shutdown::Both).unwrap();
+        }
+    }
+}
+
+/// Takes the lease, for which it waits.
+pub(super) fn acquire(server: &Server, name: &str) -> Lease {
+    acquire_telling(server, name, |_| ())
+}
+
+fn acquire_telling(server: &Server, name: &str, tell: impl FnMut(&Standing)) -> Lease {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(Lease::acquire(server.address(), name.to_owned(), tell))
+}
+
+/// Lets it go, as a scheduler that ends.
+pub(super) fn release(lease: Lease) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(lease.release());
+}
+
+/// Takes over as one who has waited long enough, and returns by what right.
+fn take_over(server: &Server) -> Tenure {
+    let taken = server.query("UPDATE kiln_lease SET epoch = epoch + 1, holder = 'second' RETURNING epoch");
+    let fence = Fence { epoch: taken.parse().expect("an epoch"), lost: CancellationToken::new() };
+    Tenure { server: server.address(), fence }
+}
+
+const LOG: fn(u64, &str) -> Change =
+    |start, bytes| Change::Log { job: JobKey([1; 10]), start, bytes: bytes.as_bytes().to_vec() };
+
+#[test]
+fn one_that_was_taken_over_from_writes_nothing() {
+    kiln_testkit::need!(kiln_testkit::Need::Postgres);
+    let server = Server::start();
+    let directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let first = acquire(&server, "first");
+    let mut one = State::open_shared(directories[0].path(), first.tenure()).unwrap();
+    one.add_client(b("bob"), b"1").unwrap();
+    let second = take_over(&server);
+    let mut two = State::open_shared(directories[1].path(), second.clone()).unwrap();
+    two.add_client(b("carol"), b"2").unwrap();
+    // It goes on, and knows nothing yet but what its database says.
+    let error = one.add_client(b("dave"), b"3").unwrap_err();
+    assert!(matches!(error, StateError::Write { source: DatabaseError::Deposed, .. }), "{error:?}");
+    assert!(first.lost().is_cancelled());
+    assert!(!second.fence.lost.is_cancelled());
+    assert_eq!(two.clients().unwrap(), ["bob", "carol"]);
+}
+
+#[test]
+fn a_transaction_that_is_stopped_in_its_middle_does_not_keep_others_out_and_comes_to_nothing() {
+    kiln_testkit::need!(kiln_testkit::Need::Postgres);
+    let server = Server::start();
+    let directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let first = acquire(&server, "first");
+    let fence = first.tenure().fence;
+    let mut one = State::open_shared(directories[0].path(), first.tenure()).unwrap();
+    let mut taken = None;
+    let done = one.database.transact(true, &mut |transaction| {
+        transaction
+            .execute("INSERT INTO workers VALUES ($1, $2, 0)", &[Parameter::Text(b"p"), Parameter::Text(b"w")])?;
+        if taken.is_none() {
+            // This waits until the server gives up on who says nothing.
+            taken = Some(take_over(&server));
+        }
+        Ok(())
+    });
+    assert!(matches!(done, Err(DatabaseError::Deposed)), "{done:?}");
+    assert!(fence.lost.is_cancelled());
+    let second = taken.expect("the second has it");
+    let mut two = State::open_shared(directories[1].path(), second.clone()).unwrap();
+    assert_eq!(two.load(b("p")).unwrap(), Saved::default());
+}
+
+#[test]
+fn a_server_that_restarts_is_waited_for() {
+    kiln_testkit::need!(kiln_testkit::Need::Postgres);
+    let mut server = Server::start();
+    let directory = tempfile::tempdir().unwrap();
+    let lease = acquire(&server, "first");
+    let mut state = State::open_shared(directory.path(), lease.tenure()).unwrap();
+    state.add_client(b("bob"), b"1").unwrap();
+    server.0.crash();
+    let writing = std::thread::spawn(move || {
+        state.add_client(b("carol"), b"2").unwrap();
+        state
+    });
+    server.0.restart().unwrap();
+    let mut state = writing.join().expect("it is written");
+    assert_eq!(state.clients().unwrap(), ["bob", "carol"]);
+    assert!(!lease.lost().is_cancelled());
+}
+
+#[test]
+fn one_whose_connection_breaks_while_it_commits_finds_out_whether_that_is_done() {
+    kiln_testkit::need!(kiln_testkit::Need::Postgres);
+    let server = Server::start();
+    let directory = tempfile::tempdir().unwrap();
+    let lease = acquire(&server, "first");
+    let way = Way::to(&server);
+    let mut state = State::open_shared(directory.path(), Tenure { server: way.address(), ..lease.tenure() }).unwrap();
+    let mut times = 0;
+    // The connection ends after the last of the changes: the first time, before they are committed.
+    state
+        .database
+        .transact(true, &mut |transaction| {
+            times += 1;
+            let row = [Parameter::Text(b"p"), Parameter::Text(b"w"), Parameter::Int(0)];
+            transaction.execute("INSERT INTO workers VALUES ($1, $2, $3)", &row)?;
+            if times == 1 {
+                let own = server.backends("INSERT INTO workers%");
+                server.query(&format!("SELECT pg_terminate_backend({})", own[0]));
+            }
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(times, 2);
+    assert_eq!(state.load(b("p")).unwrap().workers, [("w".into(), false)]);
+    // Only what is deferred to the commit is done there, and that goes on after its connection is gone.
+    server.query(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(1); RETURN NULL; END';
+         CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON pool_user_rate DEFERRABLE INITIALLY DEFERRED
+         FOR EACH ROW EXECUTE FUNCTION slow()",
+    );
+    let mut times = 0;
+    std::thread::scope(|scope| {
+        let committing = scope.spawn(|| {
+            state.database.transact(true, &mut |transaction| {
+                times += 1;
+                let row = [Parameter::Text(b"p"), Parameter::Text(b"bob"), Parameter::Real(2.0)];
+                transaction.execute("INSERT INTO pool_user_rate VALUES ($1, $2, $3)", &row).map(drop)
+            })
+        });
+        // What commits for it is cut off from it, and is heard of no more.
+        while server.backends("COMMIT").is_empty() {}
+        way.cut();
+        committing.join().expect("no panic").unwrap();
+    });
+    assert_eq!(times, 1);
+    assert_eq!(state.load(b("p")).unwrap().rates, [("bob".into(), 2.0)]);
+}
+
+#[test]
+fn a_holder_that_cannot_reach_the_server_stops_by_itself() {
+    kiln_testkit::need!(kiln_testkit::Need::Postgres);
+    let mut server = Server::start();
+    let directory = tempfile::tempdir().unwrap();
+    let lease = acquire(&server, "first");
+    let mut state = State::open_shared(directory.path(), lease.tenure()).unwrap();
+    server.0.crash();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(lease.lost().cancelled());
+    // Whoever waits for the server is let go.
+    let error = state.add_client(b("bob"), b"1").unwrap_err();
+    assert!(matches!(error, StateError::Write { source: DatabaseError::Deposed, .. }), "{error:?}");
+}
+
+#[test]
+fn a_lease_that_is_let_go_is_had_at_once_by_one_of_those_who_wait() {
+    kiln_testkit::need!(kiln_testkit::Need::Postgres);
+    let server = Server::start();
+    let first = acquire(&server, "first");
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        for name in ["second", "third"] {
+            let (server, sender) = (&server, sender.clone());
+            scope.spawn(move || {
+                let stands = sender.clone();
+                let lease = acquire_telling(server, name, move |standing| {
+                    stands.send(format!("{name}: {standing:?}")).unwrap()
+                });
+                sender.send(format!("{name} serves")).unwrap();
+                // Nobody else is told so until this one goes.
+                release(lease);
+            });
+        }
+        let mut said: Vec<_> = (0..2).map(|_| receiver.recv_timeout(Duration::from_secs(30)).unwrap()).collect();
+        said.sort();
+        assert_eq!(said, ["second: By(\"first\")", "third: By(\"first\")"]);
+        release(first);
+    });
+    drop(sender);
+    let said: Vec<_> = receiver.into_iter().filter(|said| said.ends_with("serves")).collect();
+    assert_eq!(said.len(), 2);
+    assert_eq!(server.query("SELECT epoch, holder IS NULL FROM kiln_lease"), "3|t");
+}
+
+#[test]
+fn logs_are_read_as_they_were_written_and_go_with_their_job() {
+    kiln_testkit::need!(kiln_testkit::Need::Postgres);
+    let server = Server::start();
+    let directory = tempfile::tempdir().unwrap();
+    let lease = acquire(&server, "first");
+    let mut state = State::open_shared(directory.path(), lease.tenure()).unwrap();
+    let job = both::job(1, "bob");
+    state.apply(&[Change::Submit(Box::new(job.clone())), LOG(0, "one\n"), LOG(4, "two\n")], false).unwrap();
+    // A part that is there stays as it is.
+    assert_eq!(state.apply(&[LOG(4, "2\n")], false).unwrap(), [false]);
+    let parts = [0, 4, 8].map(|start| state.log_part(job.key, start).unwrap());
+    assert_eq!(parts, [b"one\n".to_vec(), b"two\n".to_vec(), Vec::new()]);
+    assert_eq!(state.logs_size().unwrap(), 8);
+    let end = Change::End { job: job.key, outcome: Outcome::Succeeded("".into()), ended: 1 };
+    state.apply(&[end, Change::Forget { job: job.key }], false).unwrap();
+    assert_eq!(state.logs_size().unwrap(), 0);
+}
+
+#[test]
+fn what_a_later_version_made_is_left_alone() {
+    kiln_testkit::need!(kiln_testkit::Need::Postgres);
+    let server = Server::start();
+    let directory = tempfile::tempdir().unwrap();
+    let lease = acquire(&server, "first");
+    drop(State::open_shared(directory.path(), lease.tenure()).unwrap());
+    server.query("UPDATE kiln_schema SET version = 1000");
+    let error = State::open_shared(directory.path(), lease.tenure()).expect_err("it is newer");
+    let StateError::Open { source, .. } = &error else { panic!("{error:?}") };
+    assert_eq!(
+        source.to_string(),
+        "it has schema 1000, and this version of kiln knows 1; use the version that made it, or a later one"
+    );
+}
