@@ -35,6 +35,7 @@ mod seccomp;
 mod simulate;
 mod spec;
 mod stages;
+mod standby;
 mod store;
 mod stores;
 mod submit;

@@ -1,0 +1,204 @@
+//! Schedulers that share a PostgreSQL, with the real programs: one is killed, or stopped and continued, and another goes on.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::process::Command;
+
+use kiln_testkit::{Need, Postgres, need};
+use rustix::process::Signal;
+
+use crate::env::{Running, TestEnv};
+use crate::marked::{Marked, Service, marks, prepare, worker};
+
+/// How many jobs run at once.
+const SLOTS: usize = 6;
+
+/// Two schedulers, two workers, and jobs that are half done or wait.
+struct World {
+    env: TestEnv,
+    postgres: Postgres,
+    ports: [u16; 2],
+    schedulers: BTreeMap<usize, Service>,
+    _workers: Vec<Service>,
+    attached: Vec<(Marked, Running)>,
+    detached: Vec<(Marked, String)>,
+}
+
+impl World {
+    /// Starts all: the first scheduler serves. Returns when as many jobs as there is room for are half done, and `queued` more wait.
+    fn start(queued: usize) -> Self {
+        let env = TestEnv::without_base();
+        prepare(&env);
+        assert!(Command::new("mkfifo").arg(env.at("gate")).status().unwrap().success());
+        let mut world = Self {
+            env,
+            postgres: Postgres::start().expect("a PostgreSQL"),
+            ports: [free_port(), free_port()],
+            schedulers: BTreeMap::new(),
+            _workers: Vec::new(),
+            attached: Vec::new(),
+            detached: Vec::new(),
+        };
+        world.start_scheduler(0);
+        assert!(world.schedulers[&0].says("listening at"));
+        world.start_scheduler(1);
+        assert!(world.schedulers[&1].says("standing by: the scheduler at"));
+        for name in ["w1", "w2"] {
+            let log = world.env.at(&format!("{name}.log"));
+            let started = Service::start(&mut worker(&world.env, name, SLOTS / 2), &log);
+            assert!(started.says("registered"));
+            world._workers.push(started);
+        }
+        for number in 0..SLOTS {
+            world.attach(number);
+        }
+        for (_, client) in &mut world.attached {
+            client.wait_until_printed("line 6");
+        }
+        for number in SLOTS..SLOTS + queued {
+            match number % 3 {
+                0 => world.attach(number),
+                _ => world.detach(number),
+            }
+        }
+        world
+    }
+
+    fn start_scheduler(&mut self, at: usize) {
+        let [first, second] = self.ports;
+        let listen = format!("--capnp-listen-address=tcp:127.0.0.1:{}", self.ports[at]);
+        let public = format!("--capnp-public-address=tcp:127.0.0.1:{first},127.0.0.1:{second}");
+        let state = format!("--state-dir=state-{at}");
+        let mut scheduler = self.env.kiln(&[
+            "scheduler",
+            "--capnp-secret-key-file=caps/key.pem",
+            &listen,
+            &public,
+            &state,
+            "--secrets-dir=caps",
+            "--pools=linux",
+            "--default-clients=alice",
+        ]);
+        scheduler.env("KILN_STATE", self.postgres.uri());
+        let started = Service::start(&mut scheduler, &self.env.at(&format!("scheduler-{at}.log")));
+        self.schedulers.insert(at, started);
+    }
+
+    fn job(number: usize) -> Marked {
+        Marked { name: format!("j{number}"), kind: "count", lines: 12, pause: "0.01", status: 0 }
+    }
+
+    fn attach(&mut self, number: usize) {
+        let job = Self::job(number);
+        let client = self.env.spawn(&mut job.submit(&self.env, &[]));
+        self.attached.push((job, client));
+    }
+
+    fn detach(&mut self, number: usize) {
+        let job = Self::job(number);
+        let id = self.env.ran(&mut job.submit(&self.env, &["--detach"])).ok().stdout.trim().to_owned();
+        self.detached.push((job, id));
+    }
+
+    /// Lets all jobs go on, as long as the file is open.
+    fn open_gate(&self) -> File {
+        OpenOptions::new().read(true).write(true).open(self.env.at("gate")).unwrap()
+    }
+
+    fn of_alice(&self, arguments: &[&str]) -> String {
+        self.env.run(&[&["job", "-c", "caps/submit-alice.cap"], arguments].concat()).ok().stdout
+    }
+
+    /// Checks that all jobs end well, each begun once, and with its whole log.
+    fn all_end_well(&mut self) {
+        let mut names = Vec::new();
+        for (job, client) in self.attached.drain(..) {
+            let ran = client.end().ok();
+            let result = format!("Result: \"of {}\"\n", job.name);
+            let log = ran.stdout.strip_suffix(&result).unwrap_or_else(|| panic!("no {result} in {}", ran.stdout));
+            assert_eq!(job.check_log(log), Ok(0));
+            names.push(job.name);
+        }
+        for (job, id) in &self.detached {
+            assert_eq!(job.check_log(&self.of_alice(&["log", id])), Ok(0));
+            assert_eq!(self.of_alice(&["wait", id]), format!("Result: \"of {}\"\n", job.name));
+            names.push(job.name.clone());
+        }
+        let marks = marks(&self.env);
+        for name in names {
+            let count = |what: &str| marks.iter().filter(|mark| mark[0] == what && mark[1] == name).count();
+            assert_eq!((count("begin"), count("end")), (1, 1), "{name}");
+        }
+    }
+}
+
+/// Returns a port that nobody listens on. Somebody else may have it by the time it is used; of the range that the system gives out, it is the
+/// last to be given again.
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[test]
+fn a_scheduler_that_is_killed_is_taken_over_from_and_no_job_is_lost_or_begun_twice() {
+    need!(Need::Postgres);
+    let mut world = World::start(30);
+    world.schedulers.remove(&0).unwrap().kill();
+    let _open = world.open_gate();
+    assert!(world.schedulers[&1].says("listening at"));
+    // The first one comes back, and stands by.
+    world.start_scheduler(0);
+    assert!(world.schedulers[&0].says("standing by: the scheduler at"));
+    world.all_end_well();
+    // Logs of jobs that ended under the one are there under the other.
+    world.schedulers.remove(&1).unwrap().kill();
+    assert!(world.schedulers[&0].says("listening at"));
+    world.all_end_well();
+    assert_eq!(world.of_alice(&["list"]).matches("  succeeded  ").count(), SLOTS + 30);
+}
+
+#[test]
+fn a_scheduler_that_is_stopped_and_continued_does_no_harm() {
+    need!(Need::Postgres);
+    let mut world = World::start(20);
+    world.schedulers[&0].signal(Signal::STOP);
+    assert!(world.schedulers[&1].says("listening at"));
+    // It goes on in the middle of what the other does.
+    let open = world.open_gate();
+    world.schedulers[&0].signal(Signal::CONT);
+    assert!(world.schedulers[&0].says("standing by: the scheduler at"));
+    world.all_end_well();
+    // And back again, with other jobs.
+    drop(open);
+    for number in 100..100 + SLOTS {
+        world.attach(number);
+    }
+    for (_, client) in &mut world.attached {
+        client.wait_until_printed("line 6");
+    }
+    world.schedulers[&1].signal(Signal::STOP);
+    assert!(world.schedulers[&0].says("listening at"));
+    let _open = world.open_gate();
+    world.all_end_well();
+    world.schedulers[&1].signal(Signal::CONT);
+    assert!(world.schedulers[&1].says("standing by: the scheduler at"));
+}
+
+#[test]
+fn a_scheduler_that_is_told_to_end_hands_over_at_once() {
+    need!(Need::Postgres);
+    let mut world = World::start(4);
+    world.schedulers[&0].signal(Signal::TERM);
+    assert!(world.schedulers[&1].says("listening at"));
+    let _open = world.open_gate();
+    world.all_end_well();
+}
+
+#[test]
+fn a_database_that_restarts_is_waited_for() {
+    need!(Need::Postgres);
+    let mut world = World::start(6);
+    world.postgres.crash();
+    let _open = world.open_gate();
+    world.postgres.restart().unwrap();
+    world.all_end_well();
+}
