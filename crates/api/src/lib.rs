@@ -20,6 +20,7 @@ mod log_tail;
 mod text;
 mod tls;
 pub mod transcript;
+mod retries;
 mod uri;
 mod vat;
 
@@ -51,6 +52,7 @@ pub use job_key::{JobKey, JobKeyError};
 pub use job_log::JobLog;
 pub use key::{Key, KeyError};
 pub use log_tail::LogTail;
+pub use retries::Retries;
 pub use uri::{Address, CapabilityUri, Fingerprint, Identity, ServiceId, UriError};
 #[doc(hidden)]
 pub use vat::converse_over;

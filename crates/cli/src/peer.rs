@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bstr::BString;
 use kiln_api::cap_file::{self, CapFileError};
-use kiln_api::{Address, CapabilityUri, ConnectError, Connection, Error, ErrorKind, Key, Limits, Reference};
+use kiln_api::{Address, CapabilityUri, ConnectError, Connection, Error, ErrorKind, Key, Limits, Reference, Retries};
 use thiserror::Error;
 
 use crate::exit::Failure;
@@ -13,7 +13,7 @@ use crate::exit::Failure;
 /// How long the end of a connection may take to be noticed, once calls say that something was lost.
 const NOTICE: Duration = Duration::from_secs(1);
 
-/// How long to try to reach a scheduler again, and how long to wait before each try: at first, and at most.
+/// How long to try to reach a scheduler again, and how long to wait before each try: at first, and at last.
 const PATIENCE: Duration = Duration::from_secs(600);
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
@@ -136,9 +136,9 @@ impl Peer {
     /// Connects again to a scheduler that was lost. It may be about to start.
     pub(crate) async fn open_again(file: Option<&Path>) -> Result<Self, PeerError> {
         let begun = Instant::now();
-        let mut pause = PAUSE.0;
+        let mut retries = Retries::new(PAUSE.0, PAUSE.1);
         loop {
-            tokio::time::sleep(pause).await;
+            tokio::time::sleep(retries.pause()).await;
             match Self::open(file).await {
                 Err(PeerError::Connect(error)) if !matches!(error, ConnectError::WrongKey { .. }) => {
                     if begun.elapsed() > PATIENCE {
@@ -147,7 +147,6 @@ impl Peer {
                 }
                 done => return done,
             }
-            pause = (pause * 2).min(PAUSE.1);
         }
     }
 
