@@ -56,4 +56,4 @@ pub use retries::Retries;
 pub use uri::{Address, CapabilityUri, Fingerprint, Identity, ServiceId, UriError};
 #[doc(hidden)]
 pub use vat::converse_over;
-pub use vat::{ConnectError, Connection, Limits, Link, ListenError, Listener, Security, Services};
+pub use vat::{ConnectError, Connection, Limits, Link, ListenError, Listener, Security, Services, Silence};

@@ -72,7 +72,7 @@ impl Connection {
     /// Connects to the host of `uri`.
     ///
     /// One connection for each `key`: OCaml's schedulers close one of two connections of the same key. A service is to be asked for at once: a
-    /// host that has said nothing after [`Limits::handshake`] is given up.
+    /// host that has said nothing after [`Limits::handshake`] is given up, and later one that is silent for [`Limits::silence`].
     ///
     /// # Errors
     ///
@@ -98,7 +98,7 @@ impl Connection {
     }
 
     /// Speaks to whoever is at the other end of `stream`.
-    fn over(stream: Box<dyn Bytes>, limits: Limits) -> Self {
+    pub(super) fn over(stream: Box<dyn Bytes>, limits: Limits) -> Self {
         let network = Network::new(stream, Side::Opened, limits, Link::default());
         let wanted = network.wanted();
         let system = Rc::new(RefCell::new(RpcSystem::new(Box::new(network), None)));

@@ -232,3 +232,19 @@ fn a_short_cut_is_not_noticed() {
     assert!(ran.stdout.contains("\nbefore\nafter\n"), "{}", ran.stdout);
     hosts.end();
 }
+
+#[test]
+fn a_scheduler_that_is_stopped_for_a_while_is_noticed_and_found_again() {
+    needs_hosts!();
+    let mut hosts = Hosts::start();
+    let mut client = hosts.submit("alice", &[], LONG);
+    client.wait_until_printed("line 2");
+    // Its kernel goes on to acknowledge what it is sent, and to accept connections.
+    hosts.scheduler.signal(Signal::STOP);
+    client.wait_for("is lost; the job goes on");
+    hosts.worker.wait_for("no scheduler");
+    hosts.scheduler.signal(Signal::CONT);
+    hosts.worker.wait_for("handed a job over again");
+    has_every_line(&client.end().ok());
+    hosts.end();
+}
