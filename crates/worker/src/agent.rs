@@ -204,7 +204,7 @@ impl Agent {
             ended = self.end(stop) => return Ok(Over::Ended(ended)),
             connection = connecting => match connection {
                 Ok(connection) => connection,
-                Err(error @ ConnectError::WrongKey { .. }) => return Err(AgentError::WrongKey(error)),
+                Err(error) if error.is_wrong_key() => return Err(AgentError::WrongKey(error)),
                 Err(error) => return Ok(Over::Lost(reason(&error))),
             },
         };

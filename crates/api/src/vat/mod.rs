@@ -13,6 +13,7 @@ mod link;
 mod listen;
 mod network;
 mod peer;
+mod reach;
 mod silence;
 mod stream;
 

@@ -174,6 +174,10 @@ impl Network {
     pub(super) fn wanted(&self) -> Wanted {
         Wanted(Rc::clone(&self.shared))
     }
+
+    pub(super) fn pulse(&self) -> Rc<Pulse> {
+        Rc::clone(&self.shared.pulse)
+    }
 }
 
 impl capnp_rpc::VatNetwork<()> for Network {

@@ -13,6 +13,7 @@ use std::rc::Rc;
 
 use capnp::message;
 use capnp_rpc::rpc_capnp::{exception, message as rpc, return_};
+use tokio::sync::Notify;
 use tokio::time::{Duration, Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -38,6 +39,9 @@ pub(super) struct Pulse {
     link: Link,
     outgoings: Outgoings,
     heard: Cell<Instant>,
+    /// Whether anything was ever heard.
+    spoke: Cell<bool>,
+    speaks: Notify,
     /// Whether the question is not answered yet.
     asked: Cell<bool>,
     is_kiln: Cell<bool>,
@@ -50,6 +54,8 @@ impl Pulse {
             link,
             outgoings,
             heard: Cell::new(Instant::now()),
+            spoke: Cell::new(false),
+            speaks: Notify::new(),
             asked: Cell::new(false),
             is_kiln: Cell::new(false),
             given_up: CancellationToken::new(),
@@ -59,6 +65,9 @@ impl Pulse {
     /// Takes note that bytes came.
     pub(super) fn hears(&self) {
         self.heard.set(Instant::now());
+        if !self.spoke.replace(true) {
+            self.speaks.notify_waiters();
+        }
     }
 
     /// Takes note that the way to the peer is cut.
@@ -67,9 +76,17 @@ impl Pulse {
     }
 
     /// Asks the peer whether it is there, unless it is asked already.
-    fn ask(&self) {
+    pub(super) fn ask(&self) {
         if !self.asked.replace(true) {
             self.send(|root| root.init_bootstrap().set_question_id(ARE_YOU_THERE));
+        }
+    }
+
+    /// Waits until anything was heard of the peer.
+    pub(super) async fn spoke(&self) {
+        let speaks = self.speaks.notified();
+        if !self.spoke.get() {
+            speaks.await;
         }
     }
 

@@ -75,17 +75,19 @@ pub(super) async fn start(arguments: &args::Scheduler, voice: Voice) -> Result<(
     if arguments.capnp_disable_tls {
         tell("note: connections are not encrypted");
     }
-    let public = &running.admin.address;
-    match *public == running.listen {
+    let public = &running.admin.addresses;
+    match *public == running.listen.clone().into() {
         true => tell(format_args!("listening at {public}")),
         false => tell(format_args!("listening at {}, which others reach at {public}", running.listen)),
     }
-    if let Address::Tcp { host, .. } = public
-        && host.parse().is_ok_and(|ip: IpAddr| ip.is_unspecified())
-    {
-        tell(format_args!(
-            "note: nobody can connect to {host}, which the capability files say; give --capnp-public-address"
-        ));
+    for address in public.iter() {
+        if let Address::Tcp { host, .. } = address
+            && host.parse().is_ok_and(|ip: IpAddr| ip.is_unspecified())
+        {
+            tell(format_args!(
+                "note: nobody can connect to {host}, which the capability files say; give --capnp-public-address"
+            ));
+        }
     }
     Ok((scheduler, running))
 }
