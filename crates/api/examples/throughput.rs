@@ -98,8 +98,8 @@ fn main() {
             let address = Address::Tcp { host: "127.0.0.1".to_owned(), port: 0 };
             let listener = Listener::bind(&address, Security::Key(Box::new(key)), Limits::default());
             let listener = listener.await.expect("a port");
-            let address = listener.address().clone();
-            tell.send(CapabilityUri { identity, address, service: ServiceId::default() }).expect("it is waited for");
+            let addresses = listener.address().clone().into();
+            tell.send(CapabilityUri { identity, addresses, service: ServiceId::default() }).expect("it is waited for");
             listener.serve(Scheduler::default(), CancellationToken::new()).await;
         });
     });

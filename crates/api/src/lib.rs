@@ -17,6 +17,7 @@ mod job_key;
 mod job_log;
 mod key;
 mod log_tail;
+mod retries;
 mod text;
 mod tls;
 pub mod transcript;
@@ -51,7 +52,8 @@ pub use job_key::{JobKey, JobKeyError};
 pub use job_log::JobLog;
 pub use key::{Key, KeyError};
 pub use log_tail::LogTail;
-pub use uri::{Address, CapabilityUri, Fingerprint, Identity, ServiceId, UriError};
+pub use retries::Retries;
+pub use uri::{Address, Addresses, CapabilityUri, Fingerprint, Identity, ServiceId, UriError};
 #[doc(hidden)]
 pub use vat::converse_over;
-pub use vat::{ConnectError, Connection, Limits, Link, ListenError, Listener, Security, Services};
+pub use vat::{ConnectError, Connection, Limits, Link, ListenError, Listener, Security, Services, Silence};

@@ -20,6 +20,9 @@ const LENIENT: GeneralPurpose = GeneralPurpose::new(
 /// The longest URI that is read. Paths of sockets are at most 108 bytes, and host names 253.
 const MAX_LENGTH: usize = 4096;
 
+/// The most addresses of one service. Each can cost whoever connects a moment.
+const MAX_ADDRESSES: usize = 8;
+
 /// SHA-256 over a public key (DER, SubjectPublicKeyInfo).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Fingerprint(pub [u8; 32]);
@@ -47,19 +50,26 @@ pub enum Address {
     Unix(PathBuf),
 }
 
+/// Where a service is reached: at one address, or at whichever of several hosts serves just now. Never empty; more than one are all TCP.
+///
+/// The text of several is as PostgreSQL's URIs have it: `HOST:PORT,HOST:PORT`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Addresses(Vec<Address>);
+
 /// The id of a service, of any bytes. Who knows it may use the service: it is never shown by `Debug`, and never logged.
 #[derive(Clone, PartialEq, Eq, Hash, Default)]
 pub struct ServiceId(pub Vec<u8>);
 
 /// A capability URI: `capnp://sha-256:KEY@HOST:PORT/SERVICE`, or `capnp://insecure@…`, or with `/PATH/SERVICE` for a Unix socket.
+/// `HOST:PORT,HOST:PORT` is Kiln's own: OCaml's programs read one address only.
 ///
 /// `Display` writes it whole, secret included; `Debug` leaves the secret out.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct CapabilityUri {
     /// How the host is known.
     pub identity: Identity,
-    /// Where it listens.
-    pub address: Address,
+    /// Where it is reached.
+    pub addresses: Addresses,
     /// Which of its services.
     pub service: ServiceId,
 }
@@ -80,6 +90,10 @@ pub enum UriError {
     BadAddress,
     #[error("`{0}` is no port")]
     BadPort(String),
+    #[error("there are at most {MAX_ADDRESSES} addresses, not {0}")]
+    TooManyAddresses(usize),
+    #[error("this is to be one address: several, separated by commas, are for reaching a service")]
+    SeveralAddresses,
     #[error("the service after the last `/` is not base64url")]
     BadService,
     #[error("`%` stands before two hexadecimal digits")]
@@ -110,10 +124,12 @@ impl FromStr for CapabilityUri {
             key => Identity::Key(key.parse()?),
         };
         let (address, service) = rest.rsplit_once('/').ok_or(UriError::BadAddress)?;
-        let address =
-            if address.starts_with('/') { Address::Unix(PathBuf::from(unescape(address)?)) } else { tcp(address)? };
+        let addresses = match address.starts_with('/') {
+            true => Address::Unix(PathBuf::from(unescape(address)?)).into(),
+            false => hosts(address)?,
+        };
         let service = LENIENT.decode(service).map_err(|_| UriError::BadService)?;
-        let uri = Self { identity, address, service: ServiceId(service) };
+        let uri = Self { identity, addresses, service: ServiceId(service) };
         // What is escaped is longer, and must be read again when it was written to a file.
         match uri.to_string().len() {
             0..=MAX_LENGTH => Ok(uri),
@@ -136,6 +152,14 @@ fn tcp(text: &str) -> Result<Address, UriError> {
     }
     let port = port.parse().map_err(|_| UriError::BadPort(port.to_owned()))?;
     Ok(Address::Tcp { host: bare.to_owned(), port })
+}
+
+/// Parses `HOST:PORT,HOST:PORT`.
+fn hosts(text: &str) -> Result<Addresses, UriError> {
+    match text.split(',').count() {
+        0..=MAX_ADDRESSES => text.split(',').map(tcp).collect::<Result<_, _>>().map(Addresses),
+        many => Err(UriError::TooManyAddresses(many)),
+    }
 }
 
 /// Undoes percent-escapes (RFC 3986), which OCaml's programs write in the paths of sockets.
@@ -174,10 +198,9 @@ impl fmt::Display for CapabilityUri {
             Identity::Insecure => f.write_str("insecure@")?,
             Identity::Key(key) => write!(f, "{key}@")?,
         }
-        match &self.address {
-            Address::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}")?,
-            Address::Tcp { host, port } => write!(f, "{host}:{port}")?,
+        match self.addresses.first() {
             Address::Unix(path) => f.write_str(&escape(path))?,
+            Address::Tcp { .. } => write!(f, "{}", self.addresses)?,
         }
         write!(f, "/{}", URL_SAFE_NO_PAD.encode(&self.service.0))
     }
@@ -200,11 +223,54 @@ impl FromStr for Address {
     /// Parses what `--listen-address` and its like take: `tcp:HOST:PORT` or `unix:PATH`.
     fn from_str(text: &str) -> Result<Self, UriError> {
         if let Some(rest) = text.strip_prefix("tcp:") {
+            if rest.contains(',') {
+                return Err(UriError::SeveralAddresses);
+            }
             tcp(rest)
         } else if let Some(path) = text.strip_prefix("unix:") {
             Ok(Address::Unix(path.into()))
         } else {
             Err(UriError::BadAddress)
+        }
+    }
+}
+
+impl Addresses {
+    /// Returns the address that is tried first.
+    pub fn first(&self) -> &Address {
+        &self.0[0]
+    }
+
+    /// Returns all addresses, in the order in which they are tried.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Address> {
+        self.0.iter()
+    }
+}
+
+impl From<Address> for Addresses {
+    fn from(address: Address) -> Self {
+        Self(vec![address])
+    }
+}
+
+impl fmt::Display for Addresses {
+    /// For people: `HOST:PORT,HOST:PORT` or the path.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, address) in self.iter().enumerate() {
+            write!(f, "{}{address}", if index == 0 { "" } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Addresses {
+    type Err = UriError;
+
+    /// Parses what `--capnp-public-address` takes: `tcp:HOST:PORT,HOST:PORT` or `unix:PATH`.
+    fn from_str(text: &str) -> Result<Self, UriError> {
+        match text.strip_prefix("tcp:") {
+            Some(rest) => hosts(rest),
+            None => text.parse().map(|address: Address| address.into()),
         }
     }
 }
@@ -244,7 +310,9 @@ mod tests {
         for text in [
             format!("capnp://{KEY}@ci.example.org:9000/VaoTv4M0BOkTjGPwhDxNYukVTnK5meq_YfhZPyjvOpE"),
             format!("capnp://{KEY}@[::1]:9000/-tNQeo6G9xNf5SNWcZL1NHG9ESIr3nVAuu5OrZ6dHpU"),
+            format!("capnp://{KEY}@a.example.org:9000,[::1]:9001,192.0.2.1:9000/-tNQeo6G9xNf5SNWcZL1"),
             format!("capnp://{KEY}@/run/ocluster/a%20b.sock/-tNQeo6G"),
+            format!("capnp://{KEY}@/run/a,b:1/-tNQeo6G"),
             "capnp://insecure@127.0.0.1:9301/0uNU3oFvOfpqdMMymjhzOZn71vU".to_owned(),
             "capnp://insecure@127.0.0.1:9301/".to_owned(),
         ] {
@@ -264,11 +332,29 @@ mod tests {
             ("capnp://insecure@::1:80/x", UriError::BadAddress),
             ("capnp://insecure@host:99999/x", UriError::BadPort("99999".to_owned())),
             ("capnp://insecure@host:1/!!", UriError::BadService),
+            ("capnp://insecure@host:1,/x", UriError::BadAddress),
+            ("capnp://insecure@host:1,other/x", UriError::BadAddress),
+            ("capnp://insecure@host:1,other:y/x", UriError::BadPort("y".to_owned())),
+            ("capnp://insecure@host:1,/run/x/x", UriError::BadAddress),
+            ("capnp://insecure@a:1,a:2,a:3,a:4,a:5,a:6,a:7,a:8,a:9/x", UriError::TooManyAddresses(9)),
             ("capnp://insecure@/a%2/x", UriError::BadEscape),
         ];
         for (text, error) in cases {
             assert_eq!(text.parse::<CapabilityUri>(), Err(error), "{text}");
         }
+    }
+
+    #[test]
+    fn several_addresses_are_for_reaching_and_one_for_listening() {
+        let several = "tcp:a:1,[::1]:2";
+        assert_eq!(several.parse::<Address>(), Err(UriError::SeveralAddresses));
+        let parsed: Addresses = several.parse().expect("there are two");
+        assert_eq!((parsed.to_string().as_str(), parsed.iter().len()), ("a:1,[::1]:2", 2));
+        // A comma is a path's, if there is a path.
+        let path = Address::Unix("/run/a,b".into());
+        assert_eq!("unix:/run/a,b".parse(), Ok(path.clone()));
+        assert_eq!("unix:/run/a,b".parse(), Ok(Addresses::from(path)));
+        assert_eq!("tcp:a:1,tcp:b:2".parse::<Addresses>(), Err(UriError::BadAddress));
     }
 
     #[test]
@@ -286,12 +372,15 @@ mod tests {
     fn any_uri() -> impl Strategy<Value = CapabilityUri> {
         let identity =
             prop_oneof![Just(Identity::Insecure), any::<[u8; 32]>().prop_map(|key| Identity::Key(Fingerprint(key)))];
-        let address = prop_oneof![
-            ("[a-z0-9.-]{1,20}|::1|fe80::1%eth0", any::<u16>()).prop_map(|(host, port)| Address::Tcp { host, port }),
-            "(/[^/\0]{1,8}){1,4}".prop_map(|path| Address::Unix(path.into())),
+        let tcp =
+            ("[a-z0-9.-]{1,20}|::1|fe80::1%eth0", any::<u16>()).prop_map(|(host, port)| Address::Tcp { host, port });
+        let addresses = prop_oneof![
+            proptest::collection::vec(tcp, 1..=MAX_ADDRESSES).prop_map(Addresses),
+            "(/[^/\0]{1,8}){1,4}".prop_map(|path| Address::Unix(path.into()).into()),
         ];
-        (identity, address, proptest::collection::vec(any::<u8>(), 0..40))
-            .prop_map(|(identity, address, service)| CapabilityUri { identity, address, service: ServiceId(service) })
+        (identity, addresses, proptest::collection::vec(any::<u8>(), 0..40)).prop_map(
+            |(identity, addresses, service)| CapabilityUri { identity, addresses, service: ServiceId(service) },
+        )
     }
 
     proptest! {
@@ -301,7 +390,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_read_without_panic(text in "(capnp://)?(insecure|sha-256:[A-Za-z0-9_-]{0,50})?@?\\PC{0,60}") {
+        fn any_text_is_read_without_panic(text in "(capnp://)?(insecure|sha-256:[A-Za-z0-9_-]{0,50})?@?[:,a-z0-9]{0,20}\\PC{0,60}") {
             let _ = text.parse::<CapabilityUri>();
         }
     }

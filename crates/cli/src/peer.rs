@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bstr::BString;
 use kiln_api::cap_file::{self, CapFileError};
-use kiln_api::{Address, CapabilityUri, ConnectError, Connection, Error, ErrorKind, Key, Limits, Reference};
+use kiln_api::{Addresses, CapabilityUri, ConnectError, Connection, Error, ErrorKind, Key, Limits, Reference, Retries};
 use thiserror::Error;
 
 use crate::exit::Failure;
@@ -13,7 +13,7 @@ use crate::exit::Failure;
 /// How long the end of a connection may take to be noticed, once calls say that something was lost.
 const NOTICE: Duration = Duration::from_secs(1);
 
-/// How long to try to reach a scheduler again, and how long to wait before each try: at first, and at most.
+/// How long to try to reach a scheduler again, and how long to wait before each try: at first, and at last.
 const PATIENCE: Duration = Duration::from_secs(600);
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
@@ -29,7 +29,7 @@ pub(crate) enum PeerError {
     #[error("cannot make a key for the connection")]
     Key(#[from] kiln_api::KeyError),
     #[error("the connection to the scheduler at {0} is lost")]
-    Lost(Address),
+    Lost(Addresses),
     /// `call` is the method, as OCluster's programs name it; empty where they do not.
     #[error("the scheduler refuses: {said}")]
     Refused { call: &'static str, said: Error },
@@ -109,7 +109,7 @@ impl PeerError {
             Self::Lost(_) => {
                 Some("a job that was submitted to a scheduler of OCluster's is cancelled with its client's connection")
             }
-            Self::Connect(ConnectError::WrongKey { .. }) => {
+            Self::Connect(error) if error.is_wrong_key() => {
                 Some("get the capability file again from whoever runs the scheduler, if its key was changed")
             }
             _ => None,
@@ -136,18 +136,17 @@ impl Peer {
     /// Connects again to a scheduler that was lost. It may be about to start.
     pub(crate) async fn open_again(file: Option<&Path>) -> Result<Self, PeerError> {
         let begun = Instant::now();
-        let mut pause = PAUSE.0;
+        let mut retries = Retries::new(PAUSE.0, PAUSE.1);
         loop {
-            tokio::time::sleep(pause).await;
+            tokio::time::sleep(retries.pause()).await;
             match Self::open(file).await {
-                Err(PeerError::Connect(error)) if !matches!(error, ConnectError::WrongKey { .. }) => {
+                Err(PeerError::Connect(error)) if !error.is_wrong_key() => {
                     if begun.elapsed() > PATIENCE {
                         return Err(error.into());
                     }
                 }
                 done => return done,
             }
-            pause = (pause * 2).min(PAUSE.1);
         }
     }
 
@@ -175,7 +174,7 @@ impl Peer {
             // Calls learn of a lost connection a little before the connection does.
             && tokio::time::timeout(NOTICE, self.connection.closed()).await.is_ok()
         {
-            return Err(PeerError::Lost(self.uri.address.clone()));
+            return Err(PeerError::Lost(self.uri.addresses.clone()));
         }
         Ok(answer)
     }

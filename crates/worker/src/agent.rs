@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use bstr::{BString, ByteSlice as _};
 use kiln_api::{
     Action, Answer, CapabilityUri, ConnectError, Connection, Dockerfile, Error, ErrorKind, Job, JobDescription, JobLog,
-    JobServer, KeptJobServer, Key, KeyError, Limits, LogChunk, Metric, MetricsSource, Queue, Registration, Run,
-    ServiceId, Worker, WorkerServer, answer,
+    JobServer, KeptJobServer, Key, KeyError, Limits, LogChunk, Metric, MetricsSource, Queue, Registration, Retries,
+    Run, ServiceId, Worker, WorkerServer, answer,
 };
 use regex::bytes::Regex;
 use thiserror::Error;
@@ -31,8 +31,8 @@ use crate::job::Progress;
 use crate::metrics::{self, Metrics, Others};
 use crate::upkeep::{self, Clones, DockerPrune, HealthCheck};
 
-/// How long to wait before connecting again: first, and at most.
-const PATIENCE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+/// How long to wait before connecting again: first, and at last.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 
 /// How long a worker that is to end tries to tell its scheduler what came of its jobs.
 const LAST_WORDS: Duration = Duration::from_secs(60);
@@ -154,18 +154,18 @@ pub async fn run(settings: Settings, stop: CancellationToken, builds: Handle) ->
         update: CancellationToken::new(),
         builds,
     });
-    let mut patience = PATIENCE.0;
+    let mut retries = Retries::new(PAUSE.0, PAUSE.1);
     loop {
-        let why = match agent.session(&stop, &mut patience).await? {
+        let why = match agent.session(&stop, &mut retries).await? {
             Over::Ended(ended) => return Ok(ended),
             Over::Lost(why) => why,
         };
-        tracing::warn!(why, again = ?patience, "no scheduler");
+        let pause = retries.pause();
+        tracing::warn!(why, again = ?pause, "no scheduler");
         tokio::select! {
             ended = agent.end(&stop) => return Ok(ended),
-            () = tokio::time::sleep(patience) => {}
+            () = tokio::time::sleep(pause) => {}
         }
-        patience = (patience * 2).min(PATIENCE.1);
     }
 }
 
@@ -195,7 +195,7 @@ impl Agent {
     }
 
     /// Connects and works until the connection is lost or the worker is to end.
-    async fn session(self: &Rc<Self>, stop: &CancellationToken, patience: &mut Duration) -> Result<Over, AgentError> {
+    async fn session(self: &Rc<Self>, stop: &CancellationToken, retries: &mut Retries) -> Result<Over, AgentError> {
         let Settings { pool, name, limits, .. } = &self.settings;
         // A key for each connection: OCaml's schedulers close one of two with the same.
         let (key, _) = Key::generate()?;
@@ -204,7 +204,7 @@ impl Agent {
             ended = self.end(stop) => return Ok(Over::Ended(ended)),
             connection = connecting => match connection {
                 Ok(connection) => connection,
-                Err(error @ ConnectError::WrongKey { .. }) => return Err(AgentError::WrongKey(error)),
+                Err(error) if error.is_wrong_key() => return Err(AgentError::WrongKey(error)),
                 Err(error) => return Ok(Over::Lost(reason(&error))),
             },
         };
@@ -219,7 +219,7 @@ impl Agent {
             }
             Err(error) => return Ok(Over::Lost(error.to_string())),
         };
-        *patience = PATIENCE.0;
+        *retries = Retries::new(PAUSE.0, PAUSE.1);
         tracing::info!(worker = ?name, "registered");
         let over = self.work(&connection, queue, scheduler, stop).await;
         connection.close().await;
@@ -366,7 +366,7 @@ impl Agent {
                 }
                 Err(_) => {}
             }
-            tokio::time::sleep(PATIENCE.1).await;
+            tokio::time::sleep(PAUSE.1).await;
         }
     }
 

@@ -6,30 +6,24 @@ use std::io;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use capnp_rpc::RpcSystem;
 use futures::FutureExt as _;
-use rustls::pki_types::ServerName;
 use thiserror::Error;
-use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
-use tokio_rustls::TlsConnector;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::limits::Limits;
 use super::link::Link;
 use super::network::{Network, Wanted};
 use super::peer::Side;
-use super::stream::{Bytes, Plain, Tcp};
+use super::reach::Goal;
+use super::silence::Pulse;
+use super::stream::Bytes;
 use crate::capability::Reference;
 use crate::key::Key;
-use crate::tls;
-use crate::uri::{Address, CapabilityUri, Identity, ServiceId};
-
-/// How long to wait for an answer to a connection attempt, for each address that a host has.
-const PATIENCE: Duration = Duration::from_secs(10);
+use crate::uri::{Address, CapabilityUri, ServiceId};
 
 /// How long a connection that is closed may take to send what is to be sent.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -58,49 +52,59 @@ pub enum ConnectError {
         #[source]
         source: io::Error,
     },
+    #[error("{address} accepts connections, but does not answer")]
+    NoAnswer { address: Address },
+    /// Of several addresses, in their order.
+    #[error("none of {} addresses is reached: {}", .0.len(), all(.0))]
+    NoneOf(Vec<ConnectError>),
+}
+
+impl ConnectError {
+    /// Returns whether nobody was reached but who does not have the key that the capability names: trying again would change nothing.
+    pub fn is_wrong_key(&self) -> bool {
+        match self {
+            Self::WrongKey { .. } => true,
+            Self::NoneOf(errors) => errors.iter().all(Self::is_wrong_key),
+            _ => false,
+        }
+    }
+}
+
+/// Returns what several errors say, with what caused each: an error has one cause only.
+fn all(errors: &[ConnectError]) -> String {
+    let whole = |error: &ConnectError| match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    };
+    errors.iter().map(whole).collect::<Vec<_>>().join("; ")
 }
 
 /// A connection to another vat. Dropping it ends it, after what was said is sent: references that came through it fail from then on.
 pub struct Connection {
     system: Rc<RefCell<RpcSystem<()>>>,
     wanted: Wanted,
+    pulse: Rc<Pulse>,
     closed: watch::Receiver<bool>,
     leave: DropGuard,
 }
 
 impl Connection {
-    /// Connects to the host of `uri`.
+    /// Connects to the host of `uri`: of several, to the first that answers. One that does not costs less than a second.
     ///
     /// One connection for each `key`: OCaml's schedulers close one of two connections of the same key. A service is to be asked for at once: a
-    /// host that has said nothing after [`Limits::handshake`] is given up.
+    /// host that has said nothing after [`Limits::handshake`] is given up, and later one that is silent for [`Limits::silence`].
     ///
     /// # Errors
     ///
     /// If the host is not reached, or is not the one that the URI means.
     pub async fn open(uri: &CapabilityUri, key: &Key, limits: Limits) -> Result<Self, ConnectError> {
-        let address = &uri.address;
-        let plain = reach(address).await?;
-        let stream: Box<dyn Bytes> = match uri.identity {
-            Identity::Insecure => plain.boxed(),
-            Identity::Key(expected) => {
-                let connector = TlsConnector::from(Arc::new(tls::client(key, expected)));
-                // No name is checked, and an address is not sent.
-                let name = ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into());
-                let handshake = tokio::time::timeout(limits.handshake, connector.connect(name, plain.buffered()));
-                let result = handshake.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-                Box::new(result.map_err(|source| match is_wrong_key(&source) {
-                    true => ConnectError::WrongKey { address: address.clone() },
-                    false => ConnectError::Handshake { address: address.clone(), source },
-                })?)
-            }
-        };
-        Ok(Self::over(stream, limits))
+        Goal::new(uri, key, &limits).reach().await
     }
 
     /// Speaks to whoever is at the other end of `stream`.
-    fn over(stream: Box<dyn Bytes>, limits: Limits) -> Self {
+    pub(super) fn over(stream: Box<dyn Bytes>, limits: Limits) -> Self {
         let network = Network::new(stream, Side::Opened, limits, Link::default());
-        let wanted = network.wanted();
+        let (wanted, pulse) = (network.wanted(), network.pulse());
         let system = Rc::new(RefCell::new(RpcSystem::new(Box::new(network), None)));
         let (end, closed) = watch::channel(false);
         let driven = Rc::clone(&system);
@@ -110,7 +114,17 @@ impl Connection {
             drive(driven, left).await;
             end.send_replace(true);
         });
-        Self { system, wanted, closed, leave: leave.drop_guard() }
+        Self { system, wanted, pulse, closed, leave: leave.drop_guard() }
+    }
+
+    /// Asks the other vat whether it is there. Returns whether it says so in time.
+    pub(super) async fn is_answered(&self, time: Duration) -> bool {
+        self.pulse.ask();
+        tokio::select! {
+            () = self.pulse.spoke() => true,
+            () = self.closed() => false,
+            () = tokio::time::sleep(time) => false,
+        }
     }
 
     /// Returns a service of the other vat, without waiting: calls on it wait, and fail if there is no such service.
@@ -172,29 +186,4 @@ pub(super) async fn drive(system: Rc<RefCell<RpcSystem<()>>>, leave: Cancellatio
         Ok(Err(error)) => tracing::debug!(%error, "a connection ended"),
         Err(_) => tracing::error!("a connection ended by a bug"),
     }
-}
-
-async fn reach(address: &Address) -> Result<Plain, ConnectError> {
-    let failed = |source| ConnectError::Connect { address: address.clone(), source };
-    match address {
-        Address::Unix(path) => Ok(Plain::Unix(UnixStream::connect(path).await.map_err(failed)?)),
-        Address::Tcp { host, port } => {
-            let resolve = |source| ConnectError::Resolve { address: address.clone(), source };
-            let mut last = None;
-            for target in tokio::net::lookup_host((host.as_str(), *port)).await.map_err(resolve)? {
-                let attempt = tokio::time::timeout(PATIENCE, TcpStream::connect(target)).await;
-                match attempt.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).and_then(Tcp::new) {
-                    Ok(stream) => return Ok(Plain::Tcp(stream)),
-                    Err(error) => last = Some(error),
-                }
-            }
-            Err(failed(last.unwrap_or_else(|| io::ErrorKind::NotFound.into())))
-        }
-    }
-}
-
-/// Returns true if our own check of the peer's key said no.
-fn is_wrong_key(error: &io::Error) -> bool {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    matches!(inner, Some(rustls::Error::InvalidCertificate(rustls::CertificateError::ApplicationVerificationFailure)))
 }

@@ -8,6 +8,17 @@ pub(super) const STRANGER_MESSAGE: usize = 64 << 10;
 /// How many questions such a peer may leave unfinished.
 pub(super) const STRANGER_CALLS: usize = 16;
 
+/// How long a peer may be silent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Silence {
+    /// How long until it is asked whether it is there.
+    pub quiet: Duration,
+    /// How long it may then take to say anything, if it is a vat of Kiln's.
+    pub kiln: Duration,
+    /// How long any other may: OCaml's schedulers cancel the jobs of a connection that ends.
+    pub other: Duration,
+}
+
 /// Limits on what one peer, or all of them, can take. The values of `default` are for schedulers.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -27,6 +38,8 @@ pub struct Limits {
     pub handshake: Duration,
     /// How long a message may take from its first byte to its last, in either direction.
     pub stall: Duration,
+    /// How long a vat that we connected to may be silent. One that connected to us may until [`Link::watch`](super::Link::watch).
+    pub silence: Silence,
     /// Connections at once.
     pub connections: usize,
     /// Connections at once from one address, or from one network of IPv6 (64 bits), which one host may have all addresses of.
@@ -43,6 +56,11 @@ impl Default for Limits {
             unsent: 16 << 20,
             handshake: Duration::from_secs(20),
             stall: Duration::from_secs(60),
+            silence: Silence {
+                quiet: Duration::from_secs(3),
+                kiln: Duration::from_secs(4),
+                other: Duration::from_secs(60),
+            },
             connections: 20_000,
             connections_of_address: 5_000,
         }

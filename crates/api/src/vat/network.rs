@@ -6,6 +6,7 @@
 //! * An outgoing `Bootstrap` gets the id it is for.
 //! * capnp-rpc puts "remote exception: " before what a peer says. What is passed on is as it was said.
 //! * A peer that asks without listening is not read from until it does.
+//! * One that is silent is asked whether it is there, and read from no more if it is not: see [`Pulse`].
 //! * Nothing reaches capnp-rpc that [`Peer`] does not let pass.
 //!
 //! A peer that pipelines calls on the number of our question reaches `restore`, and no more than by a `Bootstrap`.
@@ -30,6 +31,7 @@ use tokio_util::compat::{TokioAsyncReadCompatExt as _, TokioAsyncWriteCompatExt 
 use super::limits::Limits;
 use super::link::Link;
 use super::peer::{OUR_QUESTION, Peer, Side};
+use super::silence::Pulse;
 use super::stream::{Bytes, EndsQuietly, is_end};
 use crate::error::as_said;
 use crate::generated::vat_capnp::restorer;
@@ -38,15 +40,26 @@ use crate::uri::ServiceId;
 /// `restorer::Client`'s id, as the schema has it.
 const RESTORER: u64 = <restorer::Client as capnp::traits::HasTypeId>::TYPE_ID;
 
-type Heap = message::Builder<message::HeapAllocator>;
+/// How long what a peer said may take to be read after it went.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+pub(super) type Heap = message::Builder<message::HeapAllocator>;
 type Reader = BufReader<EndsQuietly<ReadHalf<Box<dyn Bytes>>>>;
+
+/// What reads a connection.
+struct Reading {
+    reader: Reader,
+    /// Is ready when the peer is given up since nothing comes.
+    silence: LocalBoxFuture<'static, ()>,
+}
 
 /// A connection's state, which its pieces share.
 struct Shared {
     /// `None` while a message is being read.
-    reader: RefCell<Option<Reader>>,
-    outgoing: mpsc::UnboundedSender<Rc<Heap>>,
+    reading: RefCell<Option<Reading>>,
+    outgoings: Outgoings,
     unsent: Rc<Unsent>,
+    pulse: Rc<Pulse>,
     stall: Duration,
     peer: Peer,
     /// What to deliver before anything is read.
@@ -54,6 +67,21 @@ struct Shared {
     restorer_is_known: Cell<bool>,
     /// For whom the next `Bootstrap` is that is sent.
     wanted: RefCell<ServiceId>,
+}
+
+/// Messages that are to be sent.
+#[derive(Clone)]
+pub(super) struct Outgoings {
+    queue: mpsc::UnboundedSender<Rc<Heap>>,
+    unsent: Rc<Unsent>,
+}
+
+impl Outgoings {
+    /// After the connection's end nothing is sent.
+    pub(super) fn send(&self, message: Rc<Heap>) {
+        self.unsent.add(size(&message));
+        let _ = self.queue.unbounded_send(message);
+    }
 }
 
 /// Bytes that wait to be sent.
@@ -111,13 +139,29 @@ impl Wanted {
 impl Network {
     pub(super) fn new(stream: Box<dyn Bytes>, side: Side, limits: Limits, link: Link) -> Self {
         let (reader, writer) = tokio::io::split(stream);
-        let (outgoing, queue) = mpsc::unbounded();
+        let (sender, queue) = mpsc::unbounded();
         let unsent = Rc::new(Unsent { bytes: Cell::new(0), limit: limits.unsent, changed: Notify::new() });
-        let writing = write_all(writer, queue, Rc::clone(&unsent), limits.stall).boxed_local().shared();
+        let outgoings = Outgoings { queue: sender, unsent: Rc::clone(&unsent) };
+        if side == Side::Opened {
+            link.watch(limits.silence);
+        }
+        let pulse = Rc::new(Pulse::new(link, outgoings.clone()));
+        let sent = write_all(writer, queue, Rc::clone(&unsent), limits.stall);
+        let given_up = pulse.given_up();
+        let writing = async move {
+            tokio::select! {
+                sent = sent => sent,
+                () = given_up => Ok(()),
+            }
+        };
+        let writing = writing.boxed_local().shared();
+        let reader = BufReader::with_capacity(32 << 10, EndsQuietly { stream: reader, pulse: Rc::clone(&pulse) });
+        let silence = Rc::clone(&pulse).silence().boxed_local();
         let shared = Rc::new(Shared {
-            reader: RefCell::new(Some(BufReader::with_capacity(32 << 10, EndsQuietly { stream: reader, link }))),
-            outgoing,
+            reading: RefCell::new(Some(Reading { reader, silence })),
+            outgoings,
             unsent,
+            pulse,
             stall: limits.stall,
             peer: Peer::new(side, limits),
             stashed: RefCell::default(),
@@ -129,6 +173,10 @@ impl Network {
 
     pub(super) fn wanted(&self) -> Wanted {
         Wanted(Rc::clone(&self.shared))
+    }
+
+    pub(super) fn pulse(&self) -> Rc<Pulse> {
+        Rc::clone(&self.shared.pulse)
     }
 }
 
@@ -162,18 +210,32 @@ async fn write_all(
         while let Some(message) = next.take() {
             let written = capnp_futures::serialize::write_message(&mut writer, &*message);
             if !is_sent(timeout(stall, written).await) {
-                return Ok(());
+                return hear_out(queue, &unsent).await;
             }
             unsent.remove(size(&message));
             next = queue.try_recv().ok();
         }
         let flushed = writer.get_mut().flush().map_err(capnp::Error::from);
         if !is_sent(timeout(stall, flushed).await) {
-            return Ok(());
+            return hear_out(queue, &unsent).await;
         }
     }
     // The peer may be gone already.
     let _ = timeout(stall, writer.get_mut().shutdown()).await;
+    Ok(())
+}
+
+/// Sends nothing any more, and waits until what the peer said before it went is read: when this ends, so does the connection.
+async fn hear_out(mut queue: mpsc::UnboundedReceiver<Rc<Heap>>, unsent: &Unsent) -> Result<(), capnp::Error> {
+    let read = async {
+        loop {
+            unsent.remove(usize::MAX);
+            if queue.next().await.is_none() {
+                return;
+            }
+        }
+    };
+    let _ = timeout(LAST_WORDS, read).await;
     Ok(())
 }
 
@@ -206,20 +268,21 @@ impl capnp_rpc::Connection<()> for Connection {
         }
         let shared = Rc::clone(&self.0);
         Promise::from_future(async move {
-            let Some(mut reader) = shared.reader.borrow_mut().take() else {
+            let Some(mut reading) = shared.reading.borrow_mut().take() else {
                 return Err(capnp::Error::failed("one message is read at a time".to_owned()));
             };
-            let message = shared.read(&mut reader).await?;
-            *shared.reader.borrow_mut() = Some(reader);
-            match message {
-                None => Ok(None),
-                Some(message) => shared.incoming(message).map(Some),
+            loop {
+                let Some(message) = shared.read(&mut reading).await? else { return Ok(None) };
+                if let Some(message) = shared.incoming(message)? {
+                    *shared.reading.borrow_mut() = Some(reading);
+                    return Ok(Some(message));
+                }
             }
         })
     }
 
     fn shutdown(&mut self, _: Result<(), capnp::Error>) -> Promise<(), capnp::Error> {
-        self.0.outgoing.close_channel();
+        self.0.outgoings.queue.close_channel();
         // Waits for nothing: the network's own future is done when everything is sent.
         Promise::ok(())
     }
@@ -229,13 +292,23 @@ type Received = message::Reader<capnp::serialize::OwnedSegments>;
 
 impl Shared {
     /// Reads the next message, or returns `None` when the peer is gone.
-    async fn read(&self, reader: &mut Reader) -> Result<Option<Received>, capnp::Error> {
+    async fn read(&self, reading: &mut Reading) -> Result<Option<Received>, capnp::Error> {
         // Answers that the peer does not take are its own questions'.
         let ready = async {
             self.peer.may_speak().await;
             self.unsent.until(|bytes| bytes <= self.unsent.limit || bytes > self.unsent.most()).await;
         };
         self.in_time(ready).await?;
+        let Reading { reader, silence } = reading;
+        tokio::select! {
+            // What has come is read first, however late.
+            biased;
+            message = self.next(reader) => message,
+            () = silence => Ok(None),
+        }
+    }
+
+    async fn next(&self, reader: &mut Reader) -> Result<Option<Received>, capnp::Error> {
         let begins = async {
             tokio::select! {
                 biased;
@@ -272,13 +345,19 @@ impl Shared {
         }
     }
 
-    /// Looks at a message before capnp-rpc does.
-    fn incoming(&self, message: Received) -> Result<Box<dyn capnp_rpc::IncomingMessage>, capnp::Error> {
+    /// Looks at a message before capnp-rpc does. Returns what it gets to see, if anything.
+    fn incoming(&self, message: Received) -> Result<Option<Box<dyn capnp_rpc::IncomingMessage>>, capnp::Error> {
         let root = message.get_root::<rpc::Reader<'_>>()?;
+        if self.pulse.answers(root)? {
+            return Ok(None);
+        }
         self.peer.says(root, message.size_in_words() * 8)?;
+        if self.pulse.is_answered(root)? {
+            return Ok(None);
+        }
         match root.which() {
-            Ok(rpc::Bootstrap(bootstrap)) => Ok(Box::new(Made(self.restore(bootstrap?)?))),
-            _ => Ok(Box::new(Given(message))),
+            Ok(rpc::Bootstrap(bootstrap)) => Ok(Some(Box::new(Made(self.restore(bootstrap?)?)))),
+            _ => Ok(Some(Box::new(Given(message)))),
         }
     }
 
@@ -378,9 +457,7 @@ impl capnp_rpc::OutgoingMessage for Outgoing {
         let verdict = self.shared.outgoing(&mut self.message);
         let message = Rc::new(self.message);
         if matches!(verdict, Ok(true)) {
-            self.shared.unsent.add(size(&message));
-            // After the connection's end nothing is sent.
-            let _ = self.shared.outgoing.unbounded_send(Rc::clone(&message));
+            self.shared.outgoings.send(Rc::clone(&message));
         }
         (verdict.map_or_else(Promise::err, |_| Promise::ok(())), message)
     }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::link::Link;
+use super::silence::Pulse;
 
 /// Whatever bytes come and go through.
 pub(crate) trait Bytes: AsyncRead + AsyncWrite + Unpin {}
@@ -106,18 +107,26 @@ pub(crate) fn is_end(error: &io::Error) -> bool {
     matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | TimedOut | UnexpectedEof)
 }
 
-/// Reads the end of the stream wherever the peer is gone, and notes if it is gone without a word: its host or the way to it is.
-pub(crate) struct EndsQuietly<T> {
-    pub(crate) stream: T,
-    pub(crate) link: Link,
+/// Reads the end of the stream wherever the peer is gone, and notes what is heard of it, and if it is gone without a word: its host or the
+/// way to it is.
+pub(super) struct EndsQuietly<T> {
+    pub(super) stream: T,
+    pub(super) pulse: Rc<Pulse>,
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for EndsQuietly<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
         match ready!(Pin::new(&mut self.stream).poll_read(cx, buf)) {
+            Ok(()) => {
+                if buf.filled().len() > before {
+                    self.pulse.hears();
+                }
+                Poll::Ready(Ok(()))
+            }
             Err(error) if is_end(&error) => {
                 if error.kind() == io::ErrorKind::TimedOut {
-                    self.link.set_silent();
+                    self.pulse.is_cut();
                 }
                 Poll::Ready(Ok(()))
             }

@@ -180,7 +180,7 @@ async fn references_work_through_a_host_that_has_them_from_another() {
         let near = host.connect().await;
         let address = Address::Tcp { host: "127.0.0.1".to_owned(), port: 0 };
         let listener = Listener::bind(&address, Security::Insecure, Limits::default()).await.expect("a port");
-        let uri = kiln_api::CapabilityUri { address: listener.address().clone(), ..host.uri.clone() };
+        let uri = kiln_api::CapabilityUri { addresses: listener.address().clone().into(), ..host.uri.clone() };
         let stop = CancellationToken::new();
         let branch = Branch { jobs: near.bootstrap(&id(JOB)), pools: near.bootstrap(&id(ADMIN)) };
         let server = tokio::task::spawn_local(listener.serve(branch, stop.clone()));
@@ -259,7 +259,7 @@ async fn a_service_is_reached_through_a_unix_socket_of_any_name() {
             let identity = Identity::Key(key.fingerprint());
             let listener =
                 Listener::bind(&address, Security::Key(Box::new(key)), Limits::default()).await.expect("a socket");
-            let uri = kiln_api::CapabilityUri { identity, address: address.clone(), service: id(POOL) };
+            let uri = kiln_api::CapabilityUri { identity, addresses: address.clone().into(), service: id(POOL) };
             let uri: kiln_api::CapabilityUri = uri.to_string().parse().expect("a URI");
             let stop = CancellationToken::new();
             let server = tokio::task::spawn_local(listener.serve(Directory(Rc::default()), stop.clone()));

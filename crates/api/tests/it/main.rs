@@ -7,6 +7,7 @@ mod current;
 mod generated;
 mod log_tail;
 mod raw;
+mod reach;
 mod replay;
 mod tls;
 mod vat;

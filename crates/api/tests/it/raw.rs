@@ -94,7 +94,7 @@ pub(crate) struct Raw(pub(crate) TcpStream);
 impl Raw {
     /// Connects to a host that does not encrypt.
     pub(crate) async fn connect(uri: &CapabilityUri) -> Self {
-        let Address::Tcp { host, port } = &uri.address else { panic!("it is on TCP") };
+        let Address::Tcp { host, port } = uri.addresses.first() else { panic!("it is on TCP") };
         Self(TcpStream::connect((host.as_str(), *port)).await.expect("it listens"))
     }
 

@@ -86,7 +86,7 @@ fn port(address: &Address) -> u16 {
 
 /// Connects with openssl as a client, asks for the service, and returns what it gets before `bytes` are there or it ends.
 async fn ask_with_openssl(uri: &CapabilityUri, version: &str, certified: Option<&Certified>) -> (Vec<u8>, String) {
-    let address = format!("127.0.0.1:{}", port(&uri.address));
+    let address = format!("127.0.0.1:{}", port(uri.addresses.first()));
     let mut command = tokio::process::Command::new("openssl");
     command.args(["s_client", "-quiet", "-connect", &address, version]).kill_on_drop(true);
     if let Some(Certified { key, certificate, .. }) = certified {
@@ -204,7 +204,7 @@ impl OpensslServer {
 
     fn uri(&self, key: Fingerprint) -> CapabilityUri {
         let address = Address::Tcp { host: self.address.ip().to_string(), port: self.address.port() };
-        CapabilityUri { identity: Identity::Key(key), address, service: ServiceId::default() }
+        CapabilityUri { identity: Identity::Key(key), addresses: address.into(), service: ServiceId::default() }
     }
 }
 
@@ -308,7 +308,7 @@ async fn a_certificate_without_its_key_is_worth_nothing() {
         });
         let uri = CapabilityUri {
             identity: Identity::Key(key.fingerprint()),
-            address: Address::Tcp { host: address.ip().to_string(), port: address.port() },
+            addresses: Address::Tcp { host: address.ip().to_string(), port: address.port() }.into(),
             service: ServiceId::default(),
         };
         let error = Connection::open(&uri, &key, Limits::default()).await.err().expect("it has no key");
@@ -324,7 +324,9 @@ async fn a_certificate_without_its_key_is_worth_nothing() {
             .with_custom_certificate_verifier(Arc::new(Gullible))
             .with_client_cert_resolver(Arc::clone(&impostor) as Arc<_>);
         with_host(Some(key.clone()), Limits::default(), async |host| {
-            let tcp = tokio::net::TcpStream::connect(("127.0.0.1", port(&host.uri.address))).await.expect("it listens");
+            let tcp = tokio::net::TcpStream::connect(("127.0.0.1", port(host.uri.addresses.first())))
+                .await
+                .expect("it listens");
             let name = rustls::pki_types::ServerName::try_from("capnp").expect("a name");
             let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await;
             // With TLS 1.3 the client is done before the server has looked.

@@ -132,7 +132,7 @@ fn the_key_of_an_ocluster_scheduler_gives_the_uris_that_it_wrote() {
         let path = vectors().join("migration").join(file);
         let uri = CapabilityUri {
             identity: Identity::Key(key.fingerprint()),
-            address: Address::Tcp { host: "ci.example.org".to_owned(), port: 9000 },
+            addresses: Address::Tcp { host: "ci.example.org".to_owned(), port: 9000 }.into(),
             service: key.service_id(service),
         };
         assert_eq!(cap_file::load(&path).expect("a URI"), uri, "{file}");

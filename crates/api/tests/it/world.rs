@@ -273,7 +273,8 @@ pub(crate) async fn with_host<F: Future<Output = ()>>(
             };
             let address = Address::Tcp { host: "127.0.0.1".to_owned(), port: 0 };
             let listener = Listener::bind(&address, security, limits).await.expect("a port");
-            let uri = CapabilityUri { identity, address: listener.address().clone(), service: ServiceId::default() };
+            let uri =
+                CapabilityUri { identity, addresses: listener.address().clone().into(), service: ServiceId::default() };
             let world = Rc::<World>::default();
             let stop = CancellationToken::new();
             let server = tokio::task::spawn_local(listener.serve(Directory(Rc::clone(&world)), stop.clone()));

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use kiln_api::Address;
+use kiln_api::{Address, Addresses, UriError};
 use kiln_scheduler::state::PostgresServer;
 
 use super::size;
@@ -21,9 +21,10 @@ pub(crate) struct Scheduler {
     /// Where it listens, as tcp:0.0.0.0:9000 or unix:/run/kiln.sock
     #[arg(long, value_name = "ADDRESS", value_parser = address)]
     pub(crate) capnp_listen_address: Address,
-    /// Where others reach it, which is what the capability files say [default: where it listens]
-    #[arg(long, value_name = "ADDRESS", value_parser = address)]
-    pub(crate) capnp_public_address: Option<Address>,
+    /// Where others reach it, which is what the capability files say; of several addresses, as tcp:a:9000,b:9000, the one that serves
+    /// [default: where it listens]
+    #[arg(long, value_name = "ADDRESS", value_parser = addresses)]
+    pub(crate) capnp_public_address: Option<Addresses>,
     /// Does not encrypt: whoever is on the way can do all that clients, workers and administrators can
     #[arg(long)]
     pub(crate) capnp_disable_tls: bool,
@@ -115,7 +116,14 @@ fn name(text: &str) -> Result<String, &'static str> {
 }
 
 fn address(text: &str) -> Result<Address, &'static str> {
-    text.parse().map_err(|_| "expected tcp:HOST:PORT or unix:PATH")
+    text.parse().map_err(|error| match error {
+        UriError::SeveralAddresses => "it listens at one address; --capnp-public-address may have several",
+        _ => "expected tcp:HOST:PORT or unix:PATH",
+    })
+}
+
+fn addresses(text: &str) -> Result<Addresses, &'static str> {
+    text.parse().map_err(|_| "expected tcp:HOST:PORT, up to 8 of them as tcp:HOST:PORT,HOST:PORT, or unix:PATH")
 }
 
 /// A port alone is one of all addresses, as OCluster has it.

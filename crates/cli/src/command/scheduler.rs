@@ -46,8 +46,8 @@ async fn take_turn(
     server: &PostgresServer,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
-    let public = arguments.capnp_public_address.as_ref().unwrap_or(&arguments.capnp_listen_address);
-    let name = format!("{public}, process {} of {}", std::process::id(), uname().nodename().to_string_lossy());
+    let (listen, host) = (&arguments.capnp_listen_address, uname());
+    let name = format!("{listen}, process {} of {}", std::process::id(), host.nodename().to_string_lossy());
     let acquiring = Lease::acquire(server.clone(), name, |standing| match standing {
         Standing::By(holder) => tell(format_args!("standing by: the scheduler at {holder} serves")),
         Standing::Blind(why) => tell(format_args!("waiting for {server}: {why}")),
@@ -138,17 +138,19 @@ pub(super) async fn start(
     if arguments.capnp_disable_tls {
         tell("note: connections are not encrypted");
     }
-    let public = &running.admin.address;
-    match *public == running.listen {
+    let public = &running.admin.addresses;
+    match *public == running.listen.clone().into() {
         true => tell(format_args!("listening at {public}")),
         false => tell(format_args!("listening at {}, which others reach at {public}", running.listen)),
     }
-    if let Address::Tcp { host, .. } = public
-        && host.parse().is_ok_and(|ip: IpAddr| ip.is_unspecified())
-    {
-        tell(format_args!(
-            "note: nobody can connect to {host}, which the capability files say; give --capnp-public-address"
-        ));
+    for address in public.iter() {
+        if let Address::Tcp { host, .. } = address
+            && host.parse().is_ok_and(|ip: IpAddr| ip.is_unspecified())
+        {
+            tell(format_args!(
+                "note: nobody can connect to {host}, which the capability files say; give --capnp-public-address"
+            ));
+        }
     }
     Ok((scheduler, running))
 }

@@ -66,7 +66,7 @@ fn a_worker_serves_it_and_ends_when_its_last_job_has_been_told() {
         let address = Address::Unix(env.at("socket"));
         let identity = kiln_api::Identity::Key(key.fingerprint());
         let listener = Listener::bind(&address, Security::Key(Box::new(key)), Limits::default()).await.unwrap();
-        let uri = kiln_api::CapabilityUri { identity, address, service: ServiceId::random() };
+        let uri = kiln_api::CapabilityUri { identity, addresses: address.into(), service: ServiceId::random() };
         cap_file::save(&env.at("pool.cap"), &uri).unwrap();
         let (pool, mut pops) = mpsc::unbounded_channel();
         let stop = CancellationToken::new();

@@ -12,6 +12,8 @@ use crate::env::{Ran, Running, TestEnv};
 const SCHEDULER: usize = 0;
 const WORKER: usize = 1;
 const CLIENT: usize = 2;
+/// Where another scheduler may take over.
+const STANDBY: usize = 3;
 
 /// A scheduler, and a worker and a client on hosts of their own. They share files, so that a test can look at them.
 struct Hosts {
@@ -24,21 +26,46 @@ struct Hosts {
 impl Hosts {
     fn start() -> Self {
         let (env, lan) = (TestEnv::new(), Lan::new(3).unwrap());
-        let listen = format!("--capnp-listen-address=tcp:{}:9000", Lan::address(SCHEDULER));
+        let scheduler = Self::scheduler(&env, &lan, SCHEDULER, &[SCHEDULER]);
+        let worker = Self::worker(&env, &lan, "w1");
+        Self { worker, scheduler, env, lan }
+    }
+
+    /// The same, but the capabilities say that the scheduler may be on either of two hosts. On the other is what it knew at first.
+    fn start_with_standby() -> Self {
+        let (env, lan) = (TestEnv::new(), Lan::new(4).unwrap());
+        let either = [SCHEDULER, STANDBY];
+        let scheduler = Self::scheduler(&env, &lan, SCHEDULER, &either);
+        scheduler.signal(Signal::TERM);
+        scheduler.end().ok();
+        let (from, to) = either.map(|host| env.at(&format!("state-{host}"))).into();
+        assert!(Command::new("cp").arg("-r").args([from, to]).status().unwrap().success());
+        let scheduler = Self::scheduler(&env, &lan, SCHEDULER, &either);
+        let worker = Self::worker(&env, &lan, "w1");
+        Self { worker, scheduler, env, lan }
+    }
+
+    /// Starts a scheduler on a host, which others are told to look for on `public`.
+    fn scheduler(env: &TestEnv, lan: &Lan, host: usize, public: &[usize]) -> Running {
+        let address = |host: &usize| format!("{}:9000", Lan::address(*host));
+        let listen = format!("--capnp-listen-address=tcp:{}", address(&host));
+        let public = public.iter().map(address).collect::<Vec<_>>().join(",");
+        let public = format!("--capnp-public-address=tcp:{public}");
+        let state = format!("--state-dir=state-{host}");
         let arguments = [
             "scheduler",
             "--capnp-secret-key-file=caps/key.pem",
             &listen,
-            "--state-dir=state",
+            &public,
+            &state,
             "--secrets-dir=caps",
             "--pools=linux",
             "--default-clients=alice,bob",
         ];
-        fs::create_dir(env.at("caps")).unwrap();
-        let mut scheduler = env.spawn(&mut lan.on(SCHEDULER, &env.kiln(&arguments)));
+        fs::create_dir_all(env.at("caps")).unwrap();
+        let mut scheduler = env.spawn(&mut lan.on(host, &env.kiln(&arguments)));
         scheduler.wait_for("listening at");
-        let worker = Self::worker(&env, &lan, "w1");
-        Self { worker, scheduler, env, lan }
+        scheduler
     }
 
     fn worker(env: &TestEnv, lan: &Lan, name: &str) -> Running {
@@ -231,4 +258,57 @@ fn a_short_cut_is_not_noticed() {
     let ran = client.end().ok();
     assert!(ran.stdout.contains("\nbefore\nafter\n"), "{}", ran.stdout);
     hosts.end();
+}
+
+#[test]
+fn a_scheduler_that_is_stopped_for_a_while_is_noticed_and_found_again() {
+    needs_hosts!();
+    let mut hosts = Hosts::start();
+    let mut client = hosts.submit("alice", &[], LONG);
+    client.wait_until_printed("line 2");
+    // Its kernel goes on to acknowledge what it is sent, and to accept connections.
+    hosts.scheduler.signal(Signal::STOP);
+    client.wait_for("is lost; the job goes on");
+    hosts.worker.wait_for("no scheduler");
+    hosts.scheduler.signal(Signal::CONT);
+    hosts.worker.wait_for("handed a job over again");
+    has_every_line(&client.end().ok());
+    hosts.end();
+}
+
+/// Makes the scheduler fail while a job runs, has another start on another host, and checks that workers and clients find it.
+fn another_takes_over(fail: impl Fn(&Hosts)) {
+    let mut hosts = Hosts::start_with_standby();
+    let mut client = hosts.submit("alice", &[], "(run (shell \"echo begun; sleep 60; echo ended\"))");
+    client.wait_until_printed("begun");
+    fail(&hosts);
+    hosts.worker.wait_for("no scheduler");
+    let standby = Hosts::scheduler(&hosts.env, &hosts.lan, STANDBY, &[SCHEDULER, STANDBY]);
+    hosts.worker.wait_for("registered");
+    // The other scheduler has a state of its own, and does not know the job.
+    client.wait_until_printed("begun");
+    client.signal(Signal::KILL);
+    assert!(hosts.submit("bob", &[], "(run (shell \"echo there\"))").end().ok().stdout.contains("\nthere\n"));
+    let Hosts { worker, mut scheduler, env, lan } = hosts;
+    scheduler.signal(Signal::KILL);
+    scheduler = standby;
+    Hosts { worker, scheduler, env, lan }.end();
+}
+
+#[test]
+fn another_scheduler_is_found_when_one_is_stopped() {
+    needs_hosts!();
+    another_takes_over(|hosts| hosts.scheduler.signal(Signal::STOP));
+}
+
+#[test]
+fn another_scheduler_is_found_when_one_is_cut_off() {
+    needs_hosts!();
+    another_takes_over(|hosts| hosts.lan.unplug(SCHEDULER).unwrap());
+}
+
+#[test]
+fn another_scheduler_is_found_when_one_is_killed() {
+    needs_hosts!();
+    another_takes_over(|hosts| hosts.scheduler.signal(Signal::KILL));
 }

@@ -88,6 +88,21 @@ fn a_second_scheduler_on_the_same_state_is_refused() {
 }
 
 #[test]
+fn capability_files_say_all_addresses_and_which_of_them_nobody_can_connect_to() {
+    let env = TestEnv::without_base();
+    let public = ["--capnp-public-address=tcp:0.0.0.0:9000,ci.example.org:9001"];
+    let mut scheduler = env.spawn(&mut env.kiln(&[&["scheduler"], &SCHEDULER[..], &public].concat()));
+    scheduler.wait_for("which others reach at 0.0.0.0:9000,ci.example.org:9001");
+    scheduler.wait_for("note: nobody can connect to 0.0.0.0, which the capability files say");
+    for file in ["admin.cap", "pool-linux.cap", "submit-alice.cap"] {
+        let text = fs::read_to_string(env.at("caps").join(file)).unwrap();
+        assert!(text.contains("@0.0.0.0:9000,ci.example.org:9001/"), "{file}");
+    }
+    scheduler.signal(Signal::TERM);
+    scheduler.end().ok();
+}
+
+#[test]
 fn a_client_whose_file_is_lost_is_said() {
     let Cluster { env, scheduler } = Cluster::start();
     fs::remove_file(env.at("caps/submit-alice.cap")).unwrap();
@@ -111,6 +126,11 @@ fn what_a_scheduler_cannot_do_is_said() {
         (3, &["--capnp-secret-key-file=", "--capnp-listen-address=tcp:192.0.2.1:1", "--state-dir=state", "--pools=a"]),
         (3, &["--capnp-secret-key-file=", "--capnp-listen-address=unix:file", "--state-dir=state", "--pools=a"]),
         (2, &["--capnp-secret-key-file=", "--capnp-listen-address=9000", "--state-dir=state", "--pools=a"]),
+        (2, &["--capnp-secret-key-file=", "--capnp-listen-address=tcp:a:1,b:1", "--state-dir=state", "--pools=a"]),
+        (
+            2,
+            &["--capnp-secret-key-file=", listen, "--capnp-public-address=tcp:a:1,b", "--state-dir=state", "--pools=a"],
+        ),
         (2, &["--capnp-secret-key-file=", listen, "--state-dir=state", "--pools=a/b"]),
         (2, &["--capnp-secret-key-file=", listen, "--state-dir=state"]),
     ] {
@@ -136,6 +156,10 @@ fn what_a_scheduler_cannot_do_is_said() {
     error: file is no socket, and is left alone
 
     error: invalid value '9000' for '--capnp-listen-address <ADDRESS>': expected tcp:HOST:PORT or unix:PATH
+
+    error: invalid value 'tcp:a:1,b:1' for '--capnp-listen-address <ADDRESS>': it listens at one address; --capnp-public-address may have several
+
+    error: invalid value 'tcp:a:1,b' for '--capnp-public-address <ADDRESS>': expected tcp:HOST:PORT, up to 8 of them as tcp:HOST:PORT,HOST:PORT, or unix:PATH
 
     error: invalid value 'a/b' for '--pools <NAMES>': a name of a pool or client here is not empty, and without `/`
 
@@ -172,7 +196,7 @@ fn a_scheduler_of_oclusters_is_taken_over() {
         let identity = cap_file::load(&old.join("admin.cap")).unwrap().identity;
         let uri = cap_file::load(&old.join(file)).unwrap();
         let address = kiln_api::Address::Unix(env.at("socket"));
-        cap_file::save(&env.at(file), &kiln_api::CapabilityUri { identity, address, ..uri }).unwrap();
+        cap_file::save(&env.at(file), &kiln_api::CapabilityUri { identity, addresses: address.into(), ..uri }).unwrap();
         env.write("job.spec", "((from x))");
         let ran = match is_for {
             "admin" => env.run(&["admin", "-c", file, "show"]).ok(),

@@ -10,8 +10,8 @@ use std::time::Duration;
 use bstr::BString;
 use kiln_api::cap_file::{self, CapFileError};
 use kiln_api::{
-    Address, Admin, Answer, Capability, CapabilityUri, Error, Identity, Key, Limits, Link, ListenError, Listener,
-    Registration, Security, ServiceId, Services, Submission, answer,
+    Address, Addresses, Admin, Answer, Capability, CapabilityUri, Error, Identity, Key, Limits, Link, ListenError,
+    Listener, Registration, Security, ServiceId, Services, Submission, answer,
 };
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
@@ -44,8 +44,8 @@ pub struct Settings {
     pub secure: bool,
     /// Where to listen.
     pub listen: Address,
-    /// How others reach that; `None`: as it is.
-    pub public: Option<Address>,
+    /// How others reach it, perhaps at one of several addresses; `None`: where it listens.
+    pub public: Option<Addresses>,
     /// The names of its pools.
     pub pools: Vec<BString>,
     /// Where to write `admin.cap` and `pool-NAME.cap`.
@@ -124,7 +124,7 @@ pub(super) struct Shared {
     /// Cancelled before connections are ended.
     stopping: CancellationToken,
     identity: Identity,
-    address: Address,
+    addresses: Addresses,
 }
 
 impl Shared {
@@ -151,7 +151,7 @@ impl Shared {
 
     /// Returns how others reach a service.
     pub(super) fn uri(&self, service: ServiceId) -> CapabilityUri {
-        CapabilityUri { identity: self.identity, address: self.address.clone(), service }
+        CapabilityUri { identity: self.identity, addresses: self.addresses.clone(), service }
     }
 }
 
@@ -205,7 +205,7 @@ impl Scheduler {
             false => (Identity::Insecure, Security::Insecure),
         };
         let listener = Listener::bind(&settings.listen, security, settings.limits).await?;
-        let address = settings.public.unwrap_or_else(|| listener.address().clone());
+        let addresses = settings.public.unwrap_or_else(|| listener.address().clone().into());
         let shared = Rc::new(Shared {
             pools,
             clients: RefCell::new(clients),
@@ -214,7 +214,7 @@ impl Scheduler {
             logs,
             stopping,
             identity,
-            address,
+            addresses,
         });
         shared.restore(unfinished);
         let directory = Directory::new(&settings.key, Rc::clone(&shared));

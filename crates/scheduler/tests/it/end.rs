@@ -118,7 +118,7 @@ async fn without_a_state_or_a_port_there_is_no_scheduler_and_the_place_is_named(
 
         let other = tempfile::tempdir().expect("a directory");
         let settings = || Settings { state: other.path().to_owned(), ..world.settings() };
-        let taken = world.running().admin.address;
+        let taken = world.running().admin.addresses.first().clone();
         let text = fails(Settings { listen: taken.clone(), ..settings() }).await;
         assert_eq!(text, format!("cannot listen on {taken}"));
 

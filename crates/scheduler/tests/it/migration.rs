@@ -28,7 +28,7 @@ async fn the_capability_files_are_those_that_ocluster_wrote() {
         let into = tempfile::tempdir().expect("a directory");
         let public: Address = "tcp:ci.example.org:9000".parse().expect("an address");
         let settings = take_over(world);
-        let settings = Settings { public: Some(public), capabilities: Some(into.path().to_owned()), ..settings };
+        let settings = Settings { public: Some(public.into()), capabilities: Some(into.path().to_owned()), ..settings };
         let scheduler = Scheduler::start(settings).await.expect("a scheduler");
         for name in ["admin.cap", "pool-linux-x86_64.cap", "pool-linux-arm64.cap"] {
             let (ours, theirs) = (text(&into.path().join(name)), text(&vectors().join("migration").join(name)));

@@ -495,7 +495,7 @@ async fn replay(name: &str) {
             let ready = name != "admin-drain-2";
             world.until_shown_in("linux-x86_64", |text| !ready || text.contains("(ready) [w1]")).await;
             let _tickets = stage.prepare(name).await;
-            let Address::Tcp { port, .. } = world.running().admin.address else { panic!("it is TCP") };
+            let Address::Tcp { port, .. } = *world.running().admin.addresses.first() else { panic!("it is TCP") };
             let stream = TcpStream::connect(("127.0.0.1", port)).await.expect("it listens").compat();
             let mut player = Player {
                 stream,

@@ -170,8 +170,8 @@ impl World {
 
     pub(crate) async fn open<R: Reference>(&self, uri: &CapabilityUri) -> Guest<R> {
         let (key, _) = Key::generate().expect("a key");
-        let (address, relay) = relay(&uri.address).await;
-        let through = CapabilityUri { address, ..uri.clone() };
+        let (address, relay) = relay(uri.addresses.first()).await;
+        let through = CapabilityUri { addresses: address.into(), ..uri.clone() };
         let connection = Connection::open(&through, &key, Limits::default()).await.expect("a connection");
         Guest { it: connection.bootstrap(&uri.service), connection: Wire { connection, relay } }
     }
@@ -216,7 +216,7 @@ impl World {
 
     /// Returns how what `uri` names is reached now: after a restart the port is another.
     pub(crate) fn here(&self, uri: &CapabilityUri) -> CapabilityUri {
-        CapabilityUri { address: self.running().admin.address, ..uri.clone() }
+        CapabilityUri { addresses: self.running().admin.addresses, ..uri.clone() }
     }
 
     pub(crate) async fn show(&self) -> String {
