@@ -90,6 +90,11 @@ pub(crate) async fn keeping_world(keeping: Keeping, test: impl AsyncFnOnce(&Worl
     run(PATIENCE, World { keeping, ..World::new(true) }, test).await;
 }
 
+/// The same with a scheduler of which peers may take so much.
+pub(crate) async fn limited_world(limits: Limits, test: impl AsyncFnOnce(&World)) {
+    run(PATIENCE, World { limits, ..World::new(true) }, test).await;
+}
+
 /// The same without encryption.
 pub(crate) async fn insecure_world(test: impl AsyncFnOnce(&World)) {
     run(PATIENCE, World::new(false), test).await;
