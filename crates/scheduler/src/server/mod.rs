@@ -36,5 +36,5 @@ mod scheduler;
 mod tickets;
 mod workers;
 
-pub(crate) use pool::LivePool;
+pub(crate) use pool::{LivePool, Losses};
 pub use scheduler::{Keeping, Provided, Running, Scheduler, SchedulerError, Settings};

@@ -132,7 +132,7 @@ impl Shared {
                     let account = self.clients.borrow().get(&job.client).cloned();
                     let deposit = account
                         .zip(job.description.as_ref())
-                        .and_then(|(account, description)| Deposit::take(&account, description));
+                        .map(|(account, description)| Deposit::again(&account, description));
                     pool.restore(job, deposit);
                 }
                 None => {

@@ -13,13 +13,13 @@ use crate::pool::{AlreadyRegistered, WorkerId};
 /// The most jobs that a worker may say it runs at once.
 const MAX_CAPACITY: u32 = 10_000;
 
-/// The longest name of a worker, in bytes, and how many names a pool takes note of. They are kept for ever.
+/// The longest name of a worker, in bytes, and how many names a pool takes note of. They are kept for ever, and an administrator who lists
+/// them has them in one message, of 16 MiB at most.
 const MAX_NAME: usize = 255;
+const MAX_NAMES: usize = 50_000;
 
 /// The most bytes that a worker may call its process.
 const MAX_PROCESS: usize = 64;
-
-const MAX_NAMES: usize = 100_000;
 
 /// The right to be a worker of a pool.
 pub(super) struct Entrance {
