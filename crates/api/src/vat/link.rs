@@ -9,7 +9,9 @@ use tokio_util::sync::CancellationToken;
 #[derive(Clone, Debug, Default)]
 pub struct Link {
     ended: CancellationToken,
+    leave: CancellationToken,
     silent: Rc<Cell<bool>>,
+    heard: Rc<Cell<u64>>,
 }
 
 impl Link {
@@ -26,5 +28,30 @@ impl Link {
 
     pub(super) fn set_silent(&self) {
         self.silent.set(true);
+    }
+
+    /// Returns a number that changes whenever something comes from the peer. What comes while nobody reads is not noticed.
+    pub fn heard(&self) -> u64 {
+        self.heard.get()
+    }
+
+    pub(super) fn hears(&self) {
+        self.heard.set(self.heard.get().wrapping_add(1));
+    }
+
+    /// Ends the connection: the peer does not answer any more, though its host may say that it is there.
+    pub fn give_up(&self) {
+        self.set_silent();
+        self.leave.cancel();
+    }
+
+    /// Returns a connection that is to end by `stop` too.
+    pub(super) fn until(stop: &CancellationToken) -> Self {
+        Self { leave: stop.child_token(), ..Self::default() }
+    }
+
+    /// Returns what is cancelled when it is to end.
+    pub(super) fn leave(&self) -> &CancellationToken {
+        &self.leave
     }
 }

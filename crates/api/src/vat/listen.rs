@@ -146,10 +146,10 @@ impl Listener {
                 tracing::debug!(?address, "too many connections");
                 continue;
             };
-            let link = Link::default();
+            let link = Link::until(&stop);
             let ended = link.ended().clone().drop_guard();
             let restorer = Restorer { services: Rc::clone(&services), link };
-            let system = attend(plain, self.tls.clone(), restorer, self.limits.clone(), stop.clone());
+            let system = attend(plain, self.tls.clone(), restorer, self.limits.clone());
             connections.spawn_local(async move {
                 let _guest = guest;
                 let _ended = ended;
@@ -174,15 +174,15 @@ impl Listener {
     }
 }
 
-/// Speaks to one peer until it is gone, or until `stop`.
-async fn attend(plain: Plain, tls: Option<TlsAcceptor>, restorer: Restorer, limits: Limits, stop: CancellationToken) {
+/// Speaks to one peer until it is gone, or its link says that this is to end.
+async fn attend(plain: Plain, tls: Option<TlsAcceptor>, restorer: Restorer, limits: Limits) {
     let stream: Box<dyn Bytes> = match tls {
         None => plain.boxed(),
         Some(acceptor) => {
             let handshake = tokio::time::timeout(limits.handshake, acceptor.accept(plain.buffered()));
             let done = tokio::select! {
                 done = handshake => done,
-                () = stop.cancelled() => return,
+                () = restorer.link.leave().cancelled() => return,
             };
             match done {
                 Ok(Ok(stream)) => Box::new(stream),
@@ -191,15 +191,16 @@ async fn attend(plain: Plain, tls: Option<TlsAcceptor>, restorer: Restorer, limi
             }
         }
     };
-    converse(stream, restorer, limits, stop).await;
+    converse(stream, restorer, limits).await;
 }
 
-/// Speaks to one peer, whose bytes these are, until it is gone, or until `stop`.
-async fn converse(stream: Box<dyn Bytes>, restorer: Restorer, limits: Limits, stop: CancellationToken) {
+/// Speaks to one peer, whose bytes these are, until it is gone, or its link says that this is to end.
+async fn converse(stream: Box<dyn Bytes>, restorer: Restorer, limits: Limits) {
+    let leave = restorer.link.leave().clone();
     let network = Network::new(stream, Side::Accepted, limits, restorer.link.clone());
     let restorer: restorer::Client = capnp_rpc::new_client(restorer);
     let system = RpcSystem::new(Box::new(network), Some(restorer.client));
-    drive(Rc::new(RefCell::new(system)), stop).await;
+    drive(Rc::new(RefCell::new(system)), leave).await;
 }
 
 /// Offers `services` to one peer over a stream of any kind, until it is gone.
@@ -214,7 +215,7 @@ pub async fn converse_over(
     let link = Link::default();
     let _ended = link.ended().clone().drop_guard();
     let restorer = Restorer { services: Rc::new(services), link };
-    converse(Box::new(stream), restorer, limits, CancellationToken::new()).await;
+    converse(Box::new(stream), restorer, limits).await;
 }
 
 /// What one connection gets its services from.

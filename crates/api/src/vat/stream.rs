@@ -114,6 +114,7 @@ pub(crate) struct EndsQuietly<T> {
 
 impl<T: AsyncRead + Unpin> AsyncRead for EndsQuietly<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
         match ready!(Pin::new(&mut self.stream).poll_read(cx, buf)) {
             Err(error) if is_end(&error) => {
                 if error.kind() == io::ErrorKind::TimedOut {
@@ -121,7 +122,12 @@ impl<T: AsyncRead + Unpin> AsyncRead for EndsQuietly<T> {
                 }
                 Poll::Ready(Ok(()))
             }
-            result => Poll::Ready(result),
+            result => {
+                if buf.filled().len() > before {
+                    self.link.hears();
+                }
+                Poll::Ready(result)
+            }
         }
     }
 }

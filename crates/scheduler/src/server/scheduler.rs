@@ -60,6 +60,8 @@ pub struct Keeping {
     pub retries: u32,
     /// How long a worker that was lost may take to come back for its jobs.
     pub worker_grace: Duration,
+    /// How long a worker may say nothing, though it was asked something, until it is lost. Zero: for ever.
+    pub worker_silence: Duration,
     /// How long a client that was lost may take to come back for its jobs.
     pub client_grace: Duration,
     /// Store secrets too, so that jobs with secrets can be begun after a restart.
@@ -77,6 +79,7 @@ impl Default for Keeping {
         Self {
             retries: 2,
             worker_grace: Duration::from_secs(120),
+            worker_silence: Duration::from_secs(60),
             client_grace: Duration::from_secs(120),
             store_secrets: false,
             log_limit: 2 << 30,
@@ -374,7 +377,7 @@ impl Services for Directory {
         match self.by_digest.get(&digest(id)) {
             Some(Service::Admin) => answer(Ok(Admin::serve(Everything(Rc::clone(&self.shared), link.clone())).into())),
             Some(Service::Pool(pool)) => {
-                let entrance = Entrance { pool: Rc::clone(pool), connection: link.ended().clone() };
+                let entrance = Entrance { pool: Rc::clone(pool), link: link.clone() };
                 answer(Ok(Registration::serve(entrance).into()))
             }
             None => {

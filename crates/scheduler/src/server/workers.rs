@@ -3,11 +3,11 @@
 use std::rc::Rc;
 
 use bstr::{BStr, BString};
-use kiln_api::{Answer, Error, Job, JobDescription, Queue, QueueServer, RegistrationServer, Run, Worker, answer};
-
+use kiln_api::{Answer, Error, Job, JobDescription, Link, Queue, QueueServer, RegistrationServer, Run, Worker, answer};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::pool::LivePool;
+use super::pulse::falls_silent;
 use crate::pool::{AlreadyRegistered, WorkerId};
 
 /// The most jobs that a worker may say it runs at once.
@@ -24,21 +24,24 @@ const MAX_PROCESS: usize = 64;
 /// The right to be a worker of a pool.
 pub(super) struct Entrance {
     pub(super) pool: Rc<LivePool>,
-    /// Cancelled when the connection through which it was had is over.
-    pub(super) connection: CancellationToken,
+    /// The connection through which it was had.
+    pub(super) link: Link,
 }
 
 impl RegistrationServer for Entrance {
     fn register(&self, name: BString, worker: Worker, capacity: i32) -> Answer<Queue> {
-        answer(self.admit(name.as_ref(), capacity, |pool, capacity| pool.register(name.as_ref(), worker, capacity)))
+        let itself = worker.clone();
+        let register = |pool: &Rc<LivePool>, capacity| pool.register(name.as_ref(), itself, capacity);
+        answer(self.admit(name.as_ref(), worker, capacity, register))
     }
 
     fn enter(&self, name: BString, worker: Worker, capacity: i32, process: Vec<u8>) -> Answer<Queue> {
         if !(1..=MAX_PROCESS).contains(&process.len()) {
             return answer(Err(Error::failed(format!("a worker's process has 1 to {MAX_PROCESS} bytes"))));
         }
-        let enter = |pool: &Rc<LivePool>, capacity| pool.enter(name.as_ref(), worker, capacity, process);
-        answer(self.admit(name.as_ref(), capacity, enter))
+        let itself = worker.clone();
+        let enter = |pool: &Rc<LivePool>, capacity| pool.enter(name.as_ref(), itself, capacity, process);
+        answer(self.admit(name.as_ref(), worker, capacity, enter))
     }
 }
 
@@ -46,6 +49,7 @@ impl Entrance {
     fn admit(
         &self,
         name: &BStr,
+        worker: Worker,
         capacity: i32,
         enter: impl FnOnce(&Rc<LivePool>, u32) -> Result<WorkerId, AlreadyRegistered>,
     ) -> Result<Queue, Error> {
@@ -64,12 +68,18 @@ impl Entrance {
         tracing::info!(pool = %pool.name, worker = ?name, capacity, "a worker has come");
         let left = CancellationToken::new();
         // A worker can make its queue hold on to itself, by saying that the one is the other.
-        let (connection, gone, of) = (self.connection.clone(), left.clone(), Rc::clone(pool));
+        let (link, gone, of, called) = (self.link.clone(), left.clone(), Rc::clone(pool), name.to_owned());
         tokio::task::spawn_local(async move {
+            let silence = of.keeping.worker_silence;
             tokio::select! {
-                () = connection.cancelled() => of.unregister(id),
-                () = gone.cancelled() => {}
+                () = link.ended().cancelled() => return of.unregister(id),
+                () = gone.cancelled() => return,
+                () = falls_silent(&worker, &link, silence) => {}
             }
+            tracing::warn!(pool = %of.name, worker = ?called, ?silence, "a worker does not answer any more");
+            // It learns that it was given up when it finds its connection closed: it connects again, and offers what it does.
+            link.give_up();
+            of.unregister(id);
         });
         Ok(Queue::serve(Membership { pool: Rc::clone(pool), id, name: name.to_owned(), _left: left.drop_guard() }))
     }

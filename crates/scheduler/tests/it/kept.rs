@@ -1,10 +1,16 @@
 //! Jobs that outlive connections, workers and schedulers.
 
 use std::fs;
+use std::rc::Rc;
 use std::time::Duration;
 
-use kiln_api::{Error, ErrorKind, Job, JobKey, JobState, KeptSubmission, LogTail, Secret, Submission, Ticket};
+use bstr::BString;
+use kiln_api::{
+    Answer, Error, ErrorKind, Job, JobKey, JobState, KeptSubmission, LogTail, Metric, MetricsSource, Secret,
+    Submission, Ticket, Worker, WorkerServer, answer,
+};
 use kiln_scheduler::Keeping;
+use tokio::sync::Notify;
 
 use crate::peers::{JobDescriptions as _, KeptWorker, TestWorker, submit, whole_log};
 use crate::world::{Guest, POOL, World, a_job_goes_through, insecure_world, keeping_world, world};
@@ -174,6 +180,95 @@ async fn a_worker_takes_its_own_place_before_its_old_connection_is_known_to_be_d
         assert!(old.queue.take(Job::serve_kept(KeptWorker::nothing())).await.is_err());
     })
     .await;
+}
+
+/// Workers that say nothing are soon given up. Those that do are asked by the same thread that answers, so one that is slow is slow for both.
+fn attentive(worker_grace: Duration) -> Keeping {
+    Keeping { worker_silence: Duration::from_secs(1), worker_grace, ..Keeping::default() }
+}
+
+#[tokio::test]
+async fn a_worker_that_says_nothing_any_more_is_given_up_and_learns_it() {
+    keeping_world(attentive(Duration::ZERO), async |world| {
+        let client = world.client("alice").await;
+        let (stopped, of_ocluster) = (KeptWorker::enter(world, "w1", b"p1").await, world.worker("w2", 1).await);
+        let tickets = [submit(&client, "a"), submit(&client, "b")];
+        let (first, second) = (stopped.take().await, of_ocluster.take().await);
+        let lost = [&first, &second].map(|task| task.description.clone());
+        stopped.freeze(true);
+        of_ocluster.connection.freeze(true);
+        // Nobody has closed a connection, and what they had is another's.
+        let other = KeptWorker::enter(world, "w3", b"p3").await;
+        let again = [other.take().await, other.take().await];
+        assert!(again.iter().all(|task| lost.contains(&task.description)));
+        assert_eq!(world.metric("ocluster_pool_jobs_retried_total{pool=\"linux\"}").await, 2);
+        // When it goes on, it has lost its connection, comes back, and is told.
+        stopped.freeze(false);
+        let back = stopped.over().await.enter(world).await;
+        assert!(!back.offer(&first).await);
+        of_ocluster.connection.freeze(false);
+        second.dropped().await;
+        for task in again {
+            task.finish(Ok("once".into()));
+        }
+        for ticket in tickets {
+            assert_eq!(ticket.job().result().await.expect("it ends well"), "once");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_worker_that_was_stopped_for_less_goes_on_with_its_job() {
+    keeping_world(attentive(Duration::from_secs(1000)), async |world| {
+        let client = world.client("alice").await;
+        let worker = KeptWorker::enter(world, "w1", b"p1").await;
+        let ticket = submit(&client, "");
+        let task = worker.take().await;
+        worker.freeze(true);
+        world.until_shown(|text| text.contains("disconnected:\n  w1")).await;
+        worker.freeze(false);
+        let back = worker.over().await.enter(world).await;
+        assert!(back.offer(&task).await);
+        back.queue.ready().await.expect("it is welcome");
+        task.finish(Ok("fine".into()));
+        assert_eq!(ticket.job().result().await.expect("it ends well"), "fine");
+        assert_eq!(world.metric("ocluster_pool_jobs_retried_total{pool=\"linux\"}").await, 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_worker_that_only_answers_stays() {
+    keeping_world(Keeping { worker_silence: Duration::from_millis(200), ..Keeping::default() }, async |world| {
+        let asked = Rc::new(Notify::new());
+        let registration = world.registration().await;
+        let worker = Worker::serve(Asked(Rc::clone(&asked)));
+        let queue = registration.register(b"w1", worker, 1).await.expect("it is free");
+        // Whoever is asked for the fourth time has not been given up by the first.
+        for _ in 0..4 {
+            asked.notified().await;
+        }
+        queue.set_active(false).await.expect("it is there");
+    })
+    .await;
+}
+
+/// A worker that notes what it is asked, and knows no answer.
+struct Asked(Rc<Notify>);
+
+impl WorkerServer for Asked {
+    fn metrics(&self, _: MetricsSource) -> Answer<Metric> {
+        answer(Err(Error::failed("not in this test")))
+    }
+    fn self_update(&self) -> Answer<()> {
+        answer(Err(Error::failed("not in this test")))
+    }
+    fn additional_metric(&self, source: BString) -> Answer<Option<Metric>> {
+        assert_eq!(source, "");
+        self.0.notify_one();
+        answer(Err(Error { kind: ErrorKind::Unimplemented, message: "as older workers say".to_owned() }))
+    }
 }
 
 #[tokio::test]
