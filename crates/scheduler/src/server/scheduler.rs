@@ -292,7 +292,8 @@ impl Scheduler {
             clocks.spawn_local(Rc::clone(pool).keep_time());
             clocks.spawn_local(Rc::clone(pool).settle());
         }
-        clocks.spawn_local(keep_house(shared.keeper.clone(), shared.logs.clone(), Rc::clone(&shared.keeping)));
+        let names = shared.pools.keys().cloned().collect();
+        clocks.spawn_local(keep_house(shared.keeper.clone(), shared.logs.clone(), Rc::clone(&shared.keeping), names));
         let web = async {
             if let Some(site) = site {
                 web::serve(site, pools, stop.clone()).await;

@@ -19,6 +19,13 @@ pub enum Change {
         /// What it wants.
         effect: Effect,
     },
+    /// Of the hints that ran in a pool, the latest are enough.
+    PruneHints {
+        /// The pool.
+        pool: BString,
+        /// How many rows stay. Nothing is done before there are a fifth more.
+        most: u32,
+    },
     /// There is a client: whoever knows the service id may submit in its name.
     AddClient {
         /// What it is called.
@@ -74,6 +81,16 @@ impl Change {
         let execute = |query: &str, parameters: &[&dyn ToSql]| execute(transaction, query, parameters);
         match self {
             Self::Pool { pool, effect } => keep(transaction, pool.as_ref(), effect),
+            Self::PruneHints { pool, most } => {
+                let pool = Text(pool.as_ref());
+                let count = "SELECT count(*) FROM cached WHERE pool = ?";
+                let rows: u32 = transaction.query_row(count, params![pool], |row| row.get(0))?;
+                if rows <= most.saturating_add(most / 5) {
+                    return Ok(Applied::Nothing);
+                }
+                let latest = "SELECT rowid FROM cached WHERE pool = ?1 ORDER BY created DESC, rowid DESC LIMIT ?2";
+                execute(&format!("DELETE FROM cached WHERE pool = ?1 AND rowid NOT IN ({latest})"), &[&pool, most])
+            }
             Self::AddClient { name, id } => {
                 let there = "SELECT 1 FROM sturdy_refs WHERE type = ? AND args = ?";
                 let name = name.as_bytes();

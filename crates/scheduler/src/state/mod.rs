@@ -39,8 +39,8 @@ pub use self::change::Change;
 pub use self::jobs::{KeptJob, Outcome, Secrets};
 use crate::pool::Saved;
 
-/// How many rows of hints are read at start-up, the latest.
-const HINTS: u32 = 500_000;
+/// How many rows of hints of a pool are read at start-up, and kept: the latest.
+pub const HINTS: u32 = 500_000;
 
 /// How long to wait for another program that uses the database: an administrator who looks into it.
 const BUSY: Duration = Duration::from_secs(10);
@@ -442,6 +442,27 @@ mod tests {
                 "workers"
             ]
         );
+    }
+
+    #[test]
+    fn the_latest_hints_of_each_pool_are_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut state = State::open(directory.path()).unwrap();
+        let ran = |hint: &str| Effect::SaveHint { hint: hint.into(), worker: "w".into() };
+        let all: Vec<_> = (0..12).map(|number| ran(&format!("h{number:02}"))).collect();
+        state.save(b("linux"), &all).unwrap();
+        state.save(b("arm"), &all).unwrap();
+        // As if they had run on other days than those before and after them.
+        let days = "UPDATE cached SET created = CASE cache_hint WHEN 'h00' THEN '2999-01-01' ELSE '2020-01-01' END
+                    WHERE cache_hint IN ('h00', 'h11')";
+        state.database.execute_batch(days).unwrap();
+        let prune = |most| [Change::PruneHints { pool: "linux".into(), most }];
+        // Not for a few.
+        assert_eq!(state.apply(&prune(10), false).unwrap(), [false]);
+        assert_eq!(state.apply(&prune(5), false).unwrap(), [true]);
+        let hints = |pool| -> Vec<_> { state.load(b(pool)).unwrap().hints.into_iter().map(|(hint, _)| hint).collect() };
+        assert_eq!(hints("linux"), ["h07", "h08", "h09", "h10", "h00"]);
+        assert_eq!(hints("arm").len(), 12);
     }
 
     #[test]
