@@ -17,6 +17,9 @@ const NOTICE: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(600);
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
+/// How long one of several schedulers may take until it serves in the place of another: twice what that takes.
+const TAKE_OVER: Duration = Duration::from_secs(15);
+
 /// Why a scheduler did not do what it was asked to.
 #[derive(Debug, Error)]
 pub(crate) enum PeerError {
@@ -124,9 +127,24 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// Connects to the scheduler of a capability file. A key of its own each time: OCaml's schedulers close one of two connections
-    /// of the same key.
+    /// Connects to the scheduler of a capability file. Where there are several, one may be about to take over: that is waited for.
     pub(crate) async fn open(file: Option<&Path>) -> Result<Self, PeerError> {
+        let begun = Instant::now();
+        let mut retries = Retries::new(PAUSE.0, PAUSE.1);
+        loop {
+            match Self::try_open(file).await {
+                Err(PeerError::Connect(error @ ConnectError::NoneOf(_)))
+                    if !error.is_wrong_key() && begun.elapsed() < TAKE_OVER =>
+                {
+                    tokio::time::sleep(retries.pause()).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Connects once. A key of its own each time: OCaml's schedulers close one of two connections of the same key.
+    async fn try_open(file: Option<&Path>) -> Result<Self, PeerError> {
         let uri = cap_file::load(file.ok_or(PeerError::NoCapability)?)?;
         let (key, _) = Key::generate()?;
         let connection = Connection::open(&uri, &key, Limits::default()).await?;
@@ -139,7 +157,7 @@ impl Peer {
         let mut retries = Retries::new(PAUSE.0, PAUSE.1);
         loop {
             tokio::time::sleep(retries.pause()).await;
-            match Self::open(file).await {
+            match Self::try_open(file).await {
                 Err(PeerError::Connect(error)) if !error.is_wrong_key() => {
                     if begun.elapsed() > PATIENCE {
                         return Err(error.into());

@@ -19,6 +19,10 @@ pub struct Silence {
     pub other: Duration,
 }
 
+/// How many promises of a peer may turn out to be objects of ours, before it says that our calls have passed it. No program of a cluster
+/// hands anybody's objects back.
+pub(super) const EMBARGOES: usize = 64;
+
 /// Limits on what one peer, or all of them, can take. The values of `default` are for schedulers.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -30,6 +34,10 @@ pub struct Limits {
     /// Calls of one peer that are not finished. A client has about four for each of its jobs. Those that it gave up count for as long as
     /// it is connected.
     pub calls: usize,
+    /// Objects of ours that one peer refers to, and objects of its own that it has us refer to: so many of each, and each takes about a
+    /// kilobyte. A client has three of ours for each of its jobs, a worker has us refer to two. Calls of ours that a peer does not answer
+    /// have the limit of `calls`.
+    pub references: usize,
     /// Bytes of one peer's calls that wait for their answer.
     pub held: usize,
     /// Bytes that wait to be sent to one peer before nothing more is read from it. At four times that it is disconnected.
@@ -52,6 +60,7 @@ impl Default for Limits {
             message: 16 << 20,
             nesting: 64,
             calls: 200_000,
+            references: 200_000,
             held: 64 << 20,
             unsent: 16 << 20,
             handshake: Duration::from_secs(20),

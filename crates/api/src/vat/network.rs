@@ -315,6 +315,7 @@ impl Shared {
                 () = self.unsent.until(|bytes| bytes > self.unsent.most()) => {
                     Err(capnp::Error::overloaded("the peer takes nothing of what it asked for".to_owned()))
                 }
+                excess = self.peer.overdraws() => Err(excess),
                 begun = reader.fill_buf() => match begun {
                     Ok(begun) => Ok(!begun.is_empty()),
                     Err(error) if is_end(&error) => Ok(false),

@@ -11,20 +11,18 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
 use capnp::Error;
-use capnp_rpc::rpc_capnp::{call, cap_descriptor, message as rpc, payload, resolve, return_};
+use capnp_rpc::rpc_capnp::{call, message as rpc, payload, return_};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::limits::{Limits, STRANGER_CALLS, STRANGER_MESSAGE};
+use super::references::References;
 
 /// The number of our own question, which no peer has: they count from 0.
 pub(super) const OUR_QUESTION: u32 = u32::MAX;
 
 /// The most references in one message. OCluster's have one.
 const MAX_REFERENCES: u32 = 64;
-
-/// How many promises may follow each other until there is an object. OCluster's programs have one; each is a stack frame of ours.
-const MAX_PROMISES: u8 = 16;
 
 /// Who has connected.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -47,8 +45,9 @@ pub(super) struct Peer {
     /// The bytes of these.
     held: Cell<usize>,
     answered: Notify,
-    /// How many promises led to this one, by number.
-    promises: RefCell<HashMap<u32, u8>>,
+    references: RefCell<References>,
+    /// The peer was told something, and may have more than it may.
+    told: Notify,
 }
 
 /// A question that the peer asked. capnp-rpc forgets it when it is both answered and finished: one that is finished before it is
@@ -58,6 +57,8 @@ struct Question {
     bytes: usize,
     answered: bool,
     finished: bool,
+    /// The objects in its answer: whoever finishes it may let go of all of them.
+    results: Vec<u32>,
 }
 
 impl Peer {
@@ -71,7 +72,8 @@ impl Peer {
             unanswered: Cell::new(0),
             held: Cell::new(0),
             answered: Notify::new(),
-            promises: RefCell::default(),
+            references: RefCell::default(),
+            told: Notify::new(),
         }
     }
 
@@ -88,6 +90,17 @@ impl Peer {
                 return;
             }
             answered.await;
+        }
+    }
+
+    /// Waits until the peer has more than it may, and returns what. What it asks for can come long after it has asked.
+    pub(super) async fn overdraws(&self) -> Error {
+        loop {
+            let told = self.told.notified();
+            if let Some(excess) = self.references.borrow().excess(&self.limits) {
+                return excess;
+            }
+            told.await;
         }
     }
 
@@ -114,42 +127,69 @@ impl Peer {
             self.known.set(true);
         }
         match message.which() {
-            Ok(rpc::Bootstrap(bootstrap)) => self.asks(bootstrap?.get_question_id(), bytes),
+            Ok(rpc::Bootstrap(bootstrap)) => self.asks(bootstrap?.get_question_id(), bytes)?,
             Ok(rpc::Call(call)) => {
                 let call = call?;
                 if !matches!(call.get_send_results_to().which()?, call::send_results_to::Caller(())) {
                     return Err(Error::failed("results are sent to whoever calls".to_owned()));
                 }
-                few_references(call.get_params()?)?;
-                self.asks(call.get_question_id(), bytes)
+                let params = call.get_params()?;
+                few_references(params)?;
+                self.asks(call.get_question_id(), bytes)?;
+                self.references.borrow_mut().taken(params)?;
             }
-            Ok(rpc::Return(answer)) => match answer?.which()? {
-                return_::Results(results) => few_references(results?),
-                _ => Ok(()),
-            },
-            Ok(rpc::Finish(finish)) => self.finishes(finish?.get_question_id()),
-            Ok(rpc::Resolve(resolve)) => self.resolves(resolve?),
+            Ok(rpc::Return(answer)) => {
+                let answer = answer?;
+                if let return_::Results(results) = answer.which()? {
+                    few_references(results?)?;
+                }
+                self.references.borrow_mut().answered(answer)?;
+            }
+            Ok(rpc::Finish(finish)) => {
+                let finish = finish?;
+                self.finishes(finish.get_question_id(), finish.get_release_result_caps())?;
+            }
+            Ok(rpc::Resolve(resolve)) => self.references.borrow_mut().resolved(resolve?)?,
+            Ok(rpc::Release(release)) => {
+                let release = release?;
+                self.references.borrow_mut().returned(release.get_id(), release.get_reference_count());
+            }
+            Ok(rpc::Disembargo(disembargo)) => self.references.borrow_mut().disembargoes(disembargo?)?,
+            Ok(rpc::Unimplemented(message)) => self.references.borrow_mut().refused(message?)?,
             // The rest, capnp-rpc does or refuses.
-            _ => Ok(()),
+            _ => {}
         }
+        self.references.borrow().excess(&self.limits).map_or(Ok(()), Err)
     }
 
     /// Takes note of what the peer is told.
     pub(super) fn is_told(&self, message: rpc::Reader<'_>) -> Result<(), Error> {
+        let mut references = self.references.borrow_mut();
         match message.which()? {
             rpc::Return(answer) => {
                 let answer = answer?;
-                if matches!(answer.which()?, return_::Results(_)) {
+                let mut given = Vec::new();
+                if let return_::Results(results) = answer.which()? {
                     // There is one thing that a stranger can ask with success.
                     self.known.set(true);
+                    given = references.given(results?)?;
                 }
-                self.is_answered(answer.get_answer_id(), answer.get_no_finish_needed());
+                self.is_answered(answer.get_answer_id(), answer.get_no_finish_needed(), given);
             }
-            rpc::Release(release) => {
-                self.promises.borrow_mut().remove(&release?.get_id());
+            rpc::Bootstrap(bootstrap) => references.asks(bootstrap?.get_question_id()),
+            rpc::Call(call) => {
+                let call = call?;
+                references.given(call.get_params()?)?;
+                references.asks(call.get_question_id());
             }
+            rpc::Finish(finish) => references.finishes(finish?),
+            rpc::Resolve(resolve) => references.has_resolved(resolve?)?,
+            rpc::Release(release) => references.released(release?),
+            rpc::Disembargo(disembargo) => references.embargoes(disembargo?)?,
             _ => {}
         }
+        drop(references);
+        self.told.notify_waiters();
         Ok(())
     }
 
@@ -158,7 +198,10 @@ impl Peer {
             return Err(Error::failed("that question's number is taken".to_owned()));
         }
         let mut questions = self.questions.borrow_mut();
-        if questions.insert(question, Question { bytes, answered: false, finished: false }).is_some() {
+        if questions
+            .insert(question, Question { bytes, answered: false, finished: false, results: Vec::new() })
+            .is_some()
+        {
             return Err(Error::failed("a question of that number is not finished".to_owned()));
         }
         self.unanswered.set(self.unanswered.get() + 1);
@@ -174,7 +217,7 @@ impl Peer {
     }
 
     /// Finishing what is not asked is allowed: it was answered with "no finish needed".
-    fn finishes(&self, question: u32) -> Result<(), Error> {
+    fn finishes(&self, question: u32, lets_go: bool) -> Result<(), Error> {
         if question == OUR_QUESTION {
             return Err(Error::failed("that question is not yours".to_owned()));
         }
@@ -182,6 +225,8 @@ impl Peer {
         if let Some(asked) = questions.get_mut(&question) {
             asked.finished = true;
             if asked.answered {
+                let results = std::mem::take(&mut asked.results);
+                results.into_iter().filter(|_| lets_go).for_each(|id| self.references.borrow_mut().returned(id, 1));
                 questions.remove(&question);
             } else {
                 let bytes = std::mem::take(&mut asked.bytes);
@@ -191,12 +236,13 @@ impl Peer {
         Ok(())
     }
 
-    fn is_answered(&self, question: u32, no_finish_needed: bool) {
+    fn is_answered(&self, question: u32, no_finish_needed: bool, results: Vec<u32>) {
         let mut questions = self.questions.borrow_mut();
         if let Some(asked) = questions.get_mut(&question)
             && !asked.answered
         {
             asked.answered = true;
+            asked.results = results;
             self.unanswered.set(self.unanswered.get() - 1);
             self.held.set(self.held.get() - asked.bytes);
             if asked.finished || no_finish_needed {
@@ -205,20 +251,6 @@ impl Peer {
         }
         drop(questions);
         self.answered.notify_waiters();
-    }
-
-    fn resolves(&self, resolve: resolve::Reader<'_>) -> Result<(), Error> {
-        let resolve::Cap(to) = resolve.which()? else { return Ok(()) };
-        if let cap_descriptor::SenderPromise(next) = to?.which()? {
-            let promise = resolve.get_promise_id();
-            let mut promises = self.promises.borrow_mut();
-            let before = promises.get(&promise).copied().unwrap_or_default();
-            if next == promise || before >= MAX_PROMISES {
-                return Err(Error::failed("a promise that is never kept".to_owned()));
-            }
-            promises.insert(next, before + 1);
-        }
-        Ok(())
     }
 }
 

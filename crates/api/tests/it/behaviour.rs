@@ -127,7 +127,7 @@ async fn a_job_that_its_client_lets_go_of_is_dropped_by_the_worker_though_calls_
     }
 }
 
-fn description() -> JobDescription {
+pub(crate) fn description() -> JobDescription {
     JobDescription {
         action: Action::OBuilder("((from scratch))".into()),
         cache_hint: "".into(),

@@ -143,6 +143,19 @@ impl Raw {
     }
 }
 
+/// Returns the numbers of the objects in an answer.
+pub(crate) fn references(heard: &Heard) -> Vec<u32> {
+    use capnp_rpc::rpc_capnp::{cap_descriptor, return_};
+    let Ok(message::Return(answer)) = heard.root().which() else { panic!("no answer") };
+    let Ok(return_::Results(results)) = answer.expect("it is there").which() else { panic!("no results") };
+    let table = results.expect("they are there").get_cap_table().expect("it is there");
+    let id = |reference: cap_descriptor::Reader<'_>| match reference.which() {
+        Ok(cap_descriptor::SenderHosted(id) | cap_descriptor::SenderPromise(id)) => id,
+        _ => panic!("no object"),
+    };
+    table.iter().map(id).collect()
+}
+
 pub(crate) fn bootstrap(root: message::Builder<'_>, question: u32, id: &[u8]) {
     let mut bootstrap = root.init_bootstrap();
     bootstrap.set_question_id(question);

@@ -60,6 +60,9 @@ pub(crate) struct Keeping {
     /// How long a worker of Kiln's that is lost may take to come back for its jobs
     #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = humantime::parse_duration)]
     pub(crate) worker_grace: Duration,
+    /// How long a worker may not answer, though it is connected, until it is lost; 0s is for ever
+    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = humantime::parse_duration)]
+    pub(crate) worker_silence: Duration,
     /// How long a client that is not heard of any more may take to come back for its jobs
     #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = humantime::parse_duration)]
     pub(crate) client_grace: Duration,
@@ -79,11 +82,20 @@ pub(crate) struct Keeping {
 
 impl Default for Keeping {
     fn default() -> Self {
-        let kiln_scheduler::Keeping { retries, worker_grace, client_grace, store_secrets, log_limit, logs_size, ended } =
-            kiln_scheduler::Keeping::default();
+        let kiln_scheduler::Keeping {
+            retries,
+            worker_grace,
+            worker_silence,
+            client_grace,
+            store_secrets,
+            log_limit,
+            logs_size,
+            ended,
+        } = kiln_scheduler::Keeping::default();
         Self {
             retries,
             worker_grace,
+            worker_silence,
             client_grace,
             store_secrets,
             job_log_limit: log_limit,
@@ -98,6 +110,7 @@ impl From<&Keeping> for kiln_scheduler::Keeping {
         Self {
             retries: keeping.retries,
             worker_grace: keeping.worker_grace,
+            worker_silence: keeping.worker_silence,
             client_grace: keeping.client_grace,
             store_secrets: keeping.store_secrets,
             log_limit: keeping.job_log_limit,

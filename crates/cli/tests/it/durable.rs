@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::process::Command;
 
+use rustix::process::Signal;
+
 use crate::env::{Ran, Running, TestEnv};
 use crate::marked::{Marked, Service, marks, prepare, worker};
 
@@ -14,6 +16,8 @@ const SLOTS: usize = 10;
 struct World {
     env: TestEnv,
     scheduler: Option<Service>,
+    /// More arguments for the scheduler.
+    keeping: &'static [&'static str],
     workers: BTreeMap<&'static str, Service>,
     /// Jobs with a client that waits for them.
     attached: Vec<(Marked, Running)>,
@@ -24,7 +28,12 @@ struct World {
 impl World {
     /// Starts it all, and returns when as many jobs as there is room for are half done, and `queued` more wait.
     fn start(queued: usize) -> Self {
-        let mut world = Self::idle();
+        Self::keeping(&[], queued)
+    }
+
+    /// The same with more arguments for the scheduler.
+    fn keeping(keeping: &'static [&'static str], queued: usize) -> Self {
+        let mut world = Self::idle(keeping);
         world.start_worker("w1", SLOTS / 2);
         world.start_worker("w2", SLOTS / 2);
         for number in 0..SLOTS {
@@ -44,12 +53,18 @@ impl World {
     }
 
     /// Starts a scheduler.
-    fn idle() -> Self {
+    fn idle(keeping: &'static [&'static str]) -> Self {
         let env = TestEnv::without_base();
         prepare(&env);
         assert!(Command::new("mkfifo").arg(env.at("gate")).status().unwrap().success());
-        let mut world =
-            Self { env, scheduler: None, workers: BTreeMap::new(), attached: Vec::new(), detached: Vec::new() };
+        let mut world = Self {
+            env,
+            scheduler: None,
+            keeping,
+            workers: BTreeMap::new(),
+            attached: Vec::new(),
+            detached: Vec::new(),
+        };
         world.start_scheduler();
         world
     }
@@ -57,15 +72,21 @@ impl World {
     fn start_scheduler(&mut self) {
         let listen = format!("--capnp-listen-address=unix:{}", self.env.at("socket").display());
         let scheduler = Service::start(
-            &mut self.env.kiln(&[
-                "scheduler",
-                "--capnp-secret-key-file=caps/key.pem",
-                &listen,
-                "--state-dir=state",
-                "--secrets-dir=caps",
-                "--pools=linux",
-                "--default-clients=alice",
-            ]),
+            &mut self.env.kiln(
+                &[
+                    &[
+                        "scheduler",
+                        "--capnp-secret-key-file=caps/key.pem",
+                        &listen,
+                        "--state-dir=state",
+                        "--secrets-dir=caps",
+                        "--pools=linux",
+                        "--default-clients=alice",
+                    ],
+                    self.keeping,
+                ]
+                .concat(),
+            ),
             &self.env.at("scheduler.log"),
         );
         assert!(scheduler.says("listening at"));
@@ -174,6 +195,23 @@ fn the_jobs_of_a_worker_that_is_killed_are_done_again() {
 }
 
 #[test]
+fn the_jobs_of_a_worker_that_is_stopped_are_done_elsewhere_and_it_is_told_when_it_goes_on() {
+    // Whoever is not stopped answers in less.
+    let mut world = World::keeping(&["--worker-silence=5s", "--worker-grace=0s"], 0);
+    let lost = begun_on(&world.env, "w1");
+    world.workers["w1"].signal(Signal::STOP);
+    world.start_worker("w3", SLOTS / 2);
+    while marks(&world.env).iter().filter(|mark| mark[0] == "begin" && mark[2] == "w3").count() < SLOTS / 2 {}
+    // What it has, it offers; and that is refused, so it is cancelled before it comes to an end.
+    world.workers["w1"].signal(Signal::CONT);
+    for _ in &lost {
+        assert!(world.workers["w1"].says("a job has ended"));
+    }
+    let _open = world.open_gate();
+    world.all_end_well(|job| lost.iter().any(|lost| lost == job));
+}
+
+#[test]
 fn a_scheduler_and_a_worker_are_killed_at_once() {
     let mut world = World::start(20);
     let lost = begun_on(&world.env, "w2");
@@ -187,7 +225,7 @@ fn a_scheduler_and_a_worker_are_killed_at_once() {
 
 #[test]
 fn a_job_that_waits_for_room_on_its_worker_when_the_scheduler_is_killed_is_done() {
-    let mut world = World::idle();
+    let mut world = World::idle(&[]);
     world.start_worker("w1", 2);
     world.attach(World::job(0));
     world.attached[0].1.wait_until_printed("line 6");

@@ -36,6 +36,8 @@ pub struct Gauges {
     pub assigned: Lengths,
     /// Jobs that run, or whose worker was lost and for which nobody has said yet how they go on.
     pub running: usize,
+    /// Jobs that wait until their clients have given again what is missing of them.
+    pub withheld: usize,
     /// Workers that are connected.
     pub connected: usize,
     /// Jobs that these run at once, together.

@@ -63,6 +63,8 @@ pub(super) enum Place {
         worker: WorkerId,
         trial: Trial,
     },
+    /// It waits until its client has given again what is missing of it.
+    Withheld,
     /// It ran on a worker that is gone, and is charged for that until it is known to be in vain.
     Lost(Trial),
     /// None of these, on its way.
@@ -161,6 +163,16 @@ impl Pool {
         id
     }
 
+    /// Adds a job of which something is missing. It waits until it is [requeued](Pool::requeue).
+    pub fn submit_withheld(&mut self, client: &BStr, request: Request<'_>) -> JobId {
+        let id = self.add(client, request);
+        if let Some(job) = self.jobs.get_mut(&id) {
+            job.place = Place::Withheld;
+        }
+        self.counts.withheld += 1;
+        id
+    }
+
     /// Adds a job that is nowhere yet. Returns its number.
     fn add(&mut self, client: &BStr, request: Request<'_>) -> JobId {
         let id = JobId(self.next_job);
@@ -177,16 +189,20 @@ impl Pool {
         id
     }
 
-    /// Notes that a job that waits or is lost runs on this worker, which says so. Returns false if there is no such job or
+    /// Notes that a job that waits, is lost or is withheld runs on this worker, which says so. Returns false if there is no such job or
     /// worker, or the job runs elsewhere.
     pub fn resume(&mut self, now: Duration, id: JobId, on: WorkerId) -> bool {
         let (Some(job), true) = (self.jobs.get(&id), self.workers.contains_key(&on)) else { return false };
         let trial = match job.place {
             Place::Running { .. } | Place::Nowhere => return false,
             Place::Lost(trial) => trial,
-            Place::Backlog | Place::Assigned { .. } => {
+            Place::Backlog | Place::Assigned { .. } | Place::Withheld => {
                 match job.place {
                     Place::Backlog => self.charge(now, id, self.expected(id)),
+                    Place::Withheld => {
+                        self.counts.withheld -= 1;
+                        self.charge(now, id, self.expected(id));
+                    }
                     // What it was charged for another worker stands for this one.
                     _ => self.unassign(id),
                 }
@@ -225,13 +241,18 @@ impl Pool {
                 self.counts.cancelled_total += 1;
                 Cancelled::Queued
             }
+            Place::Withheld => {
+                self.counts.withheld -= 1;
+                self.counts.cancelled_total += 1;
+                Cancelled::Queued
+            }
             Place::Nowhere => return Cancelled::Unknown,
         };
         self.remove(id);
         cancelled
     }
 
-    /// Notes that a job has ended that was running or lost. Does nothing for others: a worker may report what is no
+    /// Notes that a job has ended that was running, lost or withheld. Does nothing for others: a worker may report what is no
     /// longer so.
     pub fn finished(&mut self, now: Duration, id: JobId, end: End) {
         let Some(job) = self.jobs.get(&id) else { return };
@@ -248,13 +269,17 @@ impl Pool {
                 self.stop(id);
             }
             Place::Lost(_) => self.refund(id),
+            Place::Withheld => {
+                self.counts.withheld -= 1;
+                return self.remove(id);
+            }
             Place::Backlog | Place::Assigned { .. } | Place::Nowhere => return,
         }
         self.counts.running -= 1;
         self.remove(id);
     }
 
-    /// Puts a job that is running or lost back to where it was in the order of things, to be started again. Returns
+    /// Puts a job that is running, lost or withheld (back) to where it is in the order of things, to be started. Returns
     /// whether there is such a job.
     ///
     /// When its worker is gone, that is to be [unregistered](Pool::unregister) first: it could be given the job again.
@@ -262,6 +287,11 @@ impl Pool {
         match self.jobs.get(&id).map(|job| &job.place) {
             Some(Place::Running { .. }) => self.stop(id),
             Some(Place::Lost(_)) => {}
+            Some(Place::Withheld) => {
+                self.counts.withheld -= 1;
+                self.place(now, id);
+                return true;
+            }
             _ => return false,
         }
         self.counts.running -= 1;

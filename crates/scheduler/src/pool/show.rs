@@ -17,6 +17,11 @@ const WIDTH: usize = 77;
 const MOST: usize = 1000;
 /// How many workers are shown.
 const MOST_WORKERS: usize = 10_000;
+/// How long the text may be, in bytes, until no more workers are shown, and until no more that are gone are: a few mebibytes, with what
+/// comes after. Workers choose their names, and an administrator takes messages of 16 MiB.
+const MOST_BYTES: [usize; 2] = [4 << 20, 6 << 20];
+/// How much of a client's name or a hint is shown, in bytes.
+const MOST_OF_NAME: usize = 255;
 
 impl Pool {
     /// Returns the pool's state as text. Strangers choose names, and terminals show them: bytes that are not for display are escaped.
@@ -29,6 +34,7 @@ impl Pool {
     ///   w2 (0): (inactive: worker pause, admin pause) (0 running)
     /// disconnected:
     ///   w3 (paused)
+    /// withheld: 1 (until their clients give their secrets again)     only if there are any; OCluster has none
     /// clients: alice(1) bob(2)+14s           rates, and how far the start of another job would be
     /// ```
     ///
@@ -50,7 +56,7 @@ impl Pool {
         let mut more = 0;
         for (name, _, machine) in self.machines.iter() {
             let Some(worker) = machine.worker.and_then(|id| self.workers.get(&id)) else { continue };
-            match out.lines < MOST_WORKERS {
+            match out.lines < MOST_WORKERS && out.out.len() < MOST_BYTES[0] {
                 true => self.show_worker(&mut out, fair_now, name, worker, &mut left),
                 false => more += 1,
             }
@@ -59,7 +65,7 @@ impl Pool {
         out.text("\ndisconnected:");
         let (mut shown, mut more) = (0, 0);
         for (name, _, machine) in self.machines.iter().filter(|(_, _, it)| it.known && it.worker.is_none()) {
-            if shown == MOST_WORKERS {
+            if shown == MOST_WORKERS || out.out.len() >= MOST_BYTES[1] {
                 more += 1;
                 continue;
             }
@@ -69,6 +75,9 @@ impl Pool {
             out.text(if machine.paused { " (paused)" } else { "" });
         }
         out.more_lines(more);
+        if self.counts.withheld > 0 {
+            out.text(format!("\nwithheld: {} (until their clients give their secrets again)", self.counts.withheld));
+        }
         out.text("\nclients: ");
         self.show_clients(&mut out, fair_now);
         out.text("\n");
@@ -169,6 +178,8 @@ impl Pool {
 /// Returns a name as a terminal may have it: without what moves its cursor, ends lines or turns the direction of writing.
 fn displayed(name: &BStr) -> BString {
     let mut out = BString::default();
+    let (name, rest) = name.split_at(name.len().min(MOST_OF_NAME));
+    let name = BStr::new(name);
     for (start, end, char) in name.char_indices() {
         match char {
             '\u{FFFD}' => {
@@ -178,6 +189,9 @@ fn displayed(name: &BStr) -> BString {
             char if char.is_control() => out.push_str(char.escape_default().to_string()),
             char => out.push_char(char),
         }
+    }
+    if !rest.is_empty() {
+        out.push_char('…');
     }
     out
 }

@@ -40,9 +40,36 @@ pub(super) struct Deposit {
 }
 
 impl Deposit {
-    /// Returns `None` if the client has too much waiting already.
-    pub(super) fn take(account: &Rc<Account>, description: &JobDescription) -> Option<Self> {
-        Self::take_bytes(account, size(description).max(LEAST))
+    /// Fails if the client has too much waiting already.
+    fn take(account: &Rc<Account>, description: &JobDescription) -> Result<Self, Error> {
+        Self::take_bytes(account, bytes(description)).ok_or_else(|| Error {
+            kind: ErrorKind::Overloaded,
+            message: format!(
+                "the jobs that wait for this client hold {} MB; no more until some have run",
+                MAX_WAITING >> 20
+            ),
+        })
+    }
+
+    /// Takes it in the place of another for the same job, which is returned if that fails.
+    pub(super) fn instead_of(
+        before: Option<Self>,
+        account: &Rc<Account>,
+        description: &JobDescription,
+    ) -> Result<Self, (Option<Self>, Error)> {
+        // A client that was removed and added again has another account.
+        let bytes = before.as_ref().filter(|it| Rc::ptr_eq(&it.account, account)).map_or(0, |before| before.bytes);
+        account.waiting.set(account.waiting.get() - bytes);
+        let taken = Self::take(account, description);
+        account.waiting.set(account.waiting.get() + bytes);
+        taken.map_err(|refused| (before, refused))
+    }
+
+    /// Takes what a job of an earlier scheduler takes. That was accepted, and counts however much it is.
+    pub(super) fn again(account: &Rc<Account>, description: &JobDescription) -> Self {
+        let bytes = bytes(description);
+        account.waiting.set(account.waiting.get().saturating_add(bytes));
+        Self { account: Rc::clone(account), bytes }
     }
 
     fn take_bytes(account: &Rc<Account>, bytes: usize) -> Option<Self> {
@@ -171,7 +198,7 @@ impl Client {
     /// Submits a job that outlives the scheduler, or finds it.
     async fn keep(self, kept: KeptSubmission) -> Result<(Ticket, bool), Error> {
         let KeptSubmission { key, pool, description, urgent, detached } = kept;
-        if let Some(found) = self.attach(key, &description) {
+        if let Some(found) = self.attach(key, &description)? {
             return Ok((found, false));
         }
         let (live, deposit) = self.admit(pool.as_ref(), &description)?;
@@ -214,7 +241,7 @@ impl Client {
             return Ok((ticket(&record, Some(hold)), true));
         }
         // It may have been submitted through another connection meanwhile, or have ended.
-        if let Some(found) = self.attach(key, &description) {
+        if let Some(found) = self.attach(key, &description)? {
             return Ok((found, false));
         }
         let job = self.stored(key).await?.ok_or_else(|| Error::failed(format!("job {key} is another client's")))?;
@@ -222,10 +249,14 @@ impl Client {
     }
 
     /// Returns the ticket of a job that has not ended.
-    fn attach(&self, key: JobKey, description: &JobDescription) -> Option<Ticket> {
-        let attach = |pool: &Rc<LivePool>| pool.attach(key, self.name.as_ref(), description, self.link.clone());
-        let (record, hold) = self.shared.pools.values().find_map(attach)?;
-        Some(ticket(&record, Some(hold)))
+    fn attach(&self, key: JobKey, description: &JobDescription) -> Result<Option<Ticket>, Error> {
+        for pool in self.shared.pools.values() {
+            let found = pool.attach(key, self.name.as_ref(), &self.account, description, self.link.clone())?;
+            if let Some((record, hold)) = found {
+                return Ok(Some(ticket(&record, Some(hold))));
+            }
+        }
+        Ok(None)
     }
 
     /// Returns what the database has of this client's job.
@@ -255,13 +286,7 @@ impl Client {
         if description.cache_hint.len() > MAX_HINT {
             return Err(Error::failed(format!("a cache hint is at most {MAX_HINT} bytes long")));
         }
-        let deposit = Deposit::take(&self.account, description).ok_or_else(|| Error {
-            kind: ErrorKind::Overloaded,
-            message: format!(
-                "the jobs that wait for this client hold {} MB; no more until some have run",
-                MAX_WAITING >> 20
-            ),
-        })?;
+        let deposit = Deposit::take(&self.account, description)?;
         Ok((Rc::clone(pool), deposit))
     }
 }
@@ -270,6 +295,11 @@ impl Client {
 fn unknown_pool<'a>(pool: &BStr, pools: impl Iterator<Item = &'a BString>) -> String {
     let pools: Vec<_> = pools.map(ToString::to_string).collect();
     format!("Pool ID {pool:?} not one of {{{}}}", pools.join(", "))
+}
+
+/// Returns how much a job that waits is taken to take, in bytes.
+fn bytes(description: &JobDescription) -> usize {
+    size(description).max(LEAST)
 }
 
 /// Returns about how much a description takes in memory, in bytes.
@@ -306,6 +336,31 @@ mod tests {
         drop(half);
         assert!(Deposit::take_bytes(&account, MAX_WAITING / 2).is_some());
         drop(other);
+        assert_eq!(account.waiting.get(), 0);
+    }
+
+    #[test]
+    fn what_is_given_again_counts_in_the_place_of_what_there_was() {
+        let account = Rc::new(Account::default());
+        let description = |bytes: usize| JobDescription {
+            action: Action::OBuilder("".into()),
+            cache_hint: "".into(),
+            repository: "".into(),
+            commits: vec![],
+            secrets: vec![kiln_api::Secret { id: "".into(), value: vec![b'x'; bytes - 96].into() }],
+        };
+        // What an earlier scheduler accepted counts, and is not refused.
+        let full: Vec<_> = (0..3).map(|_| Deposit::again(&account, &description(MAX_WAITING / 2))).collect();
+        assert!(Deposit::take(&account, &description(LEAST)).is_err());
+        drop(full);
+        let before = Deposit::again(&account, &description(LEAST));
+        let whole = Deposit::instead_of(Some(before), &account, &description(MAX_WAITING)).ok().expect("there is room");
+        assert_eq!(account.waiting.get(), MAX_WAITING);
+        let (whole, refused) =
+            Deposit::instead_of(Some(whole), &account, &description(MAX_WAITING + 1)).err().expect("it is too much");
+        assert_eq!(refused.kind, ErrorKind::Overloaded);
+        assert_eq!(account.waiting.get(), MAX_WAITING);
+        drop(whole);
         assert_eq!(account.waiting.get(), 0);
     }
 

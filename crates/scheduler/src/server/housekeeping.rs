@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use bstr::BString;
 use kiln_api::JobKey;
 use tokio::task::spawn_blocking;
 
@@ -10,7 +11,7 @@ use super::jobs::now;
 use super::keeper::Keeper;
 use super::logs::Logs;
 use super::scheduler::Keeping;
-use crate::state::Change;
+use crate::state::{Change, HINTS};
 
 /// How often it is looked for.
 const EVERY: Duration = Duration::from_secs(600);
@@ -21,9 +22,17 @@ const RECENT: Duration = Duration::from_secs(3600);
 /// How many jobs are looked at for each look at the size of all.
 const AT_ONCE: u32 = 100;
 
-/// Removes jobs that ended long ago, and the longest ended of more than there is room for, for ever.
-pub(super) async fn keep_house(keeper: Keeper, logs: Logs, keeping: Rc<Keeping>) {
+/// Removes jobs that ended long ago, and the longest ended of more than there is room for, and hints of the pools that are of no use any more,
+/// for ever.
+pub(super) async fn keep_house(keeper: Keeper, logs: Logs, keeping: Rc<Keeping>, pools: Vec<BString>) {
     loop {
+        for pool in &pools {
+            // Clients choose them, and each that ran somewhere is a row.
+            let prune = Change::PruneHints { pool: pool.clone(), most: HINTS };
+            if let Err(error) = keeper.write(prune, false).await {
+                warn(&error, "cannot forget old hints");
+            }
+        }
         tidy(&keeper, &logs, &keeping).await;
         tokio::time::sleep(EVERY).await;
     }
@@ -40,7 +49,7 @@ async fn tidy(keeper: &Keeper, logs: &Logs, keeping: &Keeping) {
                     return;
                 }
             }
-            Err(error) => return warn(&error),
+            Err(error) => return warn(&error, JOBS),
         }
     }
     while size(keeper, logs).await > keeping.logs_size {
@@ -53,7 +62,7 @@ async fn tidy(keeper: &Keeper, logs: &Logs, keeping: &Keeping) {
                     return;
                 }
             }
-            Err(error) => return warn(&error),
+            Err(error) => return warn(&error, JOBS),
         }
     }
 }
@@ -62,7 +71,7 @@ async fn tidy(keeper: &Keeper, logs: &Logs, keeping: &Keeping) {
 async fn forget(keeper: &Keeper, logs: &Logs, jobs: Vec<JobKey>) -> bool {
     for job in jobs {
         if let Err(error) = keeper.write(Change::Forget { job }, false).await {
-            warn(&error);
+            warn(&error, JOBS);
             return false;
         }
         let logs = logs.clone();
@@ -75,12 +84,14 @@ async fn forget(keeper: &Keeper, logs: &Logs, jobs: Vec<JobKey>) -> bool {
 /// Returns how long all logs are together, in bytes.
 async fn size(keeper: &Keeper, logs: &Logs) -> u64 {
     if keeper.is_shared() {
-        return keeper.logs_size().await.inspect_err(|error| warn(error)).unwrap_or_default();
+        return keeper.logs_size().await.inspect_err(|error| warn(error, JOBS)).unwrap_or_default();
     }
     let logs = logs.clone();
     spawn_blocking(move || logs.size()).await.unwrap_or_default()
 }
 
-fn warn(error: &(dyn std::error::Error + 'static)) {
-    tracing::warn!(error, "cannot forget jobs that ended");
+const JOBS: &str = "cannot forget jobs that ended";
+
+fn warn(error: &(dyn std::error::Error + 'static), what: &str) {
+    tracing::warn!(error, "{what}");
 }

@@ -8,7 +8,7 @@ use kiln_api::{Answer, Error, ErrorKind, JobDescription, JobInfo, JobKey, JobSta
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use super::clients::Deposit;
+use super::clients::{Account, Deposit};
 use super::pool::LivePool;
 use super::record::{Hold, Outcome, Record, Stage};
 use super::runs::LiveRun;
@@ -55,6 +55,9 @@ impl LiveJob {
     }
 }
 
+/// A job that somebody wants.
+pub(super) type Held = (Rc<Record>, Rc<Hold>);
+
 /// What a client wants done.
 pub(super) struct NewJob {
     pub(super) client: BString,
@@ -85,7 +88,7 @@ pub(super) fn without_secrets() -> Error {
 
 impl LivePool {
     /// Adds a job of a client. Returns it, held.
-    pub(super) fn submit(self: &Rc<Self>, new: NewJob, link: Link) -> (Rc<Record>, Rc<Hold>) {
+    pub(super) fn submit(self: &Rc<Self>, new: NewJob, link: Link) -> Held {
         let NewJob { client, description, urgent, deposit, kept } = new;
         let key = kept.as_ref().map_or_else(JobKey::random, |kept| kept.key);
         let record = Record::new(key, Stage::Waiting);
@@ -130,10 +133,11 @@ impl LivePool {
             _ => self.logs.open(Some(key)).inspect_err(|error| tracing::warn!(job = %key, %error, "no log")).ok(),
         };
         let run = worker.map(|worker| LiveRun::lost(worker, runs, log_start));
-        // Without all of its description it is nowhere, until its client or its worker is back.
-        let id = self.prepare(|pool, now| match run.is_none() && is_whole {
-            true => pool.submit(now, client.as_ref(), request),
-            false => pool.submit_lost(now, client.as_ref(), request),
+        // Without all of its description it waits until its client or its worker is back.
+        let id = self.prepare(|pool, now| match (&run, is_whole) {
+            (Some(_), _) => pool.submit_lost(now, client.as_ref(), request),
+            (None, true) => pool.submit(now, client.as_ref(), request),
+            (None, false) => pool.submit_withheld(client.as_ref(), request),
         });
         let lost = run.as_ref().map(|run| run.worker.clone());
         let (whole, incomplete) = if is_whole { (description, None) } else { (None, description) };
@@ -170,28 +174,44 @@ impl LivePool {
 
     /// Returns a job of this client of which the end is not told yet, held, if there is one of this key. What was forgotten of it is taken from
     /// `description`.
+    ///
+    /// # Errors
+    ///
+    /// That is more than may wait for the client.
     pub(super) fn attach(
         self: &Rc<Self>,
         key: JobKey,
         client: &BStr,
+        account: &Rc<Account>,
         description: &JobDescription,
         link: Link,
-    ) -> Option<(Rc<Record>, Rc<Hold>)> {
-        let (id, record) = self.find(key, client)?;
+    ) -> Result<Option<Held>, Error> {
+        let Some((id, record)) = self.find(key, client) else { return Ok(None) };
         let is_waiting = {
             let mut jobs = self.jobs.borrow_mut();
-            let job = jobs.get_mut(&id)?;
-            let was_whole = job.is_over || job.description.is_some();
-            if !was_whole {
-                job.description = job.incomplete.take().map(|known| Rc::new(known.with_secrets_of(description)));
+            let Some(job) = jobs.get_mut(&id) else { return Ok(None) };
+            match job.incomplete.take().filter(|_| !job.is_over) {
+                Some(known) => {
+                    let whole = known.clone().with_secrets_of(description);
+                    let before = job.deposit.take();
+                    match Deposit::instead_of(before, account, &whole) {
+                        Ok(deposit) => job.deposit = Some(deposit),
+                        Err((before, refused)) => {
+                            (job.deposit, job.incomplete) = (before, Some(known));
+                            return Err(refused);
+                        }
+                    }
+                    job.description = Some(Rc::new(whole));
+                    job.run.is_none()
+                }
+                None => false,
             }
-            !was_whole && job.run.is_none()
         };
         let hold = Hold::new(self, id, link);
         if is_waiting {
             self.act(|pool, now| pool.requeue(now, id));
         }
-        Some((record, hold))
+        Ok(Some((record, hold)))
     }
 
     /// Returns a job of this client of which the end is not told yet: the database does not know it either.
@@ -305,8 +325,7 @@ impl LivePool {
             if let Some(lost) = job.run.as_ref().filter(|run| run.is_lost()) {
                 self.is_not_lost(&lost.worker, id);
             }
-            job.description = None;
-            job.deposit = None;
+            (job.description, job.incomplete, job.deposit) = (None, None, None);
             (job.record.key, job.is_kept)
         };
         self.act(|pool, now| pool.finished(now, id, End::Cancelled));

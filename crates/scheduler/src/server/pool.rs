@@ -42,6 +42,15 @@ pub(super) struct Pop {
     pub(super) answer: oneshot::Sender<(JobDescription, Run)>,
 }
 
+/// How often since the scheduler began.
+#[derive(Default)]
+pub(crate) struct Losses {
+    /// A job began again.
+    pub(crate) retried: Cell<u64>,
+    /// A job was given up.
+    pub(crate) abandoned: Cell<u64>,
+}
+
 /// One pool of a running scheduler.
 pub(crate) struct LivePool {
     pub(crate) name: BString,
@@ -50,6 +59,8 @@ pub(crate) struct LivePool {
     pub(super) keys: RefCell<HashMap<JobKey, JobId>>,
     /// The jobs of workers that are gone and may come back, by the workers' names.
     pub(super) lost: RefCell<HashMap<BString, BTreeSet<JobId>>>,
+    /// What came of jobs whose workers were.
+    pub(crate) losses: Losses,
     workers: RefCell<HashMap<WorkerId, LiveWorker>>,
     /// The pool may have another time to be told.
     changed: Notify,
@@ -81,6 +92,7 @@ impl LivePool {
             jobs: RefCell::default(),
             keys: RefCell::default(),
             lost: RefCell::default(),
+            losses: Losses::default(),
             workers: RefCell::default(),
             changed: Notify::new(),
             registered: watch::Sender::new(0),

@@ -399,8 +399,17 @@ impl LivePool {
             failure
         };
         match failure {
-            Some(error) => self.finish(id, Err(error)),
-            None => _ = self.act(|pool, now| pool.requeue(now, id)),
+            Some(error) => {
+                // What failed for another reason was cancelled, or lacks something.
+                if error.kind == ErrorKind::Disconnected {
+                    self.losses.abandoned.update(|before| before + 1);
+                }
+                self.finish(id, Err(error));
+            }
+            None => {
+                self.losses.retried.update(|before| before + 1);
+                self.act(|pool, now| pool.requeue(now, id));
+            }
         }
     }
 

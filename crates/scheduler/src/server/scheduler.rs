@@ -65,6 +65,8 @@ pub struct Keeping {
     pub retries: u32,
     /// How long a worker that was lost may take to come back for its jobs.
     pub worker_grace: Duration,
+    /// How long a worker may say nothing, though it was asked something, until it is lost. Zero: for ever.
+    pub worker_silence: Duration,
     /// How long a client that was lost may take to come back for its jobs.
     pub client_grace: Duration,
     /// Store secrets too, so that jobs with secrets can be begun after a restart.
@@ -82,6 +84,7 @@ impl Default for Keeping {
         Self {
             retries: 2,
             worker_grace: Duration::from_secs(120),
+            worker_silence: Duration::from_secs(60),
             client_grace: Duration::from_secs(120),
             store_secrets: false,
             log_limit: 2 << 30,
@@ -139,7 +142,7 @@ impl Shared {
                     let account = self.clients.borrow().get(&job.client).cloned();
                     let deposit = account
                         .zip(job.description.as_ref())
-                        .and_then(|(account, description)| Deposit::take(&account, description));
+                        .map(|(account, description)| Deposit::again(&account, description));
                     pool.restore(job, deposit);
                 }
                 None => {
@@ -288,7 +291,8 @@ impl Scheduler {
             clocks.spawn_local(Rc::clone(pool).settle());
             clocks.spawn_local(Rc::clone(pool).archive_all());
         }
-        clocks.spawn_local(keep_house(shared.keeper.clone(), shared.logs.clone(), Rc::clone(&shared.keeping)));
+        let names = shared.pools.keys().cloned().collect();
+        clocks.spawn_local(keep_house(shared.keeper.clone(), shared.logs.clone(), Rc::clone(&shared.keeping), names));
         let web = async {
             if let Some(site) = site {
                 web::serve(site, pools, stop.clone()).await;
@@ -411,7 +415,7 @@ impl Services for Directory {
         match self.by_digest.get(&digest(id)) {
             Some(Service::Admin) => answer(Ok(Admin::serve(Everything(Rc::clone(&self.shared), link.clone())).into())),
             Some(Service::Pool(pool)) => {
-                let entrance = Entrance { pool: Rc::clone(pool), connection: link.ended().clone() };
+                let entrance = Entrance { pool: Rc::clone(pool), link: link.clone() };
                 answer(Ok(Registration::serve(entrance).into()))
             }
             None => {

@@ -3,8 +3,9 @@
 use std::rc::Rc;
 
 use bstr::{BStr, BString};
-use kiln_api::{Answer, Error, Job, JobDescription, Queue, QueueServer, RegistrationServer, Run, Worker, answer};
-
+use kiln_api::{
+    Answer, Error, Job, JobDescription, Link, Queue, QueueServer, RegistrationServer, Run, Silence, Worker, answer,
+};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::pool::LivePool;
@@ -13,24 +14,25 @@ use crate::pool::{AlreadyRegistered, WorkerId};
 /// The most jobs that a worker may say it runs at once.
 const MAX_CAPACITY: u32 = 10_000;
 
-/// The longest name of a worker, in bytes, and how many names a pool takes note of. They are kept for ever.
+/// The longest name of a worker, in bytes, and how many names a pool takes note of. They are kept for ever, and an administrator who lists
+/// them has them in one message, of 16 MiB at most.
 const MAX_NAME: usize = 255;
+const MAX_NAMES: usize = 50_000;
 
 /// The most bytes that a worker may call its process.
 const MAX_PROCESS: usize = 64;
 
-const MAX_NAMES: usize = 100_000;
-
 /// The right to be a worker of a pool.
 pub(super) struct Entrance {
     pub(super) pool: Rc<LivePool>,
-    /// Cancelled when the connection through which it was had is over.
-    pub(super) connection: CancellationToken,
+    /// The connection through which it was had.
+    pub(super) link: Link,
 }
 
 impl RegistrationServer for Entrance {
     fn register(&self, name: BString, worker: Worker, capacity: i32) -> Answer<Queue> {
-        answer(self.admit(name.as_ref(), capacity, |pool, capacity| pool.register(name.as_ref(), worker, capacity)))
+        let register = |pool: &Rc<LivePool>, capacity| pool.register(name.as_ref(), worker, capacity);
+        answer(self.admit(name.as_ref(), capacity, register))
     }
 
     fn enter(&self, name: BString, worker: Worker, capacity: i32, process: Vec<u8>) -> Answer<Queue> {
@@ -63,11 +65,18 @@ impl Entrance {
         let id = enter(pool, capacity).map_err(|error| Error::failed(error.to_string()))?;
         tracing::info!(pool = %pool.name, worker = ?name, capacity, "a worker has come");
         let left = CancellationToken::new();
+        let silence = pool.keeping.worker_silence;
+        if !silence.is_zero() {
+            // A worker that is given up learns it when it finds its connection closed: it connects again, and offers what it does. OCluster's
+            // have as long as Kiln's.
+            let (quiet, rest) = (silence / 2, silence - silence / 2);
+            self.link.watch(Silence { quiet, kiln: rest, other: rest });
+        }
         // A worker can make its queue hold on to itself, by saying that the one is the other.
-        let (connection, gone, of) = (self.connection.clone(), left.clone(), Rc::clone(pool));
+        let (ended, gone, of) = (self.link.ended().clone(), left.clone(), Rc::clone(pool));
         tokio::task::spawn_local(async move {
             tokio::select! {
-                () = connection.cancelled() => of.unregister(id),
+                () = ended.cancelled() => of.unregister(id),
                 () = gone.cancelled() => {}
             }
         });

@@ -20,6 +20,13 @@ pub enum Change {
         /// What it wants.
         effect: Effect,
     },
+    /// Of the hints that ran in a pool, the latest are enough.
+    PruneHints {
+        /// The pool.
+        pool: BString,
+        /// How many rows stay. Nothing is done before there are a fifth more.
+        most: u32,
+    },
     /// There is a client: whoever knows the service id may submit in its name.
     AddClient {
         /// What it is called.
@@ -84,6 +91,17 @@ impl Change {
         let mut execute = |query: &str, parameters: &[Parameter<'_>]| execute(transaction, query, parameters);
         match self {
             Self::Pool { pool, effect } => keep(transaction, pool.as_ref(), effect),
+            Self::PruneHints { pool, most } => {
+                let pool = Parameter::text(pool);
+                let count = transaction.row("SELECT count(*) FROM cached WHERE pool = $1", &[pool])?;
+                let rows = count.map_or(Ok(0), |row| row.int(0))?;
+                if rows <= i64::from(*most) + i64::from(most / 5) {
+                    return Ok(Applied::Nothing);
+                }
+                let latest = "SELECT rowid FROM cached WHERE pool = $1 ORDER BY created DESC, rowid DESC LIMIT $2";
+                let others = format!("DELETE FROM cached WHERE pool = $1 AND rowid NOT IN ({latest})");
+                self::execute(transaction, &others, &[pool, Parameter::Int((*most).into())])
+            }
             Self::AddClient { name, id } => {
                 let there = "SELECT 1 FROM sturdy_refs WHERE type = $1 AND args = $2";
                 if transaction.row(there, &[CLIENT, Parameter::Blob(name)])?.is_some() {

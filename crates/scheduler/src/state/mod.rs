@@ -46,8 +46,8 @@ pub use self::jobs::{KeptJob, Outcome, Secrets};
 use self::lease::Tenure;
 use crate::pool::Saved;
 
-/// How many rows of hints are read at start-up, the latest.
-const HINTS: i64 = 500_000;
+/// How many rows of hints of a pool are read at start-up, and kept: the latest.
+pub const HINTS: u32 = 500_000;
 
 const CLIENT: Parameter<'_> = Parameter::Text(b"ocluster-client");
 
@@ -220,7 +220,7 @@ impl State {
             let pool = Parameter::Text(pool);
             let hints =
                 "SELECT cache_hint, worker FROM cached WHERE pool = $1 ORDER BY created DESC, rowid DESC LIMIT $2";
-            let hints = self.database.rows(hints, &[pool, Parameter::Int(HINTS)])?;
+            let hints = self.database.rows(hints, &[pool, Parameter::Int(HINTS.into())])?;
             let workers = self.database.rows("SELECT id, paused FROM workers WHERE pool = $1 ORDER BY id", &[pool])?;
             let rates = self.database.rows("SELECT \"user\", rate FROM pool_user_rate WHERE pool = $1", &[pool])?;
             let mut saved = Saved::default();

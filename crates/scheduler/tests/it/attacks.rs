@@ -5,15 +5,15 @@ use std::rc::Rc;
 
 use bstr::BString;
 use kiln_api::{
-    Answer, Error, ErrorKind, Job, JobServer, LogChunk, Metric, MetricsSource, Reference as _, Worker, WorkerServer,
-    answer,
+    Answer, Error, ErrorKind, Job, JobKey, JobServer, KeptSubmission, Limits, LogChunk, Metric, MetricsSource,
+    Reference as _, Submission, Worker, WorkerServer, answer,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use crate::peers::{JobDescriptions as _, submit, whole_log};
-use crate::world::{POOL, World, a_job_goes_through, timeless_world, world};
+use crate::world::{Guest, POOL, World, a_job_goes_through, limited_world, timeless_world, world};
 
 /// A job that never answers.
 struct Silent;
@@ -53,6 +53,58 @@ async fn a_worker_that_takes_jobs_and_does_nothing_holds_up_its_own_clients_only
         assert!(world.show().await.contains("bad (0): [] (10 running)"));
         bad.connection.cut().await;
         world.until_shown(|text| text.contains("disconnected:\n  bad")).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_that_keeps_all_that_it_is_given_loses_its_connection_and_others_go_on() {
+    let limits = Limits { references: 1000, calls: 1000, ..Limits::default() };
+    limited_world(limits, async |world| {
+        let uri = world.add_client("alice").await;
+        let (good, worker) = (world.client("bob").await, world.worker("w1", 1).await);
+        // Jobs that have ended are in no queue, and cost nothing but this: answers of which it goes on asking for parts.
+        let bad: Guest<Submission> = world.open(&uri).await;
+        let mut kept = Vec::new();
+        let error = loop {
+            let ticket = submit(&bad, "");
+            // What this says when the connection has gone, the job says too.
+            let _ = ticket.cancel().await;
+            let job = ticket.job();
+            let error = job.result().await.expect_err("it is cancelled");
+            kept.push((ticket, job));
+            if error.message != "Ticket cancelled" {
+                break error;
+            }
+        };
+        assert_eq!(error.message, "more than 1000 calls at once");
+        a_job_goes_through(POOL, &good, &worker).await;
+        // Or the same job, as often as it likes.
+        let bad: Guest<Submission> = world.open(&uri).await;
+        let job = KeptSubmission {
+            key: JobKey::random(),
+            pool: POOL.into(),
+            description: "".job(),
+            urgent: false,
+            detached: true,
+        };
+        assert!(bad.submit_kept(&job).expect("it is small").1.await.expect("it is accepted"));
+        bad.cancel(job.key).await.expect("it is there");
+        let mut kept = Vec::new();
+        let error = loop {
+            match bad.find(job.key).await {
+                Ok((job, _)) => kept.push(job),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.message, "more than 1000 references to objects here at once");
+        assert!(kept.len() >= 900, "{}", kept.len());
+        a_job_goes_through(POOL, &good, &worker).await;
+        // Who lets go of what it had has no end of it.
+        for _ in 0..1100 {
+            submit(&good, "").cancel().await.expect("it is there");
+        }
+        a_job_goes_through(POOL, &good, &worker).await;
     })
     .await;
 }

@@ -7,7 +7,7 @@ use kiln_api::{Error, ErrorKind, Job, JobKey, JobState, KeptSubmission, LogTail,
 use kiln_scheduler::Keeping;
 
 use crate::peers::{JobDescriptions as _, KeptWorker, TestWorker, submit, whole_log};
-use crate::world::{Guest, POOL, World, a_job_goes_through, keeping_world, world};
+use crate::world::{Guest, POOL, World, a_job_goes_through, insecure_world, keeping_world, world};
 
 fn kept(hint: &str, detached: bool) -> KeptSubmission {
     KeptSubmission { key: JobKey::random(), pool: POOL.into(), description: hint.job(), urgent: false, detached }
@@ -75,6 +75,8 @@ async fn a_job_that_loses_every_worker_is_given_up() {
         }
         let error = job.result().await.expect_err("it is given up");
         assert_eq!(error, Error::disconnected("worker w3 is lost"));
+        assert_eq!(world.metric("ocluster_pool_jobs_retried_total{pool=\"linux\"}").await, 2);
+        assert_eq!(world.metric("ocluster_pool_jobs_abandoned_total{pool=\"linux\"}").await, 1);
         a_job_goes_through(POOL, &client, &world.worker("w4", 1).await).await;
     })
     .await;
@@ -170,6 +172,62 @@ async fn a_worker_takes_its_own_place_before_its_old_connection_is_known_to_be_d
         assert_eq!(job.result().await.expect("it ends well"), "fine");
         // What the old one had asked for is not answered.
         assert!(old.queue.take(Job::serve_kept(KeptWorker::nothing())).await.is_err());
+    })
+    .await;
+}
+
+/// Workers that say nothing are soon given up. Those that do are asked by the same thread that answers, so one that is slow is slow for both.
+fn attentive(worker_grace: Duration) -> Keeping {
+    Keeping { worker_silence: Duration::from_secs(1), worker_grace, ..Keeping::default() }
+}
+
+#[tokio::test]
+async fn a_worker_that_says_nothing_any_more_is_given_up_and_learns_it() {
+    keeping_world(attentive(Duration::ZERO), async |world| {
+        let client = world.client("alice").await;
+        let (stopped, of_ocluster) = (KeptWorker::enter(world, "w1", b"p1").await, world.worker("w2", 1).await);
+        let tickets = [submit(&client, "a"), submit(&client, "b")];
+        let (first, second) = (stopped.take().await, of_ocluster.take().await);
+        let lost = [&first, &second].map(|task| task.description.clone());
+        stopped.freeze(true);
+        of_ocluster.connection.freeze(true);
+        // Nobody has closed a connection, and what they had is another's.
+        let other = KeptWorker::enter(world, "w3", b"p3").await;
+        let again = [other.take().await, other.take().await];
+        assert!(again.iter().all(|task| lost.contains(&task.description)));
+        assert_eq!(world.metric("ocluster_pool_jobs_retried_total{pool=\"linux\"}").await, 2);
+        // When it goes on, it has lost its connection, comes back, and is told.
+        stopped.freeze(false);
+        let back = stopped.over().await.enter(world).await;
+        assert!(!back.offer(&first).await);
+        of_ocluster.connection.freeze(false);
+        second.dropped().await;
+        for task in again {
+            task.finish(Ok("once".into()));
+        }
+        for ticket in tickets {
+            assert_eq!(ticket.job().result().await.expect("it ends well"), "once");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_worker_that_was_stopped_for_less_goes_on_with_its_job() {
+    keeping_world(attentive(Duration::from_secs(1000)), async |world| {
+        let client = world.client("alice").await;
+        let worker = KeptWorker::enter(world, "w1", b"p1").await;
+        let ticket = submit(&client, "");
+        let task = worker.take().await;
+        worker.freeze(true);
+        world.until_shown(|text| text.contains("disconnected:\n  w1")).await;
+        worker.freeze(false);
+        let back = worker.over().await.enter(world).await;
+        assert!(back.offer(&task).await);
+        back.queue.ready().await.expect("it is welcome");
+        task.finish(Ok("fine".into()));
+        assert_eq!(ticket.job().result().await.expect("it ends well"), "fine");
+        assert_eq!(world.metric("ocluster_pool_jobs_retried_total{pool=\"linux\"}").await, 0);
     })
     .await;
 }
@@ -385,6 +443,12 @@ async fn secrets_are_in_memory_only_and_a_client_that_comes_back_gives_them_agai
         let (job, _) = client.find(detached.key).await.expect("it is known");
         let error = job.result().await.expect_err("they are gone");
         assert!(error.message.contains("secrets were in its memory only"), "{error}");
+        // It neither runs nor could, and everybody says so.
+        let (_, info) = client.find(attached.key).await.expect("it is known");
+        assert_eq!(info.state, JobState::Waiting);
+        assert_eq!(world.metric("ocluster_pool_jobs_withheld{pool=\"linux\"}").await, 1);
+        assert_eq!(world.metric("ocluster_pool_jobs_running{pool=\"linux\"}").await, 0);
+        assert!(world.show().await.contains("\nwithheld: 1 (until their clients give their secrets again)\n"));
         let worker = world.worker("w1", 1).await;
         let taken = worker.take();
         let back = async {
@@ -395,8 +459,45 @@ async fn secrets_are_in_memory_only_and_a_client_that_comes_back_gives_them_agai
         };
         let (task, (job, _ticket)) = tokio::join!(taken, back);
         assert_eq!(task.description, attached.description);
+        assert!(!world.show().await.contains("withheld"));
         task.finish(Ok("".into()));
         job.result().await.expect("it ends well");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn secrets_that_are_given_again_count_for_their_client() {
+    insecure_world(async |world| {
+        let uri = world.add_client("alice").await;
+        let client: Guest<Submission> = world.open(&uri).await;
+        let secret = |bytes| vec![Secret { id: "token".into(), value: vec![b'x'; bytes].into() }];
+        let mut jobs: Vec<_> = (0..18).map(|_| kept("", false)).collect();
+        let mut tickets = Vec::new();
+        for job in &mut jobs {
+            job.description.secrets = secret(1);
+            tickets.push(keep(&client, job).await.0);
+        }
+        let client = restart(world, client, &uri).await;
+        drop(tickets);
+        let mut tickets = Vec::new();
+        for job in &mut jobs {
+            // Nobody knows what they were.
+            job.description.secrets = secret(15 << 20);
+            let (ticket, is_new) = client.submit_kept(job).expect("it fits into a message");
+            tickets.push((ticket, is_new.await));
+        }
+        let (_, last) = tickets.pop().expect("there are some");
+        let error = last.expect_err("it is too much");
+        assert_eq!(error.kind, ErrorKind::Overloaded, "{error}");
+        assert!(error.message.starts_with("the jobs that wait for this client hold 256 MB"), "{error}");
+        assert!(tickets.iter().all(|(_, is_new)| *is_new == Ok(false)));
+        assert_eq!(world.metric("ocluster_pool_jobs_withheld{pool=\"linux\"}").await, 1);
+        // Others have their own, and so has it again when something is done.
+        assert!(keep(&*world.client("bob").await, &kept("", false)).await.1);
+        drop(tickets.pop());
+        let last = jobs.last().expect("there are some");
+        while client.submit_kept(last).expect("it fits into a message").1.await.is_err() {}
     })
     .await;
 }

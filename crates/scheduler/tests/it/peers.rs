@@ -121,6 +121,17 @@ impl KeptWorker {
         self.itself
     }
 
+    /// Is as if it were stopped, or goes on.
+    pub(crate) fn freeze(&self, frozen: bool) {
+        self.connection.freeze(frozen);
+    }
+
+    /// Waits until the scheduler has ended its connection.
+    pub(crate) async fn over(self) -> Away {
+        self.connection.over().await;
+        self.itself
+    }
+
     /// Is without a connection because its scheduler is.
     pub(crate) fn away(self) -> Away {
         self.itself

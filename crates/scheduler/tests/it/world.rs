@@ -11,6 +11,7 @@ use kiln_api::{
 use kiln_scheduler::{Keeping, Running, Scheduler, Settings};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle, LocalSet};
 use tokio_util::sync::CancellationToken;
 
@@ -46,9 +47,20 @@ pub(crate) struct Guest<R> {
 pub(crate) struct Wire {
     connection: Connection,
     relay: AbortHandle,
+    frozen: watch::Sender<bool>,
 }
 
 impl Wire {
+    /// Stops it, or lets it go on: both sides are there, and nothing comes through.
+    pub(crate) fn freeze(&self, frozen: bool) {
+        self.frozen.send_replace(frozen);
+    }
+
+    /// Waits until it is over, and is this side's no more.
+    pub(crate) async fn over(self) {
+        self.connection.closed().await;
+    }
+
     /// Cuts it, without a word to anyone.
     pub(crate) async fn cut(self) {
         self.relay.abort();
@@ -56,20 +68,29 @@ impl Wire {
     }
 }
 
-/// Returns an address that leads to another's, once, and what cuts the connection.
-async fn relay(to: &Address) -> (Address, AbortHandle) {
+/// Returns an address that leads to another's, once, and what cuts the connection and stops it.
+async fn relay(to: &Address) -> (Address, AbortHandle, watch::Sender<bool>) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
     let port = listener.local_addr().expect("it has one").port();
     let Address::Tcp { port: target, .. } = *to else { panic!("not in these tests") };
+    let (freeze, mut frozen) = watch::channel(false);
     let relay = tokio::task::spawn_local(async move {
         let (mut one, _) = listener.accept().await.expect("somebody connects");
         let mut other = TcpStream::connect(("127.0.0.1", target)).await.expect("it listens");
         one.set_nodelay(true).expect("it is open");
         other.set_nodelay(true).expect("it is open");
         // How it ends is for the two to see.
-        let _ = tokio::io::copy_bidirectional(&mut one, &mut other).await;
+        let mut copied = std::pin::pin!(tokio::io::copy_bidirectional(&mut one, &mut other));
+        loop {
+            tokio::select! {
+                biased;
+                Ok(()) = frozen.changed() => {}
+                _ = &mut copied, if !*frozen.borrow() => break,
+                else => break,
+            }
+        }
     });
-    (Address::Tcp { host: "127.0.0.1".to_owned(), port }, relay.abort_handle())
+    (Address::Tcp { host: "127.0.0.1".to_owned(), port }, relay.abort_handle(), freeze)
 }
 
 impl<R> Deref for Guest<R> {
@@ -90,6 +111,11 @@ pub(crate) async fn keeping_world(keeping: Keeping, test: impl AsyncFnOnce(&Worl
     run(PATIENCE, World { keeping, ..World::new(true) }, test).await;
 }
 
+/// The same with a scheduler of which peers may take so much.
+pub(crate) async fn limited_world(limits: Limits, test: impl AsyncFnOnce(&World)) {
+    run(PATIENCE, World { limits, ..World::new(true) }, test).await;
+}
+
 /// The same without encryption.
 pub(crate) async fn insecure_world(test: impl AsyncFnOnce(&World)) {
     run(PATIENCE, World::new(false), test).await;
@@ -97,7 +123,9 @@ pub(crate) async fn insecure_world(test: impl AsyncFnOnce(&World)) {
 
 /// The same, for tests that stop the clock.
 pub(crate) async fn timeless_world(test: impl AsyncFnOnce(&World)) {
-    run(Duration::from_secs(1_000_000), World::new(true), test).await;
+    // Where time flies, no answer comes in time.
+    let keeping = Keeping { worker_silence: Duration::ZERO, ..Keeping::default() };
+    run(Duration::from_secs(1_000_000), World { keeping, ..World::new(true) }, test).await;
 }
 
 async fn run(patience: Duration, world: World, test: impl AsyncFnOnce(&World)) {
@@ -170,10 +198,10 @@ impl World {
 
     pub(crate) async fn open<R: Reference>(&self, uri: &CapabilityUri) -> Guest<R> {
         let (key, _) = Key::generate().expect("a key");
-        let (address, relay) = relay(uri.addresses.first()).await;
+        let (address, relay, frozen) = relay(uri.addresses.first()).await;
         let through = CapabilityUri { addresses: address.into(), ..uri.clone() };
         let connection = Connection::open(&through, &key, Limits::default()).await.expect("a connection");
-        Guest { it: connection.bootstrap(&uri.service), connection: Wire { connection, relay } }
+        Guest { it: connection.bootstrap(&uri.service), connection: Wire { connection, relay, frozen } }
     }
 
     pub(crate) async fn admin(&self) -> Guest<Admin> {

@@ -1,7 +1,9 @@
 //! What a pool does, seen through what it shows and wants.
 
+mod bounds;
 mod examples;
 mod model;
+mod withheld;
 
 use std::time::Duration;
 
@@ -57,7 +59,7 @@ impl Pool {
         use super::gauges::Lengths;
         use super::job::Place;
 
-        let (mut backlog, mut assigned, mut running) = (Lengths::default(), Lengths::default(), 0);
+        let (mut backlog, mut assigned, mut running, mut withheld) = (Lengths::default(), Lengths::default(), 0, 0);
         let mut workloads: BTreeMap<WorkerId, Duration> = BTreeMap::new();
         for (id, job) in &self.jobs {
             match job.place {
@@ -76,6 +78,7 @@ impl Pool {
                     assert!(self.workers[&worker].running.contains(id));
                 }
                 Place::Lost(_) => running += 1,
+                Place::Withheld => withheld += 1,
                 Place::Nowhere => panic!("{id} is nowhere"),
             }
         }
@@ -86,7 +89,10 @@ impl Pool {
             assert_eq!(client.queued, theirs.map(|job| job.charge.share).sum::<Duration>());
         }
         let gauges = self.gauges();
-        assert_eq!((gauges.backlog, gauges.assigned, gauges.running), (backlog, assigned, running));
+        assert_eq!(
+            (gauges.backlog, gauges.assigned, gauges.running, gauges.withheld),
+            (backlog, assigned, running, withheld)
+        );
         assert_eq!(self.overdue.len(), assigned.high + assigned.low);
         assert!(self.ready.is_empty() || self.backlog.first().is_none(), "somebody waits while there is work");
         let mut ready = 0;

@@ -24,6 +24,7 @@ enum Op {
     Finish(usize, bool),
     Requeue(usize),
     SubmitLost { client: u8, hint: u8 },
+    SubmitWithheld { client: u8, hint: u8 },
     Resume(usize, usize),
     SetRate(u8, u8),
     RemoveClient(u8),
@@ -48,6 +49,7 @@ fn ops(hints: u8) -> impl Strategy<Value = Vec<Op>> {
         6 => any::<(usize, bool)>().prop_map(|(job, good)| Finish(job, good)),
         3 => any::<usize>().prop_map(Requeue),
         1 => (0..4_u8, 0..=hints).prop_map(|(client, hint)| Op::SubmitLost { client, hint }),
+        1 => (0..4_u8, 0..=hints).prop_map(|(client, hint)| Op::SubmitWithheld { client, hint }),
         2 => any::<(usize, usize)>().prop_map(|(job, worker)| Op::Resume(job, worker)),
         1 => (0..4_u8, 1..9_u8).prop_map(|(client, rate)| SetRate(client, rate)),
         1 => (0..4_u8).prop_map(RemoveClient),
@@ -61,6 +63,7 @@ enum State {
     Queued,
     Running(WorkerId),
     Lost,
+    Withheld,
     Ended,
 }
 
@@ -202,6 +205,7 @@ impl Model {
                         State::Queued => Cancelled::Queued,
                         State::Running(worker) => Cancelled::Running(worker),
                         State::Lost => Cancelled::Lost,
+                        State::Withheld => Cancelled::Queued,
                         State::Ended => Cancelled::Unknown,
                     };
                     assert_eq!(self.pool.cancel(job), expected);
@@ -223,25 +227,29 @@ impl Model {
             }
             Op::Requeue(index) => {
                 if let Some(job) = self.job(index, |_| true) {
-                    let can = matches!(self.jobs[&job], State::Running(_) | State::Lost);
+                    let can = matches!(self.jobs[&job], State::Running(_) | State::Lost | State::Withheld);
                     assert_eq!(self.pool.requeue(now, job), can);
                     if can {
                         self.wait(job);
                     }
                 }
             }
-            Op::SubmitLost { client, hint } => {
+            Op::SubmitLost { client, hint } | Op::SubmitWithheld { client, hint } => {
                 let text = if hint == 0 { String::new() } else { format!("h{hint}") };
                 let request = Request { hint: b(&text), urgent: false };
-                let job = self.pool.submit_lost(now, b(&format!("c{client}")), request);
-                self.jobs.insert(job, State::Lost);
+                let client = format!("c{client}");
+                let (job, state) = match op {
+                    Op::SubmitLost { .. } => (self.pool.submit_lost(now, b(&client), request), State::Lost),
+                    _ => (self.pool.submit_withheld(b(&client), request), State::Withheld),
+                };
+                self.jobs.insert(job, state);
                 if hint == 0 {
                     self.plain.push(job);
                 }
             }
             Op::Resume(job, index) => {
                 if let (Some(job), Some(index)) = (self.job(job, |_| true), one(index, &self.workers)) {
-                    let can = matches!(self.jobs[&job], State::Queued | State::Lost);
+                    let can = matches!(self.jobs[&job], State::Queued | State::Lost | State::Withheld);
                     let worker = self.workers[index].id;
                     assert_eq!(self.pool.resume(now, job, worker), can);
                     if can {
@@ -299,7 +307,7 @@ impl Model {
         while !self.workers.is_empty() {
             self.apply(Op::Unregister(0));
         }
-        while let Some(job) = self.job(0, |state| state == State::Lost) {
+        while let Some(job) = self.job(0, |state| matches!(state, State::Lost | State::Withheld)) {
             assert!(self.pool.requeue(at(self.now), job));
             self.wait(job);
         }

@@ -53,9 +53,10 @@ fn postgresql_keeps_what_a_scheduler_wants_kept() {
     }
 }
 
-const ALL: [fn(&mut Fixture); 4] = [
+const ALL: [fn(&mut Fixture); 5] = [
     clients_are_found_by_their_service_id_also_after_a_restart,
     what_a_pool_wants_kept_is_kept_for_that_pool,
+    the_latest_hints_of_each_pool_are_kept,
     a_job_is_kept_from_its_submission_until_it_is_forgotten,
     what_fails_changes_nothing,
 ];
@@ -115,6 +116,26 @@ fn what_a_pool_wants_kept_is_kept_for_that_pool(fixture: &mut Fixture) {
     assert_eq!(state.load(b("nope")).unwrap(), Saved::default());
     state.remove_client(b("bob")).unwrap();
     assert_eq!((state.load(b("p")).unwrap().rates, state.load(b("q")).unwrap().rates), (vec![], vec![]));
+}
+
+fn the_latest_hints_of_each_pool_are_kept(fixture: &mut Fixture) {
+    let mut state = fixture.open();
+    let ran = |hint: &str| Effect::SaveHint { hint: hint.into(), worker: "w".into() };
+    let all: Vec<_> = (0..12).map(|number| ran(&format!("h{number:02}"))).collect();
+    state.save(b("linux"), &all).unwrap();
+    state.save(b("arm"), &all).unwrap();
+    // As if they had run on other days than those before and after them.
+    for (hint, day) in [("h00", "2999-01-01"), ("h11", "2020-01-01")] {
+        let row = [Parameter::text(day), Parameter::text(hint)];
+        state.database.execute("UPDATE cached SET created = $1 WHERE cache_hint = $2", &row).unwrap();
+    }
+    let prune = |most| [Change::PruneHints { pool: "linux".into(), most }];
+    // Not for a few.
+    assert_eq!(state.apply(&prune(10), false).unwrap(), [false]);
+    assert_eq!(state.apply(&prune(5), false).unwrap(), [true]);
+    let mut hints = |pool| -> Vec<_> { state.load(b(pool)).unwrap().hints.into_iter().map(|(hint, _)| hint).collect() };
+    assert_eq!(hints("linux"), ["h07", "h08", "h09", "h10", "h00"]);
+    assert_eq!(hints("arm").len(), 12);
 }
 
 pub(super) fn job(number: u8, client: &str) -> KeptJob {
