@@ -188,12 +188,7 @@ impl Scheduler {
         let directory = settings.state.join("logs");
         let failed = |source| SchedulerError::Logs { path: directory.clone(), source };
         let logs = Logs::new(directory.clone(), settings.keeping.log_limit).map_err(failed)?;
-        for stray in logs.all().map_err(failed)? {
-            if state.find_job(stray)?.is_none() {
-                logs.remove(stray);
-            }
-        }
-        let (keeper, thread) = Keeper::start(state);
+        let (keeper, thread) = Keeper::start(state)?;
         let keeping = Rc::new(settings.keeping);
         let stopping = CancellationToken::new();
         let live = |name: &BString, saved| {

@@ -104,6 +104,21 @@ impl State {
         found.map_err(|source| self.cannot_read("a job", source))
     }
 
+    /// Returns those of these jobs that there are not.
+    pub fn unknown_jobs(&self, keys: &[JobKey]) -> Result<Vec<JobKey>, StateError> {
+        let unknown = || {
+            let mut find = self.database.prepare_cached("SELECT 1 FROM kiln_jobs WHERE id = ?")?;
+            let mut unknown = Vec::new();
+            for key in keys {
+                if !find.exists(params![key.0])? {
+                    unknown.push(*key);
+                }
+            }
+            Ok(unknown)
+        };
+        unknown().map_err(|source| self.cannot_read("the jobs", source))
+    }
+
     /// Returns the jobs of a client that have not ended and those that ended last, `most` in all, the newest first.
     pub fn jobs_of(&self, client: &bstr::BStr, most: u32) -> Result<Vec<KeptJob>, StateError> {
         // Not what they are to do, which is long, and of results the beginning.

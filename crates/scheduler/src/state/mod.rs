@@ -18,6 +18,7 @@
 //! clients, but not be one.
 
 mod change;
+mod flush;
 pub mod jobs;
 
 use std::fs::{File, OpenOptions};
@@ -36,6 +37,7 @@ use thiserror::Error;
 
 use self::change::Applied;
 pub use self::change::Change;
+pub use self::flush::Flusher;
 pub use self::jobs::{KeptJob, Outcome, Secrets};
 use crate::pool::Saved;
 
@@ -99,6 +101,15 @@ pub enum StateError {
         #[source]
         source: rusqlite::Error,
     },
+    /// What was written cannot be made to survive the machine.
+    #[error("cannot flush the scheduler's state {} to its disk", .path.display())]
+    Flush {
+        /// The database.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// Something cannot be written. Nothing has changed.
     #[error("cannot write the scheduler's state {}", .path.display())]
     Write {
@@ -138,6 +149,7 @@ impl State {
             let database = Connection::open(&path)?;
             database.busy_timeout(BUSY)?;
             database.pragma_update(None, "journal_mode", "WAL")?;
+            database.pragma_update(None, "wal_autocheckpoint", flush::LOG_PAGES)?;
             database.execute_batch(SCHEMA)?;
             database.execute_batch(jobs::SCHEMA)?;
             Ok(database)
@@ -227,21 +239,6 @@ impl State {
             })
         };
         load().map_err(|source| self.cannot_read("a pool", source))
-    }
-
-    /// Waits until everything that was changed survives the machine.
-    ///
-    /// # Errors
-    ///
-    /// The database cannot be written.
-    pub fn settle(&mut self) -> Result<(), StateError> {
-        let settle = || {
-            self.database.pragma_update(None, "synchronous", "FULL")?;
-            // Only a commit that writes something waits for the disk.
-            let next = self.database.pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0))?;
-            self.database.pragma_update(None, "user_version", next.wrapping_add(1) & 0xffff)
-        };
-        settle().map_err(|source| StateError::Write { path: self.path.clone(), source })
     }
 
     fn rows<T>(
