@@ -43,6 +43,7 @@ bench:
 	scripts/need-cargo
 	cargo build --release --locked
 	cargo build --release --locked -p kiln-sandbox --bins --example measure
+	cargo build --release --locked -p kiln-scheduler --example load
 	bench/run
 
 # Builds of all kinds, from Debian's mirrors and the registries of languages: a quarter of an hour.

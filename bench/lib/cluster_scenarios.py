@@ -1,9 +1,10 @@
 """Jobs that do nothing, and a log that is long, through a scheduler with TLS and a worker on loopback: three programs of kiln's.
-And what its scheduler decides, in simulated time."""
+A scheduler that has thousands of workers and hundreds of jobs a second. And what it decides, in simulated time."""
 
 import hashlib
 import json
 import os
+import pathlib
 import subprocess
 import time
 
@@ -16,26 +17,35 @@ POOL = "bench"
 OCAML = {"job": 0.240, "parallel": 7.4, "log": 0.2}
 PARALLEL = 100
 LOG_MB, QUICK_LOG_MB = 1024, 64
+# Workers, jobs a second, seconds; and for how many seconds that goes on for a scheduler that is killed in their midst.
+LOAD, QUICK_LOAD = (2000, 500, 600, 30), (100, 50, 10, 10)
+CLIENTS = ("alice", "bob", "carol", "dave")
 
 
-class Cluster:
-    """A scheduler and a worker, which does jobs of the kinds `nothing` and `log`."""
+class Scheduler:
+    """A scheduler, and what else is started for it."""
 
-    def __init__(self, bench, log_mb):
+    def __init__(self, bench, name, clients):
         self.binary = bench.kiln.binary
-        self.dir = bench.scratch / "cluster"
+        self.dir = bench.scratch / name
         self.dir.mkdir()
+        self.clients = clients
         self.started = []
         bench.cleanup.callback(self.stop)
-        self.start("scheduler", "listening at", ["--capnp-secret-key-file", "caps/key.pem", "--capnp-listen-address", "tcp:127.0.0.1:0",
-                                                 "--state-dir", "state", "--secrets-dir", "caps", "--pools", POOL,
-                                                 "--default-clients", "me"])
-        # A source of known bytes that is faster than what is measured.
-        (self.dir / "megabyte").write_bytes(hashlib.shake_256(b"kiln").digest(1 << 20))
-        cat = f"for i in $(seq {log_mb}); do cat {self.dir}/megabyte; done"
-        self.start("worker", "registered", ["-c", f"caps/pool-{POOL}.cap", "--name", "w1", "--capacity", "10", "--no-docker",
-                                            "--no-healthcheck", "--state-dir", "worker", "--store", f"auto:{self.dir}/store",
-                                            "--job-log-limit", "4G", "--custom", "nothing=true", "--custom", f"log={cat}"])
+        self.serve("127.0.0.1:0")
+
+    def serve(self, address):
+        said = self.start("scheduler", "listening at", [
+            "--capnp-secret-key-file", "caps/key.pem", "--capnp-listen-address", f"tcp:{address}", "--state-dir", "state",
+            "--secrets-dir", "caps", "--pools", POOL, "--default-clients", ",".join(self.clients)])
+        self.address = said.rpartition("listening at ")[2].split()[0]
+
+    def kill(self):
+        """Kills the scheduler, and starts it again where it was."""
+        scheduler = self.started.pop(0)
+        scheduler.kill()
+        scheduler.wait(60)
+        self.serve(self.address)
 
     def start(self, command, ready, arguments):
         child = subprocess.Popen([self.binary, command, *arguments], cwd=self.dir, stderr=subprocess.PIPE, text=True)
@@ -48,15 +58,29 @@ class Cluster:
             said += line
         # What it says from now on must not fill the pipe.
         subprocess.Popen(["cat"], stdin=child.stderr, stdout=subprocess.DEVNULL)
-
-    def submit(self, kind, output=subprocess.DEVNULL):
-        return subprocess.Popen([self.binary, "submit", "custom", "-c", "caps/submit-me.cap", "--pool", POOL, "--kind", kind],
-                                cwd=self.dir, stdout=output, stderr=subprocess.PIPE)
+        return said
 
     def stop(self):
         for child in reversed(self.started):
             child.terminate()
             child.wait(60)
+
+
+class Cluster(Scheduler):
+    """A scheduler and a worker, which does jobs of the kinds `nothing` and `log`."""
+
+    def __init__(self, bench, log_mb):
+        super().__init__(bench, "cluster", ["me"])
+        # A source of known bytes that is faster than what is measured.
+        (self.dir / "megabyte").write_bytes(hashlib.shake_256(b"kiln").digest(1 << 20))
+        cat = f"for i in $(seq {log_mb}); do cat {self.dir}/megabyte; done"
+        self.start("worker", "registered", ["-c", f"caps/pool-{POOL}.cap", "--name", "w1", "--capacity", "10", "--no-docker",
+                                            "--no-healthcheck", "--state-dir", "worker", "--store", f"auto:{self.dir}/store",
+                                            "--job-log-limit", "4G", "--custom", "nothing=true", "--custom", f"log={cat}"])
+
+    def submit(self, kind, output=subprocess.DEVNULL):
+        return subprocess.Popen([self.binary, "submit", "custom", "-c", "caps/submit-me.cap", "--pool", POOL, "--kind", kind],
+                                cwd=self.dir, stdout=output, stderr=subprocess.PIPE)
 
 
 def end(client):
@@ -111,6 +135,61 @@ def cluster(bench):
         "OCluster's programs, elsewhere: {job:.3f} s, {parallel} s, {log} MB/s".format(**OCAML)])
 
 
+def load(bench):
+    workers, rate, seconds, restart_seconds = QUICK_LOAD if bench.quick else LOAD
+    it = Scheduler(bench, "load", CLIENTS)
+    program = pathlib.Path(it.binary).parent / "examples" / "load"
+    if not os.access(program, os.X_OK):
+        raise Failure(f"{program} is missing: run cargo build --release -p kiln-scheduler --example load")
+
+    def play(seconds, meanwhile=lambda: None):
+        clients = [f"--client=caps/submit-{name}.cap" for name in CLIENTS]
+        child = subprocess.Popen([program, "--state=state", f"--pool=caps/pool-{POOL}.cap", f"--pool-name={POOL}", *clients,
+                                  f"--workers={workers}", f"--rate={rate}", f"--seconds={seconds}", "--json=figures.json"],
+                                 cwd=it.dir, stdout=subprocess.DEVNULL)
+        try:
+            meanwhile()
+            code = child.wait(seconds * 2 + 120)
+        finally:
+            child.kill()
+        if code not in (0, 1):
+            raise Failure(f"{program} ended with {code}")
+        figures = json.loads((it.dir / "figures.json").read_text())
+        return figures["summary"], figures["looks"]
+
+    def some_seconds_later():
+        time.sleep(restart_seconds / 2)
+        it.kill()
+
+    it_all, looks = play(seconds)
+    restarted, _ = play(restart_seconds, some_seconds_later)
+    # At first all have just come; in the end no more jobs do.
+    steady = [look for look in looks if look["at_s"] > seconds / 10 and look["workers"] == workers] or looks
+    memory = [look["resident_kib"] / 1024 for look in steady]
+
+    def mean(what):
+        return sum(look[what] for look in steady) / len(steady)
+
+    arrival, end = it_all["submission_to_worker_ms"], it_all["submission_to_end_ms"]
+    return Result(f"{workers} workers that only wait, {rate} jobs a second for {seconds} s, through TLS", {}, [
+        ("errors", it_all["errors"] + restarted["errors"], 0, "", False),
+        ("from submission to a worker, 99 % below", arrival["p99"], 100, "ms", False),
+        ("memory in the end, of that before", memory[-1] / memory[0], 1.1, "", False),
+    ], [
+        f"jobs: {it_all['ended']} of {it_all['submitted']} ended, {it_all['begun_again']} begun again",
+        f"from submission to a worker: median {arrival['p50']:.1f} ms, 99 % below {arrival['p99']:.1f}, 99.9 % below "
+        f"{arrival['p999']:.1f}, longest {arrival['longest']:.0f}",
+        f"to the end, of a job of {it_all['job_s']:.0f} s: median {end['p50']:.0f} ms, 99 % below {end['p99']:.0f}",
+        f"the scheduler: {memory[0]:.0f} to {memory[-1]:.0f} MiB, at most {max(look['open_files'] for look in looks)} open files, "
+        f"{mean('scheduler_percent'):.0f} % of a processor, {mean('first_thread_percent'):.0f} % in its first thread; "
+        f"the workers and clients {mean('generator_percent'):.0f} %, all of the machine {mean('machine_percent'):.0f} %",
+        f"all registered {it_all['all_registered_after_s'][0]:.1f} s after the first began to connect; after the scheduler was killed and "
+        f"started again {', '.join(f'{after:.1f} s' for after in restarted['all_registered_after_s'][1:])}",
+        f"with that: {restarted['ended']} of {restarted['submitted']} jobs ended, {restarted['begun_again']} begun again; "
+        f"first errors: {it_all['first_errors'] + restarted['first_errors']}",
+    ])
+
+
 def simulate(bench):
     def figures(*arguments):
         done = subprocess.run([bench.kiln.binary, "simulate", "--json", *arguments], stdout=subprocess.PIPE, check=False)
@@ -146,4 +225,4 @@ def simulate(bench):
                   targets, notes)
 
 
-ALL = {"cluster": cluster, "simulate": simulate}
+ALL = {"cluster": cluster, "load": load, "simulate": simulate}

@@ -1,13 +1,15 @@
-//! The database, behind a thread of its own.
+//! The database, behind a thread of its own, and another one that waits for its disk.
 
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use bstr::BString;
 use kiln_api::{JobKey, ServiceId};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::pool::Effect;
-use crate::state::{Change, KeptJob, State, StateError};
+use crate::state::{Change, Flusher, KeptJob, State, StateError};
 
 /// How many changes are made at once: so many wait for the disk together, and so many are made again, one by one, if one fails.
 const AT_ONCE: usize = 1000;
@@ -39,29 +41,51 @@ struct Write {
     reply: Option<Reply<bool>>,
 }
 
-/// The thread of a [`Keeper`]. Dropping it waits until everything that was asked for is written and the database is closed; nothing can
+/// What the thread that waits for the disk is asked for.
+enum ToFlush {
+    /// Something was written, which can be tidied up sometime.
+    Written,
+    /// Tell when all that was written before is on disk.
+    Settle(Reply<()>),
+}
+
+/// How long what was written is left where it was written first.
+const TIDY: Duration = Duration::from_secs(1);
+
+/// The threads of a [`Keeper`]. Dropping it waits until everything that was asked for is written and the database is closed; nothing can
 /// be asked for from then on.
 pub(super) struct Thread {
-    handle: Option<thread::JoinHandle<()>>,
+    handles: Vec<thread::JoinHandle<()>>,
     keeper: Keeper,
 }
 
 impl Drop for Thread {
     fn drop(&mut self) {
         self.keeper.ask(Request::End);
-        if self.handle.take().is_some_and(|handle| handle.join().is_err()) {
-            tracing::error!("the thread that writes the scheduler's state failed");
+        for handle in self.handles.drain(..) {
+            if handle.join().is_err() {
+                tracing::error!("a thread that writes the scheduler's state failed");
+            }
         }
     }
 }
 
 impl Keeper {
     /// Takes the database over.
-    pub(super) fn start(state: State) -> (Self, Thread) {
+    ///
+    /// # Errors
+    ///
+    /// It cannot be opened for both threads.
+    pub(super) fn start(state: State) -> Result<(Self, Thread), StateError> {
+        let flusher = state.flusher()?;
         let (sender, requests) = mpsc::unbounded_channel();
+        let (to_flush, flushes) = channel();
         let keeper = Self { requests: sender, is_shared: state.is_shared() };
-        let handle = thread::spawn(move || serve(state, requests));
-        (keeper.clone(), Thread { handle: Some(handle), keeper })
+        let handles = vec![
+            thread::spawn(move || serve(state, requests, &to_flush)),
+            thread::spawn(move || flush(flusher, &flushes)),
+        ];
+        Ok((keeper.clone(), Thread { handles, keeper }))
     }
 
     /// Remembers what a pool wants kept, soon. What cannot be written is lost, and logged: it makes the pool no less right now.
@@ -106,6 +130,11 @@ impl Keeper {
 
     pub(super) async fn find_job(&self, key: JobKey) -> Result<Option<KeptJob>, StateError> {
         self.look(move |state| state.find_job(key)).await
+    }
+
+    /// Returns those of these jobs that there are not.
+    pub(super) async fn unknown_jobs(&self, keys: Vec<JobKey>) -> Result<Vec<JobKey>, StateError> {
+        self.look(move |state| state.unknown_jobs(&keys)).await
     }
 
     pub(super) async fn jobs_of(&self, client: BString, most: u32) -> Result<Vec<KeptJob>, StateError> {
@@ -156,7 +185,7 @@ async fn received<T>(answer: oneshot::Receiver<Result<T, StateError>>) -> Result
 }
 
 /// Does what it is asked for, until the end. Whoever asked may have gone, which is why nobody minds an answer that is not taken.
-fn serve(mut state: State, mut requests: mpsc::UnboundedReceiver<Request>) {
+fn serve(mut state: State, mut requests: mpsc::UnboundedReceiver<Request>, to_flush: &Sender<ToFlush>) {
     let mut next = None;
     let mut settled = Ok(());
     while let Some(request) = next.take().or_else(|| requests.blocking_recv()) {
@@ -172,13 +201,52 @@ fn serve(mut state: State, mut requests: mpsc::UnboundedReceiver<Request>) {
                     }
                 }
                 write(&mut state, batch, &mut settled);
+                // The other thread ends after this one.
+                let _ = to_flush.send(ToFlush::Written);
             }
             Request::Look(look) => look(&mut state),
-            Request::Settle { reply } => {
-                let result = std::mem::replace(&mut settled, Ok(())).and_then(|()| state.settle());
-                let _ = reply.send(result);
-            }
+            Request::Settle { reply } => match std::mem::replace(&mut settled, Ok(())) {
+                Ok(()) => _ = to_flush.send(ToFlush::Settle(reply)),
+                error => _ = reply.send(error),
+            },
             Request::End => return,
+        }
+    }
+}
+
+/// Waits for the disk for whoever asks, so that nobody else has to, and tidies up, until there is nobody who writes.
+fn flush(mut flusher: Flusher, requests: &Receiver<ToFlush>) {
+    let mut tidy_at: Option<Instant> = None;
+    loop {
+        let next = match tidy_at {
+            None => requests.recv().map_err(RecvTimeoutError::from),
+            Some(at) => requests.recv_timeout(at.saturating_duration_since(Instant::now())),
+        };
+        match next {
+            Ok(ToFlush::Written) => _ = tidy_at.get_or_insert_with(|| Instant::now() + TIDY),
+            Ok(ToFlush::Settle(first)) => {
+                // Those that have come meanwhile are served by the same flush: what they mean was written before.
+                let mut replies = vec![first];
+                for other in requests.try_iter() {
+                    match other {
+                        ToFlush::Settle(reply) => replies.push(reply),
+                        ToFlush::Written => _ = tidy_at.get_or_insert_with(|| Instant::now() + TIDY),
+                    }
+                }
+                let mut is_done = false;
+                for reply in replies {
+                    let result = if is_done { Ok(()) } else { flusher.flush() };
+                    is_done = result.is_ok();
+                    let _ = reply.send(result);
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                tidy_at = None;
+                if let Err(error) = flusher.tidy() {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot tidy the scheduler's state up");
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
         }
     }
 }

@@ -1,8 +1,9 @@
 //! The logs of jobs, which outlive workers, and those of kept jobs the scheduler.
 
-use std::collections::HashSet;
 use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::{fs, io};
 
 use kiln_api::{JobKey, JobLog};
@@ -25,11 +26,16 @@ pub(super) enum RestoreError {
 #[derive(Clone)]
 pub(super) struct Logs {
     directory: PathBuf,
+    /// The same. It stays open: an error of its filesystem is told once for each that is.
+    opened: Arc<fs::File>,
     /// How long one may be, in bytes.
     limit: u64,
     /// Where the logs of kept jobs are, if other schedulers go on with them. Then these here are copies.
     archive: Option<Keeper>,
 }
+
+/// How many logs are flushed each by itself.
+const ONE_BY_ONE: usize = 8;
 
 impl Logs {
     /// Makes the directory if there is none.
@@ -37,7 +43,8 @@ impl Logs {
         use std::os::unix::fs::DirBuilderExt as _;
         // What jobs print is for their clients.
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
-        Ok(Self { directory, limit, archive: None })
+        let opened = Arc::new(fs::File::open(&directory)?);
+        Ok(Self { directory, opened, limit, archive: None })
     }
 
     /// Has logs that are not here looked for in the database, if that is shared.
@@ -47,7 +54,7 @@ impl Logs {
 
     /// Makes copies of what a shared database has of these logs, and removes all others. Blocks.
     pub(super) fn restore(&self, state: &mut State, jobs: &[JobKey]) -> Result<(), RestoreError> {
-        self.all()?.into_iter().for_each(|stray| self.remove(stray));
+        self.remove(&self.all()?);
         for &job in jobs {
             let mut file = NamedTempFile::new_in(&self.directory)?;
             let mut length = 0;
@@ -108,28 +115,39 @@ impl Logs {
 
     /// Waits until these logs survive the machine, and their names. Blocks.
     pub(super) fn sync(&self, logs: &[JobLog]) -> io::Result<()> {
+        if logs.len() > ONE_BY_ONE {
+            // Each flush takes a few milliseconds, also of a log of one line: a disk has no time for hundreds in a second. What others have
+            // written to its filesystem is flushed too, and they would have waited for that in turn.
+            return Ok(rustix::fs::syncfs(&*self.opened)?);
+        }
         logs.iter().try_for_each(JobLog::sync)?;
-        fs::File::open(&self.directory)?.sync_all()
+        self.opened.sync_all()
     }
 
-    /// Returns how long the logs of kept jobs are together, in bytes. Blocks.
+    /// Returns how much of the disk the logs of kept jobs take together, in bytes. Blocks.
     pub(super) fn size(&self) -> u64 {
         let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
-        entries.filter_map(|entry| entry.metadata().ok()).map(|file| file.len()).sum()
+        entries.filter_map(|entry| entry.metadata().ok()).map(|file| on_disk(&file)).sum()
     }
 
-    /// Removes a kept job's log. Whoever reads it reads on. Blocks.
-    pub(super) fn remove(&self, key: JobKey) {
-        match fs::remove_file(self.of(key)) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => tracing::warn!(job = %key, %error, "cannot remove a log"),
+    /// Removes the logs of kept jobs. Whoever reads one reads on. Returns how much of the disk they took, in bytes. Blocks.
+    pub(super) fn remove(&self, keys: &[JobKey]) -> u64 {
+        let mut freed = 0;
+        for key in keys {
+            let path = self.of(*key);
+            let size = path.metadata().map_or(0, |file| on_disk(&file));
+            match fs::remove_file(path) {
+                Ok(()) => freed += size,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => tracing::warn!(job = %key, %error, "cannot remove a log"),
+            }
         }
+        freed
     }
 
     /// Returns whose logs there are. Blocks.
-    pub(super) fn all(&self) -> io::Result<HashSet<JobKey>> {
-        let mut keys = HashSet::new();
+    pub(super) fn all(&self) -> io::Result<Vec<JobKey>> {
+        let mut keys = Vec::new();
         for entry in fs::read_dir(&self.directory)? {
             keys.extend(entry?.file_name().to_str().and_then(|name| name.parse::<JobKey>().ok()));
         }
@@ -139,4 +157,9 @@ impl Logs {
     fn of(&self, key: JobKey) -> PathBuf {
         self.directory.join(key.to_string())
     }
+}
+
+/// Returns how much of the disk a file takes, in bytes. A short one takes a block; what is not written yet has none.
+fn on_disk(file: &fs::Metadata) -> u64 {
+    file.len().max(file.blocks() * 512)
 }

@@ -193,7 +193,7 @@ impl Scheduler {
         let opened = spawn_blocking(move || open(&directory, &pools, log_limit, tenure)).await;
         let Opened { state, clients, saved, unfinished, logs } = opened.map_err(SchedulerError::Unread)??;
         let clients = clients.into_iter().map(|name| (name, Rc::default())).collect();
-        let (keeper, thread) = Keeper::start(state);
+        let (keeper, thread) = Keeper::start(state)?;
         let logs = logs.with_archive(&keeper);
         let keeping = Rc::new(settings.keeping);
         let stopping = CancellationToken::new();
@@ -342,12 +342,6 @@ fn open(directory: &Path, pools: &[BString], log_limit: u64, tenure: Option<Tenu
             RestoreError::State(error) => error.into(),
             RestoreError::Io(source) => failed(source),
         })?;
-    } else {
-        for stray in logs.all().map_err(failed)? {
-            if state.find_job(stray)?.is_none() {
-                logs.remove(stray);
-            }
-        }
     }
     Ok(Opened { state, clients, saved, unfinished, logs })
 }

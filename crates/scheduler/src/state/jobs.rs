@@ -92,6 +92,20 @@ impl State {
         found.map(|jobs| jobs.into_iter().next()).map_err(|source| self.cannot_read("a job", source))
     }
 
+    /// Returns those of these jobs that there are not.
+    pub fn unknown_jobs(&mut self, keys: &[JobKey]) -> Result<Vec<JobKey>, StateError> {
+        let mut unknown = || {
+            let mut unknown = Vec::new();
+            for key in keys {
+                if self.database.row("SELECT 1 FROM kiln_jobs WHERE id = $1", &[Parameter::Blob(&key.0)])?.is_none() {
+                    unknown.push(*key);
+                }
+            }
+            Ok(unknown)
+        };
+        unknown().map_err(|source| self.cannot_read("the jobs", source))
+    }
+
     /// Returns the jobs of a client that have not ended and those that ended last, `most` in all, the newest first.
     pub fn jobs_of(&mut self, client: &bstr::BStr, most: u32) -> Result<Vec<KeptJob>, StateError> {
         // Not what they are to do, which is long, and of results the beginning.

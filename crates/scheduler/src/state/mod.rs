@@ -40,7 +40,7 @@ pub use self::change::Change;
 pub use self::database::DatabaseError;
 use self::database::postgres::Postgres;
 pub use self::database::postgres::{PostgresServer, ServerError};
-use self::database::sqlite::Sqlite;
+use self::database::sqlite::{Flush, Sqlite};
 use self::database::{Database, Parameter};
 pub use self::jobs::{KeptJob, Outcome, Secrets};
 use self::lease::Tenure;
@@ -85,6 +85,15 @@ pub enum StateError {
     Read {
         /// What.
         what: &'static str,
+        /// The database.
+        place: String,
+        /// Why.
+        #[source]
+        source: DatabaseError,
+    },
+    /// What was written cannot be made to survive the machine.
+    #[error("cannot flush the scheduler's state {place} to its disk")]
+    Flush {
         /// The database.
         place: String,
         /// Why.
@@ -239,17 +248,50 @@ impl State {
         load().map_err(|source| self.cannot_read("a pool", source))
     }
 
-    /// Waits until everything that was changed survives the machine.
+    /// Returns who has what was written survive the machine. It may be used on another thread.
     ///
     /// # Errors
     ///
-    /// The database cannot be written.
-    pub fn settle(&mut self) -> Result<(), StateError> {
-        self.database.settle().map_err(|source| StateError::Write { place: self.place.clone(), source })
+    /// The database cannot be opened once more.
+    pub fn flusher(&self) -> Result<Flusher, StateError> {
+        let place = self.place.clone();
+        match self.database.flusher() {
+            Ok(of) => Ok(Flusher { place, of }),
+            Err(source) => Err(StateError::Open { place, source }),
+        }
     }
 
     fn cannot_read(&self, what: &'static str, source: DatabaseError) -> StateError {
         StateError::Read { what, place: self.place.clone(), source }
+    }
+}
+
+/// Who flushes a state, beside who writes it.
+pub struct Flusher {
+    place: String,
+    /// `None`: what was committed has been.
+    of: Option<Flush>,
+}
+
+impl Flusher {
+    /// Waits until all that was committed before survives the machine.
+    ///
+    /// # Errors
+    ///
+    /// The disk is full or broken.
+    pub fn flush(&mut self) -> Result<(), StateError> {
+        let flushed = self.of.as_mut().map_or(Ok(()), Flush::flush);
+        flushed.map_err(|source| StateError::Flush { place: self.place.clone(), source: source.into() })
+    }
+
+    /// Tidies up, as far as nobody has to wait for it.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be written. Then it stays as it is.
+    pub fn tidy(&self) -> Result<(), StateError> {
+        let tidied = self.of.as_ref().map_or(Ok(()), Flush::tidy);
+        tidied.map_err(|source| StateError::Write { place: self.place.clone(), source })
     }
 }
 

@@ -662,7 +662,6 @@ async fn what_ended_long_ago_is_forgotten_with_its_log() {
         database.execute(change, [old.key.0]).expect("it is changed");
         drop(database);
         world.start().await;
-        assert!(!stray.exists());
         let client: Guest<Submission> = world.open(&world.here(&uri)).await;
         while client.find(old.key).await.is_ok() {
             tokio::task::yield_now().await;
@@ -670,6 +669,8 @@ async fn what_ended_long_ago_is_forgotten_with_its_log() {
         while log(old.key).exists() {
             tokio::task::yield_now().await;
         }
+        // It was looked for first.
+        assert!(!stray.exists());
         let (job, _) = client.find(new.key).await.expect("it is known");
         assert_eq!(whole_log(&job).await.expect("a log"), "x");
     })

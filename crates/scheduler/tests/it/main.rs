@@ -6,6 +6,7 @@ mod clients;
 mod end;
 mod jobs;
 mod kept;
+mod load;
 mod migration;
 mod peers;
 mod replay;

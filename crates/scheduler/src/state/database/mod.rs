@@ -15,6 +15,9 @@ pub enum DatabaseError {
     /// SQLite says so.
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
+    /// The disk is full or broken.
+    #[error(transparent)]
+    Disk(#[from] std::io::Error),
     /// PostgreSQL says so, or is not reached.
     #[error("{}", said(.0))]
     Postgres(#[from] tokio_postgres::Error),
@@ -142,8 +145,8 @@ pub(super) trait Database: Queries + Send {
     /// Makes changes. They survive the end of this process; with `through` they and all before them survive the machine's too.
     fn transact(&mut self, through: bool, changes: Changes<'_>) -> Result<(), DatabaseError>;
 
-    /// Waits until everything that was changed survives the machine.
-    fn settle(&mut self) -> Result<(), DatabaseError>;
+    /// Returns who has what was changed survive the machine, unless it does anyway.
+    fn flusher(&self) -> Result<Option<sqlite::Flush>, DatabaseError>;
 
     /// Returns whether other schedulers on other machines work on it in turn: then it is the only thing that they share.
     fn is_shared(&self) -> bool;

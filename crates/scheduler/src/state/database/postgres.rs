@@ -11,6 +11,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Statement};
 use tokio_util::sync::CancellationToken;
 
+use super::sqlite::Flush;
 use super::{Changes, Database, DatabaseError, Parameter, Queries, Row, migrate};
 pub use server::{PostgresServer, ServerError};
 
@@ -107,9 +108,8 @@ impl Database for Postgres {
         })
     }
 
-    fn settle(&mut self) -> Result<(), DatabaseError> {
-        // What has been committed has settled.
-        Ok(())
+    fn flusher(&self) -> Result<Option<Flush>, DatabaseError> {
+        Ok(None)
     }
 
     fn is_shared(&self) -> bool {

@@ -1,10 +1,14 @@
 //! SQLite: one file, for one scheduler.
 
-use std::path::Path;
+mod flush;
+
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::types::{ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OpenFlags, TransactionBehavior, params_from_iter};
+
+pub(in crate::state) use flush::Flush;
 
 use super::{Changes, Database, DatabaseError, Parameter, Queries, Row, Value, migrate};
 
@@ -12,7 +16,7 @@ use super::{Changes, Database, DatabaseError, Parameter, Queries, Row, Value, mi
 const BUSY: Duration = Duration::from_secs(10);
 
 /// An open file.
-pub(in crate::state) struct Sqlite(Connection);
+pub(in crate::state) struct Sqlite(Connection, PathBuf);
 
 impl Sqlite {
     /// Opens the database at `path`, makes it if there is none, and brings it up to date.
@@ -20,7 +24,8 @@ impl Sqlite {
         let connection = Connection::open_with_flags(path, OpenFlags::default())?;
         connection.busy_timeout(BUSY)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
-        let mut database = Self(connection);
+        connection.pragma_update(None, "wal_autocheckpoint", flush::LOG_PAGES)?;
+        let mut database = Self(connection, path.to_owned());
         let transaction = database.0.transaction_with_behavior(TransactionBehavior::Immediate)?;
         for step in migrate(&mut &*transaction, |migration| migration.sqlite)? {
             transaction.execute_batch(step)?;
@@ -44,11 +49,8 @@ impl Database for Sqlite {
         Ok(transaction.commit()?)
     }
 
-    fn settle(&mut self) -> Result<(), DatabaseError> {
-        self.synchronous("FULL")?;
-        // Only a commit that writes something waits for the disk.
-        let next = self.0.pragma_query_value(None, "user_version", |row| row.get::<_, i32>(0))?;
-        Ok(self.0.pragma_update(None, "user_version", next.wrapping_add(1) & 0xffff)?)
+    fn flusher(&self) -> Result<Option<Flush>, DatabaseError> {
+        Ok(Some(Flush::open(&self.1)?))
     }
 
     fn is_shared(&self) -> bool {

@@ -187,7 +187,7 @@ fn a_job_is_kept_from_its_submission_until_it_is_forgotten(fixture: &mut Fixture
         Change::Forget { job: all[2].key },
     ];
     assert_eq!(state.apply(&changes, true).unwrap(), [true, true, false, false]);
-    state.settle().unwrap();
+    state.flusher().unwrap().flush().unwrap();
     let found = state.find_job(all[0].key).unwrap().unwrap();
     assert_eq!((found.description, found.outcome), (None, Some(Outcome::Succeeded("x".repeat(2_000).into()))));
     // What waits, then what ended last; of results the beginning.
