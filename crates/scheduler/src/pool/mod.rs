@@ -58,6 +58,7 @@
 //! charges a job when it is submitted, by two fixed costs, gives nothing back, does not slow down fair time when it falls behind,
 //! does not count how much a worker does at once, remembers all workers of a hint, and lets a job wait for a stuck worker.
 
+mod absent;
 mod administration;
 mod backlog;
 mod effect;

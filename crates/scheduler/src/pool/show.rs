@@ -114,7 +114,7 @@ impl Pool {
         out.text(displayed(name));
         out.text(format!(" ({}): ", seconds(worker.workload.as_secs_f64())));
         if worker.pauses.is_active() {
-            let first = worker.queue.iter().take(*left).collect();
+            let first = self.first_in_lines(worker.queue.lines(&self.clients), *left);
             self.show_queue(out, fair_now, first, worker.queue.len(), left);
         } else {
             out.text(format!("(inactive: {})", reasons(worker.pauses)));
@@ -161,7 +161,7 @@ impl Pool {
             }
             let mut item = displayed(name);
             item.extend_from_slice(format!("({:.0})", client.rate).as_bytes());
-            let next = client.next.saturating_add(client.queued);
+            let next = client.next.saturating_add(client.queued).saturating_add(client.held);
             if next > fair_now {
                 item.extend_from_slice(format!("+{}", rough(next - fair_now)).as_bytes());
             }
