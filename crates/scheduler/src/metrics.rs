@@ -39,6 +39,7 @@ struct OfClient {
 
 #[derive(Default)]
 struct Families {
+    serving: Gauge,
     submitted: Family<OfPool, Counter>,
     cancelled: Family<OfPool, Counter>,
     accepted: Family<OfPool, Counter>,
@@ -54,9 +55,10 @@ struct Families {
     clients: Family<OfClient, Gauge>,
 }
 
-/// Returns the metrics as they are now, in the OpenMetrics format.
+/// Returns the metrics as they are now, in the OpenMetrics format. A scheduler that stands by has no pools.
 pub(crate) fn text(pools: &[Rc<LivePool>]) -> String {
     let families = Families::default();
+    families.serving.set((!pools.is_empty()).into());
     for live in pools {
         live.look(|pool, _| families.add(pool, &live.losses));
     }
@@ -67,6 +69,7 @@ impl Families {
     fn text(self) -> String {
         let mut registry = Registry::default();
         let Families {
+            serving,
             submitted,
             cancelled,
             accepted,
@@ -81,6 +84,11 @@ impl Families {
             queues,
             clients,
         } = self;
+        registry.register(
+            "kiln_scheduler_serving",
+            "1 for the scheduler that serves, 0 for one that stands by",
+            serving,
+        );
         registry.register("ocluster_pool_jobs_submitted", "Jobs submitted", submitted);
         registry.register("ocluster_pool_jobs_cancelled", "Jobs cancelled while they waited", cancelled);
         registry.register("ocluster_pool_jobs_accepted", "Jobs given to workers", accepted);

@@ -94,6 +94,16 @@ enum Failure {
     TooSlow,
 }
 
+/// Serves what a scheduler has to tell that stands by: that it does.
+///
+/// # Errors
+///
+/// If the system does not let us listen. Otherwise it does not return.
+pub async fn stand_by(address: SocketAddr) -> Result<std::convert::Infallible, WebError> {
+    serve(Site::bind(address).await?, Vec::new(), CancellationToken::new()).await;
+    std::future::pending().await
+}
+
 /// Serves `site` until `stop`.
 pub(crate) async fn serve(site: Site, pools: Vec<Rc<LivePool>>, stop: CancellationToken) {
     let (sender, mut questions) = mpsc::channel(16);

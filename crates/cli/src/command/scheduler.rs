@@ -10,7 +10,8 @@ use bstr::BString;
 use kiln_api::{Address, Key, Limits};
 use kiln_scheduler::state::PostgresServer;
 use kiln_scheduler::state::lease::{Lease, Standing, Tenure};
-use kiln_scheduler::{Running, Scheduler, Settings};
+use kiln_scheduler::web::stand_by;
+use kiln_scheduler::{Running, Scheduler, SchedulerError, Settings};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::system::uname;
 use tokio_util::sync::CancellationToken;
@@ -52,9 +53,16 @@ async fn take_turn(
         Standing::By(holder) => tell(format_args!("standing by: the scheduler at {holder} serves")),
         Standing::Blind(why) => tell(format_args!("waiting for {server}: {why}")),
     });
+    let site = async {
+        match arguments.listen_prometheus {
+            Some(address) => stand_by(address).await,
+            None => std::future::pending().await,
+        }
+    };
     let lease = tokio::select! {
         lease = acquiring => lease,
         () = stop.cancelled() => return Ok(()),
+        Err(error) = site => return Err(SchedulerError::from(error).into()),
         never = crate::service::alive() => match never {},
     };
     let over = stop.child_token();
