@@ -1,7 +1,7 @@
 //! The jobs that no worker has been chosen for.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::Duration;
 
 use super::effect::JobId;
@@ -18,6 +18,8 @@ use super::queue::Turn;
 pub(super) struct Backlog {
     /// The clients that have jobs here, by where the first of each line stands.
     heads: BTreeMap<Turn, Row<Client>>,
+    /// The clients all of whose jobs wait for workers' caches, by where they stand.
+    holders: BTreeSet<(Duration, Row<Client>)>,
     lengths: Lengths,
 }
 
@@ -32,6 +34,11 @@ impl Backlog {
         self.heads.first_key_value().map(|(turn, _)| *turn)
     }
 
+    /// Returns the client that is furthest behind of those all of whose jobs wait for workers' caches.
+    pub(super) fn first_holder(&self) -> Option<(Duration, Row<Client>)> {
+        self.holders.first().copied()
+    }
+
     /// Returns the least start time of all, urgent or not.
     fn least_start(&self) -> Option<Duration> {
         let patient = Turn { patient: true, start: Duration::ZERO, job: JobId(0) };
@@ -44,15 +51,18 @@ impl Pool {
     /// Returns the fair time: the start time of what was taken last. If nobody waits, no share of before `now` can be used any
     /// more.
     pub(super) fn fair_now(&self, now: Duration) -> Duration {
-        if self.backlog.heads.is_empty() { self.fair.max(now) } else { self.fair }
+        let nobody_waits = self.backlog.heads.is_empty() && self.backlog.holders.is_empty();
+        if nobody_waits { self.fair.max(now) } else { self.fair }
     }
 
     /// Changes a client's account or lines. All changes of these are made here.
     pub(super) fn change_client<T>(&mut self, row: Row<Client>, change: impl FnOnce(&mut Client) -> T) -> T {
         let client = self.clients.get_mut(row);
         client.heads().for_each(|turn| _ = self.backlog.heads.remove(&turn));
+        client.only_holds().map(|next| self.backlog.holders.remove(&(next, row)));
         let result = change(client);
         client.heads().for_each(|turn| _ = self.backlog.heads.insert(turn, row));
+        client.only_holds().map(|next| self.backlog.holders.insert((next, row)));
         result
     }
 
@@ -64,17 +74,12 @@ impl Pool {
     /// Puts a job that is nowhere into its client's line: where it was, if it was there before.
     pub(super) fn add_to_backlog(&mut self, now: Duration, id: JobId) {
         self.is_ready = false;
-        self.fair = self.fair_now(now);
-        let fair_now = self.fair;
         let cost = self.expected(id);
-        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let (Some(row), Some(job)) = (self.catch_up(now, id), self.jobs.get_mut(&id)) else { return };
         job.place = Place::Backlog;
-        let (row, urgent) = (job.client, job.urgent);
+        let urgent = job.urgent;
         self.backlog.lengths.add(urgent);
         let charge = self.change_client(row, |client| {
-            if client.waits_for_nothing() {
-                client.catch_up(fair_now);
-            }
             let charge = client.estimate(cost);
             client.queued = client.queued.saturating_add(charge.share);
             client.lines[usize::from(!urgent)].insert(id);
@@ -96,30 +101,63 @@ impl Pool {
         });
     }
 
-    /// Charges a job that goes to a worker, and takes it out of its line if it is in it.
-    pub(super) fn charge(&mut self, now: Duration, id: JobId, cost: Duration) {
-        self.fair = self.fair_now(now);
-        let fair_now = self.fair;
-        let Some(job) = self.jobs.get(&id) else { return };
-        let (urgent, estimate) = (job.urgent, job.charge.share);
-        let (charge, waited) = self.change_client(job.client, |client| {
-            let waited = client.lines[usize::from(!urgent)].remove(&id);
-            if waited {
-                client.queued = client.queued.saturating_sub(estimate);
-            } else if client.waits_for_nothing() {
-                client.catch_up(fair_now);
-            }
-            (client.charge(cost), waited)
-        });
-        if waited {
-            self.backlog.lengths.subtract(urgent);
+    /// Notes that a job that is nowhere, or in the backlog, is to wait for a worker's cache, where it is expected to take so long. It
+    /// is charged when it starts: what waits has used nothing.
+    pub(super) fn hold(&mut self, now: Duration, id: JobId, cost: Duration) {
+        let row = self.catch_up(now, id);
+        if self.jobs.get(&id).is_some_and(|job| matches!(job.place, Place::Backlog)) {
+            self.remove_from_backlog(id);
         }
+        let Some(row) = row else { return };
+        let charge = self.change_client(row, |client| {
+            let charge = client.estimate(cost);
+            client.held = client.held.saturating_add(charge.share);
+            client.held_jobs.insert(id);
+            charge
+        });
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        job.charge = charge;
+        // Counted from the first time: a worker that comes and goes would hold the job for ever.
+        job.waits_since.get_or_insert(now);
+    }
+
+    /// Notes that a job waits for no worker's cache any more.
+    pub(super) fn stop_holding(&mut self, id: JobId) {
+        let Some(job) = self.jobs.get(&id) else { return };
+        let share = job.charge.share;
+        self.change_client(job.client, |client| {
+            client.held = client.held.saturating_sub(share);
+            client.held_jobs.remove(&id);
+        });
+    }
+
+    /// Charges a job that goes to a worker, and takes it from where it waits.
+    pub(super) fn charge(&mut self, now: Duration, id: JobId, cost: Duration) {
+        let Some(row) = self.catch_up(now, id) else { return };
+        match self.jobs.get(&id).map(|job| &job.place) {
+            Some(Place::Backlog) => self.remove_from_backlog(id),
+            Some(Place::Assigned { .. }) => self.unassign(id),
+            Some(Place::Absent { .. }) => self.stop_waiting_for_absent(id),
+            _ => {}
+        }
+        let charge = self.change_client(row, |client| client.charge(cost));
         // An urgent job may start far ahead of its client's share: that is not to push those back who come later.
         let start = self.backlog.least_start().map_or(charge.start, |least| least.min(charge.start));
         self.fair = self.fair.max(start);
         if let Some(job) = self.jobs.get_mut(&id) {
             job.charge = charge;
         }
+    }
+
+    /// Lets a job's client catch up with the fair time. Returns who that is.
+    fn catch_up(&mut self, now: Duration, id: JobId) -> Option<Row<Client>> {
+        self.fair = self.fair_now(now);
+        let row = self.jobs.get(&id)?.client;
+        let fair_now = self.fair;
+        if self.clients.get(row).waits_for_nothing() {
+            self.change_client(row, |client| client.catch_up(fair_now));
+        }
+        Some(row)
     }
 
     /// Takes back what a job was charged for a worker that it does not use after all. It is nowhere then.
@@ -133,21 +171,27 @@ impl Pool {
     /// Returns the backlog's first jobs, the next one first, with the start times that they will have if nothing comes or
     /// ends before.
     pub(super) fn first_in_backlog(&self, most: usize) -> Vec<Turn> {
-        let clients = self.backlog.heads.iter().map(|(turn, row)| (*turn, self.clients.get(*row)));
-        let (turns, clients): (Vec<Turn>, Vec<&Client>) = clients.unzip();
-        let mut lines: Vec<_> =
-            turns.iter().zip(&clients).map(|(turn, client)| client.lines[usize::from(turn.patient)].iter()).collect();
-        lines.iter_mut().for_each(|line| _ = line.next());
-        let mut heads: BinaryHeap<_> = turns.into_iter().zip(0..).map(Reverse).collect();
+        let lines = self.backlog.heads.iter().map(|(turn, &row)| {
+            let line = &self.clients.get(row).lines[usize::from(turn.patient)];
+            line.iter().map(|&job| Turn { job, ..*turn })
+        });
+        self.first_in_lines(lines.collect(), most)
+    }
+
+    /// Returns the first jobs of these lines, of one client each, all of which begin at the client's turn.
+    pub(super) fn first_in_lines(&self, mut lines: Vec<impl Iterator<Item = Turn>>, most: usize) -> Vec<Turn> {
+        let mut heads: BinaryHeap<_> = BinaryHeap::new();
+        for (index, line) in lines.iter_mut().enumerate() {
+            heads.extend(line.next().map(|turn| Reverse((turn, index))));
+        }
         let mut first = Vec::new();
         while first.len() < most
             && let Some(Reverse((turn, index))) = heads.pop()
         {
             first.push(turn);
             let share = self.jobs.get(&turn.job).map_or(Duration::ZERO, |job| job.charge.share);
-            if let Some(&job) = lines[index].next() {
-                heads.push(Reverse((Turn { start: turn.start.saturating_add(share), job, ..turn }, index)));
-            }
+            let start = turn.start.saturating_add(share);
+            heads.extend(lines[index].next().map(|next| Reverse((Turn { start, ..next }, index))));
         }
         first
     }

@@ -31,6 +31,10 @@ pub(super) struct Client {
     pub(super) lines: [BTreeSet<JobId>; 2],
     /// How much of its share these will take.
     pub(super) queued: Duration,
+    /// Those of its jobs that wait for workers' caches.
+    pub(super) held_jobs: BTreeSet<JobId>,
+    /// How much of its share these will take.
+    pub(super) held: Duration,
 }
 
 /// What a job is charged.
@@ -56,6 +60,8 @@ impl Client {
             jobs: Lengths::default(),
             lines: Default::default(),
             queued: Duration::ZERO,
+            held_jobs: BTreeSet::new(),
+            held: Duration::ZERO,
         }
     }
 
@@ -66,10 +72,11 @@ impl Client {
         Charge { start: Duration::ZERO, share, cost }
     }
 
-    /// Takes away what the client has not used of its share of before `fair_now`. To be called when it begins to have
-    /// something to do.
+    /// Takes away what the client has not used of its share of before `fair_now`, if it has nothing in the backlog. What it has waiting
+    /// for workers' caches could have used some: so much it may keep. To be called before it gets something to do.
     pub(super) fn catch_up(&mut self, fair_now: Duration) {
-        if self.next < fair_now {
+        let fair_now = fair_now.saturating_sub(self.held);
+        if self.waits_for_nothing() && self.next < fair_now {
             (self.next, self.since) = (fair_now, fair_now);
         }
     }
@@ -108,6 +115,11 @@ impl Client {
     /// Returns whether it has no job in the backlog.
     pub(super) fn waits_for_nothing(&self) -> bool {
         self.lines.iter().all(BTreeSet::is_empty)
+    }
+
+    /// Returns where it stands among those all of whose jobs wait for workers' caches, if it is one of them.
+    pub(super) fn only_holds(&self) -> Option<Duration> {
+        (self.waits_for_nothing() && !self.held_jobs.is_empty()).then_some(self.next)
     }
 
     /// Returns where its next jobs stand, the urgent one and the other.

@@ -13,8 +13,8 @@ use super::worker::Machine;
 pub(super) const WARM: Duration = Duration::from_secs(10);
 /// What a job takes elsewhere, until that is known.
 pub(super) const COLD: Duration = Duration::from_secs(600);
-/// How many workers are remembered for a hint. Looking for the best of them is part of placing a job.
-pub(super) const MACHINES: usize = 64;
+/// How many workers are remembered for a hint.
+pub(super) const MACHINES: usize = 256;
 /// How many hints are remembered that no job has.
 const UNUSED: usize = 100_000;
 
@@ -90,6 +90,11 @@ impl Hints {
         let hint = self.names.get(row);
         let (learned, otherwise) = if warm { (hint.warm.or(self.warm), WARM) } else { (hint.cold.or(self.cold), COLD) };
         learned.map_or(otherwise, Duration::from_secs_f32).max(LEAST)
+    }
+
+    /// Returns how much less a job of the hint takes where it ran before.
+    pub(super) fn saves(&self, row: Row<Hint>) -> Duration {
+        self.cost(row, false).saturating_sub(self.cost(row, true))
     }
 
     /// Returns what a job of the hint will take, as far as that is known before it is known where.

@@ -21,6 +21,8 @@ pub struct Pool {
     pub(super) backlog: Backlog,
     /// How far the fair time has come.
     pub(super) fair: Duration,
+    /// The jobs that wait for workers that are gone, by when they will do so no longer. There are none while anybody is idle.
+    pub(super) absent: BTreeSet<(Duration, JobId)>,
     /// The jobs in queues of workers, by when they will have waited there for too long.
     pub(super) overdue: BTreeSet<(Duration, JobId)>,
     pub(super) workers: BTreeMap<WorkerId, Worker>,
@@ -47,17 +49,23 @@ pub(super) struct Job {
     pub(super) urgent: bool,
     /// What it was charged, or what it is likely to be while it is in the backlog.
     pub(super) charge: Charge,
-    /// When it has waited for a worker's cache for long enough, once it has begun to.
-    pub(super) patience: Option<Duration>,
+    /// Since when it waits for workers' caches, if it does.
+    pub(super) waits_since: Option<Duration>,
     pub(super) place: Place,
 }
 
 pub(super) enum Place {
     Backlog,
-    /// In a worker's queue, where it adds `cost` to the workload.
+    /// In a worker's queue, where it adds `cost` to the workload. If somebody is idle by `until`, it has been there for too long.
     Assigned {
         worker: WorkerId,
         cost: Duration,
+        until: Duration,
+    },
+    /// It waits for a worker that is gone to be back by `until`.
+    Absent {
+        machine: Row<Machine>,
+        until: Duration,
     },
     Running {
         worker: WorkerId,
@@ -117,6 +125,7 @@ impl Pool {
             jobs: BTreeMap::new(),
             backlog: Backlog::default(),
             fair: Duration::ZERO,
+            absent: BTreeSet::new(),
             overdue: BTreeSet::new(),
             workers: BTreeMap::new(),
             ready: BTreeMap::new(),
@@ -172,7 +181,7 @@ impl Pool {
         content.jobs.add(request.urgent);
         let charge = content.estimate(Duration::ZERO);
         let urgent = request.urgent;
-        self.jobs.insert(id, Job { client, hint, urgent, charge, patience: None, place: Place::Nowhere });
+        self.jobs.insert(id, Job { client, hint, urgent, charge, waits_since: None, place: Place::Nowhere });
         self.counts.submitted_total += 1;
         id
     }
@@ -184,12 +193,8 @@ impl Pool {
         let trial = match job.place {
             Place::Running { .. } | Place::Nowhere => return false,
             Place::Lost(trial) => trial,
-            Place::Backlog | Place::Assigned { .. } => {
-                match job.place {
-                    Place::Backlog => self.charge(now, id, self.expected(id)),
-                    // What it was charged for another worker stands for this one.
-                    _ => self.unassign(id),
-                }
+            Place::Backlog | Place::Assigned { .. } | Place::Absent { .. } => {
+                self.charge(now, id, self.expected(id));
                 self.counts.running += 1;
                 self.counts.accepted_total += 1;
                 Trial { since: None, warm: false }
@@ -197,7 +202,7 @@ impl Pool {
         };
         if let (Some(job), Some(worker)) = (self.jobs.get_mut(&id), self.workers.get_mut(&on)) {
             job.place = Place::Running { worker: on, trial };
-            job.patience = None;
+            job.waits_since = None;
             worker.running.insert(id);
             self.effects.push(Effect::Running { worker: on, jobs: worker.running.len() });
         }
@@ -219,9 +224,9 @@ impl Pool {
                 self.counts.cancelled_total += 1;
                 Cancelled::Queued
             }
-            Place::Assigned { .. } => {
+            Place::Assigned { .. } | Place::Absent { .. } => {
                 self.unassign(id);
-                self.refund(id);
+                self.stop_waiting_for_absent(id);
                 self.counts.cancelled_total += 1;
                 Cancelled::Queued
             }
@@ -248,7 +253,7 @@ impl Pool {
                 self.stop(id);
             }
             Place::Lost(_) => self.refund(id),
-            Place::Backlog | Place::Assigned { .. } | Place::Nowhere => return,
+            Place::Backlog | Place::Assigned { .. } | Place::Absent { .. } | Place::Nowhere => return,
         }
         self.counts.running -= 1;
         self.remove(id);
@@ -302,11 +307,5 @@ impl Pool {
         let job = self.jobs.get(&turn.job)?;
         let hint = job.hint.map_or(BStr::new(""), |hint| self.hints.names.name(hint));
         Some((self.clients.name(job.client), hint, job))
-    }
-}
-
-impl Job {
-    pub(super) fn turn(&self, id: JobId) -> Turn {
-        Turn { patient: !self.urgent, start: self.charge.start, job: id }
     }
 }

@@ -5,22 +5,32 @@ use std::time::Duration;
 use super::effect::{Effect, JobId, WorkerId};
 use super::hints::{COLD, MACHINES};
 use super::job::{Place, Pool, Trial};
+use super::queue::QUEUE;
 
-/// A worker's queue is worth waiting for up to this many times what the job would take elsewhere. What it does not take from
-/// others, they have for jobs that nobody would do better. With longer queues there are more hits, but what is in these queues is
-/// no longer shared out.
-const WORTH_WAITING: u32 = 2;
-/// After this many times what it would take elsewhere a job has been in workers' queues for too long, if somebody is free.
+/// While nobody is idle, a worker's queue is worth waiting for if it takes no longer. Those who ask have other work meanwhile, so that
+/// only the job itself comes later; but a hint for which there is such a queue is worth having on one more worker. So long, and
+/// not some times as long as the job, since that is what its client has to bear.
+const WORTH_WAITING: Duration = Duration::from_secs(3600);
+/// A client all of whose jobs wait for caches is served without them when it is owed this many times what a cache saves. It then has
+/// one more worker that has them cached, so this is a price that is paid once; at a lower one, a pool that falls behind pays it for
+/// hints that are not used again.
+const OWED: u32 = 300;
+/// While nobody is idle, a job that has waited for workers' caches for this long is done by whoever asks next.
+const TOO_LONG: Duration = Duration::from_secs(4 * 3600);
+/// While somebody is idle, one that has waited for this many times what it would take elsewhere is done by them: its worker is
+/// stuck, or takes far longer than expected.
 const PATIENCE: u32 = 4;
-/// And after so many more, if nobody is: whoever asks next may do it then. Sooner, a pool that falls behind would fall behind more,
-/// by doing without its caches.
-const MORE_PATIENCE: u32 = 16;
-/// How many jobs one operation moves on behalf of others, so that none takes long. The rest is moved by the next ones.
-const AT_ONCE: usize = 64;
+/// How much one operation does on behalf of others, so that none takes long. The rest is done by the next ones.
+const AT_ONCE: usize = 48;
+/// At how many of the workers that ran a hint is looked, the latest. The others do its jobs when they ask themselves.
+const LOOKED_AT: usize = 32;
 
 impl Pool {
-    /// Finds a place for a job that has none.
+    /// Finds a place for a job, unless it has one: who places several may find that the first brought others with it.
     pub(super) fn place(&mut self, now: Duration, id: JobId) {
+        if !self.jobs.get(&id).is_some_and(|job| matches!(job.place, Place::Nowhere)) {
+            return;
+        }
         let Some((&first, &waiting)) = self.ready.first_key_value() else {
             return self.add_to_backlog(now, id);
         };
@@ -36,30 +46,33 @@ impl Pool {
     }
 
     /// Gives a worker what its `pop`s ask for, as far as there is something: what is next in its own queue or in the backlog. Jobs
-    /// of the backlog that another would do better go to that one. The rest of the `pop`s wait.
+    /// of the backlog that another would do better wait for that one. The rest of the `pop`s wait.
     pub(super) fn serve(&mut self, now: Duration, id: WorkerId) {
         self.expire(now);
-        let mut moved = 0;
+        let mut done = 0;
         loop {
             let Some(worker) = self.workers.get(&id) else { return };
             if worker.waiting == 0 || !worker.pauses.is_active() {
                 return;
             }
-            let job = match (worker.queue.first(), self.backlog.first()) {
-                (Some(own), other) if other.is_none_or(|other| own < other) => {
-                    self.unassign(own.job);
-                    own.job
-                }
-                (_, Some(next)) => match self.preferred(now, next.job) {
-                    Some(other) if other != id && moved < AT_ONCE => {
-                        moved += 1;
-                        self.assign(now, next.job, other);
+            let job = match (worker.queue.first(&self.clients), self.backlog.first()) {
+                // Of one client, its own first: it has them cached.
+                (Some(own), other) if other.is_none_or(|other| own.is_due_with(other)) => own.job,
+                // Enough was done for others.
+                (Some(own), _) if done >= AT_ONCE => own.job,
+                (_, Some(next)) => {
+                    done += 1 + self.looked_at(next.job) / 16;
+                    if done < AT_ONCE && self.send_away(now, next.job, id) {
                         continue;
                     }
-                    _ => next.job,
+                    next.job
+                }
+                (_, None) => match self.worth_taking(now) {
+                    Some(job) => job,
+                    None => return self.make_ready(id),
                 },
-                (_, None) => return self.make_ready(id),
             };
+            let job = self.owed(job).unwrap_or(job);
             // What is served now may have been waiting in line.
             if let Some(worker) = self.workers.get_mut(&id)
                 && let Some(place) = worker.ready.pop_front()
@@ -82,31 +95,95 @@ impl Pool {
         (!self.ready.is_empty()).then_some(*until)
     }
 
+    /// Lets a job of the backlog wait for a worker that would do it better than the one that asks, if there is such a worker.
+    fn send_away(&mut self, now: Duration, id: JobId, asks: WorkerId) -> bool {
+        if self.is_warm(id, asks) {
+            return false;
+        }
+        if let Some(other) = self.preferred(now, id) {
+            self.assign(now, id, other);
+            return true;
+        }
+        self.wait_for_absent(now, id)
+    }
+
+    /// Returns the job that is to be done rather than this one, cached or not: its client has only such jobs, and is owed so much time
+    /// that it is better served so. (Its last one: that would wait longest.)
+    fn owed(&self, id: JobId) -> Option<JobId> {
+        let job = self.jobs.get(&id)?;
+        let (next, row) = self.backlog.first_holder()?;
+        let client = self.clients.get(row);
+        let owed = self.clients.get(job.client).next.checked_sub(next)?.as_secs_f64() * client.rate;
+        let other_id = *client.held_jobs.last()?;
+        let other = self.jobs.get(&other_id)?;
+        let most = self.hints.saves(other.hint?).saturating_mul(OWED).as_secs_f64();
+        (other.urgent >= job.urgent && owed > most).then_some(other_id)
+    }
+
+    /// Returns a job that waits for another worker, and is better done by one that is idle.
+    fn worth_taking(&self, now: Duration) -> Option<JobId> {
+        self.absent.first().map(|(_, id)| *id).or_else(|| {
+            let mut longest = self.overdue.iter().take(AT_ONCE).map(|(_, id)| *id);
+            longest.find(|id| {
+                let job = self.jobs.get(id);
+                let waits = job.and_then(|job| match job.place {
+                    Place::Assigned { worker, .. } => Some((self.workers.get(&worker)?.wait(), job.hint?)),
+                    _ => None,
+                });
+                waits.is_some_and(|(wait, hint)| wait > self.hints.saves(hint)) || self.has_waited(now, *id)
+            })
+        })
+    }
+
     /// Removes a job from the queue of its worker. It is nowhere then.
     pub(super) fn unassign(&mut self, id: JobId) {
-        let Some(job) = self.jobs.get(&id) else { return };
-        let (Place::Assigned { worker, cost }, Some(until)) = (&job.place, job.patience) else { return };
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let Place::Assigned { worker, cost, until } = job.place else { return };
+        job.place = Place::Nowhere;
         self.overdue.remove(&(until, id));
         self.counts.assigned.subtract(job.urgent);
-        if let Some(worker) = self.workers.get_mut(worker) {
-            worker.queue.remove(job.turn(id));
-            worker.workload = worker.workload.saturating_sub(*cost);
+        if let Some(worker) = self.workers.get_mut(&worker) {
+            worker.queue.remove(job.client, !job.urgent, id);
+            worker.workload = worker.workload.saturating_sub(cost);
         }
+        self.stop_holding(id);
+    }
+
+    /// Returns how many workers are looked at to place a job.
+    fn looked_at(&self, id: JobId) -> usize {
+        let hint = self.jobs.get(&id).and_then(|job| job.hint);
+        hint.map_or(0, |hint| self.hints.names.get(hint).machines.len().min(LOOKED_AT))
+    }
+
+    /// Tells whether a worker ran the hint of a job.
+    fn is_warm(&self, id: JobId, on: WorkerId) -> bool {
+        let hint = self.jobs.get(&id).and_then(|job| job.hint);
+        let machine = self.workers.get(&on).map(|worker| worker.machine);
+        hint.zip(machine).is_some_and(|(hint, machine)| self.hints.is_warm(hint, machine))
     }
 
     /// Returns the worker at which a job is to wait, rather than to be done by whoever is free.
     fn preferred(&self, now: Duration, id: JobId) -> Option<WorkerId> {
-        let job = self.jobs.get(&id).filter(|job| job.patience.is_none_or(|until| now < until))?;
-        let hint = job.hint?;
-        let longest = self.hints.cost(hint, false).saturating_mul(WORTH_WAITING);
+        let hint = self.jobs.get(&id)?.hint?;
+        if self.has_waited(now, id) {
+            return None;
+        }
+        let longest = match self.ready.is_empty() {
+            true => WORTH_WAITING,
+            // It would be done sooner by who is idle.
+            false => self.hints.saves(hint),
+        };
         let machines = &self.hints.names.get(hint).machines;
         // So many ran it that it is not worth waiting for one of them; and there are others, who are not remembered.
         let everywhere = machines.len() == MACHINES;
-        let able = machines.iter().filter_map(|&machine| {
+        let able = machines.iter().rev().take(LOOKED_AT).filter_map(|&machine| {
             let id = self.machines.get(machine).worker?;
             let worker = self.workers.get(&id)?;
             let busy = worker.waiting == 0;
-            let is_able = worker.pauses.is_active() && worker.wait() <= longest && !(everywhere && busy);
+            let is_able = worker.pauses.is_active()
+                && worker.wait() <= longest
+                && worker.queue.len() < QUEUE
+                && !(everywhere && busy);
             is_able.then_some((worker.wait(), busy, id))
         });
         able.min().map(|(_, _, id)| id)
@@ -116,27 +193,23 @@ impl Pool {
     fn assign(&mut self, now: Duration, id: JobId, to: WorkerId) {
         let Some(hint) = self.jobs.get(&id).and_then(|job| job.hint) else { return };
         let cost = self.hints.cost(hint, true);
-        self.charge(now, id, cost);
-        let (Some(job), Some(worker)) = (self.jobs.get_mut(&id), self.workers.get_mut(&to)) else { return };
         let patience = self.hints.cost(hint, false).saturating_mul(PATIENCE);
-        // Counted from the first time: a worker that comes and goes would hold the job for ever.
-        let until = *job.patience.get_or_insert(now.saturating_add(patience));
-        job.place = Place::Assigned { worker: to, cost };
-        worker.queue.insert(job.turn(id));
+        self.hold(now, id, cost);
+        let (Some(job), Some(worker)) = (self.jobs.get_mut(&id), self.workers.get_mut(&to)) else { return };
+        let until = job.waits_since.unwrap_or(now).saturating_add(patience);
+        job.place = Place::Assigned { worker: to, cost, until };
+        worker.queue.insert(job.client, !job.urgent, id);
         worker.workload = worker.workload.saturating_add(cost);
         self.overdue.insert((until, id));
         self.counts.assigned.add(job.urgent);
     }
 
-    /// Answers a `pop` of a worker with a job that is nowhere, in the backlog or was in the worker's queue.
+    /// Answers a `pop` of a worker with a job that waits, or that is nowhere.
     fn start(&mut self, now: Duration, id: JobId, on: WorkerId) {
         let (Some(job), Some(worker)) = (self.jobs.get(&id), self.workers.get(&on)) else { return };
-        let is_charged = matches!(job.place, Place::Assigned { .. });
         let (machine, hint) = (worker.machine, job.hint);
         let warm = hint.is_some_and(|hint| self.hints.is_warm(hint, machine));
-        if !is_charged {
-            self.charge(now, id, hint.map_or(COLD, |hint| self.hints.cost(hint, warm)));
-        }
+        self.charge(now, id, hint.map_or(COLD, |hint| self.hints.cost(hint, warm)));
         if let Some(hint) = hint
             && self.hints.ran(hint, machine)
         {
@@ -147,7 +220,7 @@ impl Pool {
         }
         let (Some(job), Some(worker)) = (self.jobs.get_mut(&id), self.workers.get_mut(&on)) else { return };
         job.place = Place::Running { worker: on, trial: Trial { since: Some(now), warm } };
-        job.patience = None;
+        job.waits_since = None;
         worker.waiting -= 1;
         worker.running.insert(id);
         self.counts.running += 1;
@@ -166,22 +239,30 @@ impl Pool {
         }
     }
 
-    /// Tells whether a job has been in workers' queues for too long, which it has by `until` if somebody is free.
-    fn has_waited(&self, now: Duration, until: Duration, id: JobId) -> bool {
-        let more = || {
-            let hint = self.jobs.get(&id).and_then(|job| job.hint);
-            hint.map_or(COLD, |hint| self.hints.cost(hint, false)).saturating_mul(MORE_PATIENCE)
+    /// Tells whether a job has waited for workers' caches for too long.
+    fn has_waited(&self, now: Duration, id: JobId) -> bool {
+        let Some((since, hint)) = self.jobs.get(&id).and_then(|job| job.waits_since.zip(job.hint)) else {
+            return false;
         };
-        until <= now && (!self.ready.is_empty() || until.saturating_add(more()) <= now)
+        let patience = match self.ready.is_empty() {
+            true => TOO_LONG,
+            false => self.hints.cost(hint, false).saturating_mul(PATIENCE),
+        };
+        since.saturating_add(patience) <= now
     }
 
-    /// Takes jobs from the queues of workers where they have been for too long.
+    /// Takes jobs from the queues of workers where they have been for too long, and from those of absent ones.
     fn expire(&mut self, now: Duration) {
         for _ in 0..AT_ONCE {
-            match self.overdue.first() {
-                Some(&(until, id)) if self.has_waited(now, until, id) => {
+            let overdue = self.overdue.first().map(|(until, id)| (*until, *id));
+            let absent = self.absent.first().map(|(until, id)| (*until, *id));
+            match (overdue, absent) {
+                (Some((until, id)), _) if until <= now && (!self.ready.is_empty() || self.has_waited(now, id)) => {
                     self.unassign(id);
-                    self.refund(id);
+                    self.place(now, id);
+                }
+                (_, Some((until, id))) if until <= now => {
+                    self.stop_waiting_for_absent(id);
                     self.place(now, id);
                 }
                 _ => return,

@@ -1,10 +1,13 @@
 //! Jobs in the order in which they are to run.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound::{Excluded, Unbounded};
 use std::time::Duration;
 
 use super::effect::JobId;
+use super::fair::Client;
 use super::gauges::Lengths;
+use super::names::{Names, Row};
 
 /// Where a job stands in a queue. The least is next: urgent ones first, then by fair start time; of two with the same,
 /// the one submitted first.
@@ -16,30 +19,51 @@ pub(super) struct Turn {
     pub(super) job: JobId,
 }
 
-/// The jobs assigned to a worker.
-#[derive(Debug, Default)]
+/// How many jobs a worker's queue takes: what it is asked for has to be found among that many.
+pub(super) const QUEUE: usize = 250;
+
+impl Turn {
+    /// Tells whether this one is to run before the other, or they are of clients who stand where they stand.
+    pub(super) fn is_due_with(self, other: Turn) -> bool {
+        (self.patient, self.start) <= (other.patient, other.start)
+    }
+}
+
+/// The jobs assigned to a worker: by client, since it is the client's turn that moves.
+#[derive(Default)]
 pub(super) struct Queue {
-    turns: BTreeSet<Turn>,
+    /// Client, not urgent, job.
+    jobs: BTreeSet<(Row<Client>, bool, JobId)>,
     lengths: Lengths,
 }
 
 impl Queue {
-    pub(super) fn insert(&mut self, turn: Turn) {
-        if self.turns.insert(turn) {
-            self.lengths.add(!turn.patient);
+    pub(super) fn insert(&mut self, client: Row<Client>, patient: bool, job: JobId) {
+        if self.jobs.insert((client, patient, job)) {
+            self.lengths.add(!patient);
         }
     }
 
     /// Takes one out, wherever it stands.
-    pub(super) fn remove(&mut self, turn: Turn) {
-        if self.turns.remove(&turn) {
-            self.lengths.subtract(!turn.patient);
+    pub(super) fn remove(&mut self, client: Row<Client>, patient: bool, job: JobId) {
+        if self.jobs.remove(&(client, patient, job)) {
+            self.lengths.subtract(!patient);
         }
     }
 
-    /// Returns the next one.
-    pub(super) fn first(&self) -> Option<Turn> {
-        self.turns.first().copied()
+    /// Returns the next one, with where its client stands. It takes as long as there are clients.
+    pub(super) fn first(&self, clients: &Names<Client>) -> Option<Turn> {
+        self.firsts().map(|(client, patient, job)| Turn { patient, start: clients.get(client).next, job }).min()
+    }
+
+    /// Returns the first job of each client.
+    fn firsts(&self) -> impl Iterator<Item = (Row<Client>, bool, JobId)> {
+        let mut next = self.jobs.first().copied();
+        std::iter::from_fn(move || {
+            let this = next?;
+            next = self.jobs.range((Excluded((this.0, true, JobId(u64::MAX))), Unbounded)).next().copied();
+            Some(this)
+        })
     }
 
     /// Returns how many wait, in constant time.
@@ -48,11 +72,21 @@ impl Queue {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.turns.len()
+        self.jobs.len()
     }
 
-    /// Returns them, the next one first.
-    pub(super) fn iter(&self) -> impl Iterator<Item = Turn> {
-        self.turns.iter().copied()
+    /// Returns them, by client.
+    pub(super) fn iter(&self) -> impl Iterator<Item = JobId> {
+        self.jobs.iter().map(|(.., job)| *job)
+    }
+
+    /// Returns the lines of each client, of urgent jobs and of others, which begin at the client's turn.
+    pub(super) fn lines(&self, clients: &Names<Client>) -> Vec<impl Iterator<Item = Turn>> {
+        let mut lines: BTreeMap<(Row<Client>, bool), Vec<Turn>> = BTreeMap::new();
+        for &(client, patient, job) in &self.jobs {
+            let start = clients.get(client).next;
+            lines.entry((client, patient)).or_default().push(Turn { patient, start, job });
+        }
+        lines.into_values().map(Vec::into_iter).collect()
     }
 }

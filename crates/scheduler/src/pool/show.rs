@@ -29,6 +29,7 @@ impl Pool {
     ///   w2 (0): (inactive: worker pause, admin pause) (0 running)
     /// disconnected:
     ///   w3 (paused)
+    ///   w4 (2 waiting)                       jobs that are done best there, if it is back soon
     /// clients: alice(1) bob(2)+14s           rates, and how far the start of another job would be
     /// ```
     ///
@@ -67,6 +68,9 @@ impl Pool {
             out.text("\n  ");
             out.text(displayed(name));
             out.text(if machine.paused { " (paused)" } else { "" });
+            if !machine.waited_for.is_empty() {
+                out.text(format!(" ({} waiting)", machine.waited_for.len()));
+            }
         }
         out.more_lines(more);
         out.text("\nclients: ");
@@ -105,7 +109,7 @@ impl Pool {
         out.text(displayed(name));
         out.text(format!(" ({}): ", seconds(worker.workload.as_secs_f64())));
         if worker.pauses.is_active() {
-            let first = worker.queue.iter().take(*left).collect();
+            let first = self.first_in_lines(worker.queue.lines(&self.clients), *left);
             self.show_queue(out, fair_now, first, worker.queue.len(), left);
         } else {
             out.text(format!("(inactive: {})", reasons(worker.pauses)));
@@ -152,7 +156,7 @@ impl Pool {
             }
             let mut item = displayed(name);
             item.extend_from_slice(format!("({:.0})", client.rate).as_bytes());
-            let next = client.next.saturating_add(client.queued);
+            let next = client.next.saturating_add(client.queued).saturating_add(client.held);
             if next > fair_now {
                 item.extend_from_slice(format!("+{}", rough(next - fair_now)).as_bytes());
             }

@@ -20,6 +20,10 @@ pub(super) struct Machine {
     pub(super) paused: bool,
     /// Its connection.
     pub(super) worker: Option<WorkerId>,
+    /// Since when it is gone, if it was ever there.
+    pub(super) gone: Option<Duration>,
+    /// The jobs that wait for it to come back.
+    pub(super) waited_for: BTreeSet<JobId>,
 }
 
 /// A worker that is connected.
@@ -111,7 +115,8 @@ impl Pool {
     pub fn unregister(&mut self, now: Duration, id: WorkerId) {
         self.set_pauses(now, id, |pauses| pauses.worker = true);
         let Some(worker) = self.workers.remove(&id) else { return };
-        self.machines.get_mut(worker.machine).worker = None;
+        let machine = self.machines.get_mut(worker.machine);
+        (machine.worker, machine.gone) = (None, Some(now));
         self.counts.connected -= 1;
         self.counts.paused -= 1;
         self.counts.capacity -= u64::from(worker.capacity);
@@ -181,15 +186,16 @@ impl Pool {
                 for place in worker.ready.drain(..) {
                     self.ready.remove(&place);
                 }
-                let queue: Vec<JobId> = worker.queue.iter().map(|turn| turn.job).collect();
+                let queue: Vec<JobId> = worker.queue.iter().collect();
                 for job in queue {
                     self.unassign(job);
-                    self.refund(job);
                     self.place(now, job);
                 }
             }
             (false, true) => {
                 self.counts.paused -= 1;
+                let machine = worker.machine;
+                self.end_absence(now, machine);
                 self.serve(now, id);
             }
             _ => {}

@@ -8,6 +8,8 @@ use super::trace::Trace;
 
 /// So many jobs of each worker at once: of fewer, the part that each client got is chance.
 const ENOUGH: usize = 50;
+/// And so is that of a client that was promised less than this part of all.
+const LEAST: f64 = 0.05;
 
 /// How a policy did with a trace. Times are in seconds of the simulation.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -61,7 +63,10 @@ pub struct ClientOutcome {
     pub contended_s: f64,
     /// How much of all that was begun then was promised to it, by its rate among these.
     pub promised_s: f64,
-    /// The one by the other: 1 is fair. `None`: so little was begun then that it says nothing.
+    /// The one by the other: 1 is fair. `None`: so little was begun then, or promised to it, that it says nothing.
+    ///
+    /// What is begun is counted, and not what runs: a job that runs cannot be taken back when another client comes. Waiting is
+    /// what the client sees as waiting, whatever the policy has it wait for: also the cache of a worker.
     pub share: Option<f64>,
 }
 
@@ -206,10 +211,11 @@ impl Tally {
 
     pub(super) fn finish(mut self, policy: &'static str) -> Outcome {
         let mut all = Vec::new();
+        let contended_s: f64 = self.outcome.clients.iter().map(|client| client.contended_s).sum();
         for (tally, client) in self.clients.iter_mut().zip(&mut self.outcome.clients) {
             client.finished = tally.waits.len();
             client.wait_s = Distribution::of(&mut tally.waits);
-            let tells = self.contended >= self.enough && client.promised_s > 0.0;
+            let tells = self.contended >= self.enough && client.promised_s > contended_s * LEAST;
             client.share = tells.then(|| client.contended_s / client.promised_s);
             all.append(&mut tally.waits);
         }

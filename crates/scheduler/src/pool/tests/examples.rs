@@ -2,27 +2,8 @@
 
 use insta::assert_snapshot;
 
-use super::super::{Cancelled, Effect, End, ForgetError, Gauges, Pool, Request, Saved, UnknownWorker, WorkerInfo};
-use super::{at, b, pop, started, submit, worker};
-
-fn show(pool: &Pool, now: u64) -> String {
-    pool.show(at(now)).to_string()
-}
-
-/// Checks that nothing is held, after every worker has left. Totals are not held.
-fn assert_nothing_is_left(pool: &Pool) {
-    let totals = pool.gauges();
-    let empty = Gauges {
-        submitted_total: totals.submitted_total,
-        cancelled_total: totals.cancelled_total,
-        accepted_total: totals.accepted_total,
-        ..Gauges::default()
-    };
-    assert_eq!(totals, empty);
-    assert_eq!(pool.client_jobs().count(), 0);
-    assert_eq!(pool.worker_queues().count(), 0);
-    pool.check();
-}
+use super::super::{Cancelled, Effect, End, ForgetError, Pool, Saved, UnknownWorker, WorkerInfo};
+use super::{assert_nothing_is_left, at, b, pop, show, started, submit, worker};
 
 #[test]
 fn jobs_go_to_the_worker_that_waited_longest_and_then_to_the_backlog() {
@@ -54,68 +35,6 @@ fn jobs_go_to_the_worker_that_waited_longest_and_then_to_the_backlog() {
     assert_eq!(pop(&mut pool, 5, w1), Some(jobs[2]));
     jobs.iter().for_each(|&job| pool.finished(at(5), job, End::Finished));
     [w1, w2].iter().for_each(|&worker| pool.unregister(at(5), worker));
-    assert_nothing_is_left(&pool);
-}
-
-#[test]
-fn a_job_goes_where_its_hint_ran_before() {
-    let mut pool = Pool::new("p");
-    let (w1, w2) = (worker(&mut pool, 0, "w1"), worker(&mut pool, 0, "w2"));
-    pool.set_rate(b("u"), 2.0).unwrap();
-    assert_eq!((pop(&mut pool, 0, w1), pop(&mut pool, 0, w2)), (None, None));
-    let jobs = ["u:a", "u:b", "u:a", "u:a", "u:c"].map(|job| submit(&mut pool, 0, job));
-    assert_eq!(
-        pool.take_effects(),
-        [
-            Effect::SaveHint { hint: "a".into(), worker: "w1".into() },
-            Effect::Start { worker: w1, job: jobs[0] },
-            Effect::SaveHint { hint: "b".into(), worker: "w2".into() },
-            Effect::Start { worker: w2, job: jobs[1] },
-        ]
-    );
-    assert_snapshot!(show(&pool, 0), @r"
-    capacity: 2
-    queue: (backlog) [u:c@5m u:a@5m u:a@5m]
-    registered:
-      w1 (0): [] (1 running)
-      w2 (0): [] (1 running)
-    disconnected:
-    clients: u(2)+10m
-    ");
-    // The next two are w1's, whose cache they need, though w2 asks.
-    assert_eq!(pop(&mut pool, 0, w2), Some(jobs[4]));
-    assert_snapshot!(show(&pool, 0), @r"
-    capacity: 2
-    queue: (backlog) []
-    registered:
-      w1 (20): [u:a@0s(10) u:a@0s(10)] (1 running)
-      w2 (0): [] (2 running)
-    disconnected:
-    clients: u(2)+5m
-    ");
-    // w1 leaves, and gives them back.
-    assert_eq!(pop(&mut pool, 0, w2), None);
-    pool.unregister(at(0), w1);
-    assert_eq!(
-        pool.take_effects(),
-        [
-            Effect::SaveHint { hint: "a".into(), worker: "w2".into() },
-            Effect::Start { worker: w2, job: jobs[2] },
-            Effect::Lost { job: jobs[0] },
-        ]
-    );
-    assert_snapshot!(show(&pool, 0), @r"
-    capacity: 1
-    queue: (backlog) [u:a@5m]
-    registered:
-      w2 (0): [] (3 running)
-    disconnected:
-      w1
-    clients: u(2)+5m
-    ");
-    assert_eq!(pop(&mut pool, 0, w2), Some(jobs[3]));
-    jobs.iter().for_each(|&job| pool.finished(at(0), job, End::Finished));
-    pool.unregister(at(0), w2);
     assert_nothing_is_left(&pool);
 }
 
@@ -155,7 +74,7 @@ fn urgent_jobs_go_first_also_in_a_workers_queue() {
     capacity: 2
     queue: (backlog) []
     registered:
-      w1 (20): [u:a@0s(10) u:a@0s(10+urgent)] (1 running)
+      w1 (20): [u:a@10m(10) u:a@10m(10+urgent)] (1 running)
       w2 (0): [] (1 running)
     disconnected:
     clients: u(1)+10m
@@ -175,185 +94,6 @@ fn urgent_jobs_go_first_also_in_a_workers_queue() {
     jobs.iter().chain([&late]).for_each(|&job| pool.finished(at(0), job, End::Finished));
     pool.unregister(at(0), w2);
     assert_nothing_is_left(&pool);
-}
-
-#[test]
-fn clients_share_by_their_rates() {
-    let mut pool = Pool::new("p");
-    pool.set_rate(b("alice"), 5.0).unwrap();
-    let alice = [0; 3].map(|_| submit(&mut pool, 0, "alice:"));
-    let bob = [0; 3].map(|_| submit(&mut pool, 0, "bob:"));
-    assert_snapshot!(show(&pool, 0), @r"
-    capacity: 0
-    queue: (backlog) [bob:@20m bob:@10m alice:@4m alice:@2m bob:@0s alice:@0s]
-    registered:
-    disconnected:
-    clients: alice(5)+6m bob(1)+30m
-    ");
-    let w = worker(&mut pool, 0, "w");
-    let order = [alice[0], bob[0], alice[1], alice[2], bob[1], bob[2]];
-    assert_eq!([0; 6].map(|_| pop(&mut pool, 0, w)), order.map(Some));
-    order.iter().for_each(|&job| pool.finished(at(0), job, End::Finished));
-    pool.unregister(at(0), w);
-    assert_nothing_is_left(&pool);
-}
-
-#[test]
-fn what_was_not_used_is_given_back() {
-    let mut pool = Pool::new("p");
-    let first = submit(&mut pool, 0, "u:");
-    let second = submit(&mut pool, 0, "u:");
-    let third = submit(&mut pool, 0, "u:");
-    assert_eq!(pool.cancel(second), Cancelled::Queued);
-    assert_eq!(pool.cancel(second), Cancelled::Unknown);
-    assert!(show(&pool, 0).contains("clients: u(1)+20m"));
-    // Of 600 s, a quarter was used.
-    let w = worker(&mut pool, 0, "w");
-    assert_eq!(pop(&mut pool, 0, w), Some(first));
-    assert_eq!(pool.cancel(first), Cancelled::Running(w));
-    pool.finished(at(150), first, End::Cancelled);
-    // 1200 s - 450 s
-    assert!(show(&pool, 150).contains("clients: u(1)+12m"), "{}", show(&pool, 150));
-    // What was not used of long ago is gone.
-    assert_eq!(pool.cancel(third), Cancelled::Queued);
-    let last = submit(&mut pool, 9000, "u:");
-    assert!(show(&pool, 9000).contains("[u:@0s]"));
-    assert_eq!(pool.cancel(last), Cancelled::Queued);
-    pool.unregister(at(9000), w);
-    assert_eq!(pool.gauges().cancelled_total, 3);
-    assert_nothing_is_left(&pool);
-}
-
-#[test]
-fn what_jobs_cost_is_learned_from_what_they_took() {
-    let mut pool = Pool::new("p");
-    let w = worker(&mut pool, 0, "w");
-    for (now, took) in [(0, 100), (1000, 40), (2000, 80)] {
-        let job = submit(&mut pool, now, "u:h");
-        assert_eq!(pop(&mut pool, now, w), Some(job));
-        pool.finished(at(now + took), job, End::Finished);
-    }
-    // Here it ran first for 40 s and then for 80 s: 40 + (80 - 40) / 4.
-    let jobs = [0; 6].map(|_| submit(&mut pool, 3000, "u:h"));
-    let shown = show(&pool, 3000);
-    assert!(shown.contains(" u:h@3m u:h@2m u:h@100s u:h@50s u:h@0s]"), "{shown}");
-    // Elsewhere it is expected to take 100 s. A queue of 200 s is worth the wait, one of 250 s is not.
-    let v = worker(&mut pool, 3000, "v");
-    assert_eq!(pop(&mut pool, 3000, v), Some(jobs[5]));
-    let shown = show(&pool, 3000);
-    assert!(shown.contains("w (250): [u:h@0s(50) "), "{shown}");
-    // What jobs of other hints took is the best guess for one that is not known.
-    let other = submit(&mut pool, 3000, "u:other");
-    assert!(show(&pool, 3000).contains("queue: (backlog) [u:other@100s]"));
-    assert!(show(&pool, 3000).ends_with("clients: u(1)+3m\n"), "{}", show(&pool, 3000));
-    pool.cancel(other);
-    pool.finished(at(3000), jobs[5], End::Cancelled);
-    jobs[..5].iter().for_each(|&job| assert_eq!(pool.cancel(job), Cancelled::Queued));
-    [v, w].iter().for_each(|&worker| pool.unregister(at(3000), worker));
-    assert_nothing_is_left(&pool);
-}
-
-#[test]
-fn a_long_queue_is_not_worth_the_wait() {
-    // Elsewhere a job takes 100 s: more than twice that of jobs of 10 s each, which two at once do in half the time.
-    for (capacity, queued) in [(1, 21), (2, 41)] {
-        let mut pool = Pool::new("p");
-        let w1 = pool.register(b("w1"), capacity).unwrap();
-        pool.set_active(at(0), w1, true);
-        for (now, took) in [(0, 100), (200, 10)] {
-            let job = submit(&mut pool, now, "u:h");
-            assert_eq!(pop(&mut pool, now, w1), Some(job));
-            pool.finished(at(now + took), job, End::Finished);
-        }
-        (0..50).for_each(|_| _ = submit(&mut pool, 300, "u:h"));
-        let w2 = worker(&mut pool, 300, "w2");
-        assert!(pop(&mut pool, 300, w2).is_some());
-        assert!(show(&pool, 300).contains(&format!("w1 ({queued}0): [")), "{}", show(&pool, 300));
-        assert_eq!(pool.gauges().backlog.low, 50 - queued - 1);
-    }
-}
-
-#[test]
-fn a_job_does_not_wait_for_ever_for_a_worker_that_is_stuck() {
-    let mut pool = Pool::new("p");
-    let w1 = worker(&mut pool, 0, "w1");
-    let stuck = submit(&mut pool, 0, "u:h");
-    assert_eq!(pop(&mut pool, 0, w1), Some(stuck));
-    let w2 = worker(&mut pool, 0, "w2");
-    assert_eq!(pop(&mut pool, 0, w2), None);
-    let waiting = submit(&mut pool, 10, "u:h");
-    assert_eq!((started(&mut pool), pool.gauges().assigned.low), (vec![], 1));
-    assert_eq!(pool.next_tick(), Some(at(2410)));
-    pool.tick(at(2409));
-    assert_eq!(started(&mut pool), []);
-    pool.tick(at(2410));
-    assert_eq!((started(&mut pool), pool.next_tick()), (vec![(w2, waiting)], None));
-}
-
-#[test]
-fn a_job_does_not_wait_for_ever_for_a_worker_that_comes_and_goes() {
-    let mut pool = Pool::new("p");
-    let mut w1 = worker(&mut pool, 0, "w1");
-    let lost = submit(&mut pool, 0, "u:h");
-    assert_eq!(pop(&mut pool, 0, w1), Some(lost));
-    let w2 = worker(&mut pool, 0, "w2");
-    assert_eq!(pop(&mut pool, 0, w2), None);
-    let waiting = submit(&mut pool, 0, "u:h");
-    for now in [1000, 2000] {
-        // It is back before w2 asks again.
-        pool.give_up_pop(w2);
-        pool.unregister(at(now), w1);
-        w1 = worker(&mut pool, now, "w1");
-        assert_eq!((pop(&mut pool, now, w2), pool.gauges().assigned.low), (None, 1));
-    }
-    pool.tick(at(2400));
-    assert_eq!(started(&mut pool), [(w2, waiting)]);
-}
-
-#[test]
-fn a_job_that_waited_for_a_stuck_worker_is_not_overtaken_for_ever_in_a_full_pool() {
-    let mut pool = Pool::new("p");
-    let w1 = worker(&mut pool, 0, "w1");
-    let stuck = submit(&mut pool, 0, "u:h");
-    assert_eq!(pop(&mut pool, 0, w1), Some(stuck));
-    let waiting = submit(&mut pool, 0, "u:h");
-    let w2 = worker(&mut pool, 0, "w2");
-    let mut now = 0;
-    loop {
-        submit(&mut pool, now, "v:");
-        submit(&mut pool, now, "v:");
-        let job = pop(&mut pool, now, w2).expect("there are more jobs than are done");
-        if job == waiting {
-            break;
-        }
-        now += 100;
-        pool.finished(at(now), job, End::Finished);
-        assert!(now < 13_000, "still waiting");
-    }
-}
-
-#[test]
-fn of_a_hint_that_everyone_ran_jobs_go_to_whoever_is_free() {
-    let mut pool = Pool::new("p");
-    let workers: Vec<_> = (0..66).map(|number| worker(&mut pool, 0, &format!("w{number:02}"))).collect();
-    for &worker in &workers {
-        submit(&mut pool, 0, "u:h!");
-        // The others are paused, so that each gets one.
-        workers.iter().for_each(|&other| pool.set_active(at(0), other, other == worker));
-        assert!(pop(&mut pool, 0, worker).is_some());
-    }
-    workers.iter().for_each(|&worker| pool.set_active(at(0), worker, true));
-    // w00 is one of those that are no longer remembered. The others are busy.
-    let jobs = [0; 2].map(|_| submit(&mut pool, 0, "u:h"));
-    assert_eq!(pop(&mut pool, 0, workers[0]), Some(jobs[0]));
-    assert_eq!((pool.gauges().backlog.low, pool.gauges().assigned.low), (1, 0));
-    pool.cancel(jobs[1]);
-    // If one of those that ran it is free, it gets the next one, before others that are free.
-    let fresh = worker(&mut pool, 0, "fresh");
-    assert_eq!((pop(&mut pool, 0, fresh), pop(&mut pool, 0, workers[65])), (None, None));
-    let job = submit(&mut pool, 0, "u:h");
-    assert_eq!(started(&mut pool), [(workers[65], job)]);
-    pool.check();
 }
 
 #[test]
@@ -395,10 +135,10 @@ fn a_paused_workers_queue_goes_to_others() {
     capacity: 2
     queue: (ready) [w2]
     registered:
-      w1 (10): [u:a@0s(10)] (1 running)
+      w1 (10): [u:a@10m(10)] (1 running)
       w2 (0): [] (0 running)
     disconnected:
-    clients: u(1)+10s
+    clients: u(1)+10m
     ");
     pool.set_active(at(0), w1, false);
     assert_eq!(started(&mut pool), [(w2, second)]);
@@ -492,20 +232,6 @@ fn a_client_that_is_removed_is_forgotten_with_its_last_job() {
     }
 }
 
-#[test]
-fn hints_that_nobody_uses_are_forgotten_the_oldest_first() {
-    let mut pool = Pool::new("p");
-    pool.hints.most_unused = 4;
-    let kept = submit(&mut pool, 0, "u:kept");
-    for hint in ["1", "2", "3", "4", "2", "5"] {
-        let job = submit(&mut pool, 0, &format!("u:{hint}"));
-        pool.cancel(job);
-    }
-    let hints: Vec<_> = pool.hints.names.iter().map(|(name, ..)| name.to_string()).collect();
-    assert_eq!(hints, ["2", "3", "4", "5", "kept"]);
-    pool.cancel(kept);
-}
-
 /// Returns the text of `show` in what a scheduler of OCluster's sent.
 fn recorded(bytes: &[u8]) -> String {
     let text = bytes.windows(9).position(|window| window == b"capacity:").map(|start| &bytes[start..]);
@@ -577,13 +303,13 @@ fn lines_are_filled_and_continued_below_their_list() {
       clete.caelum.ci.dev (0): [] (0 running)
       doris.caelum.ci.dev (0): [] (0 running)
       eumache (0): [] (0 running)
-      toxis.caelum.ci.dev (60): [ocaml-ci:h@0s(10) ocaml-ci:h@0s(10)
-                                 ocaml-ci:h@0s(10) ocaml-ci:h@0s(10)
-                                 ocaml-ci:h@0s(10) ocaml-ci:h@0s(10)] (1 running)
+      toxis.caelum.ci.dev (60): [ocaml-ci:h@1s(10) ocaml-ci:h@1s(10)
+                                 ocaml-ci:h@1s(10) ocaml-ci:h@1s(10)
+                                 ocaml-ci:h@1s(10) ocaml-ci:h@1s(10)] (1 running)
     disconnected:
     clients: base-image-builder(900) docs.ci(900) mirage-ci(900)
              mirage-deployer(900) mtelvers(900) multicore-ci(900)
-             ocaml-ci(900)+0s ocurrent-deployer(900)
+             ocaml-ci(900)+1s ocurrent-deployer(900)
     ");
     pool.finished(at(0), first, End::Finished);
     let toxis = pool.connected(b("toxis.caelum.ci.dev")).unwrap();
@@ -613,58 +339,6 @@ fn much_is_shown_in_part() {
 }
 
 #[test]
-fn a_client_pays_for_what_its_jobs_took() {
-    let mut pool = Pool::new("p");
-    let w = worker(&mut pool, 0, "w");
-    let mut now = 0;
-    // All are there from the beginning, and nobody knows that those of `short` take a tenth of the time.
-    for _ in 0..400 {
-        submit(&mut pool, 0, "short:");
-        submit(&mut pool, 0, "long:");
-    }
-    let mut given = [0, 0];
-    for _ in 0..300 {
-        let job = pop(&mut pool, now, w).expect("there are more");
-        let is_long = usize::try_from(job.0 % 2).expect("0 or 1");
-        let took = [100, 1000][is_long];
-        (now, given[is_long]) = (now + took, given[is_long] + took);
-        pool.finished(at(now), job, End::Finished);
-    }
-    assert!(given[0].abs_diff(given[1]) <= 1000, "{given:?}");
-}
-
-#[test]
-fn who_had_the_pool_alone_does_not_pay_for_that_later() {
-    let mut pool = Pool::new("p");
-    let w = worker(&mut pool, 0, "w");
-    for now in 0..100 {
-        let job = submit(&mut pool, now * 1000, "first:");
-        assert_eq!(pop(&mut pool, now * 1000, w), Some(job));
-        pool.finished(at(now * 1000 + 1000), job, End::Finished);
-    }
-    let jobs = ["first:", "first:", "second:", "second:"].map(|job| submit(&mut pool, 100_000, job));
-    let order = [0; 4].map(|_| pop(&mut pool, 100_000, w).expect("there is one"));
-    assert_eq!(order, [jobs[0], jobs[2], jobs[1], jobs[3]]);
-}
-
-#[test]
-fn what_was_given_up_is_not_got_back() {
-    let mut pool = Pool::new("p");
-    let (w, v) = (worker(&mut pool, 0, "w"), worker(&mut pool, 0, "v"));
-    // Charged 600 s.
-    let early = submit(&mut pool, 0, "idle:");
-    assert_eq!(pop(&mut pool, 0, w), Some(early));
-    // Long after that, it has nothing to spare that the others have not.
-    let others = [0; 3].map(|_| submit(&mut pool, 50_000, "busy:"));
-    assert_eq!(pop(&mut pool, 50_000, v), Some(others[0]));
-    let late = [0; 2].map(|_| submit(&mut pool, 50_000, "idle:"));
-    pool.unregister(at(50_000), w);
-    assert_eq!(pool.cancel(early), Cancelled::Lost);
-    let order = [0; 4].map(|_| pop(&mut pool, 50_000, v).expect("there is one"));
-    assert_eq!(order, [late[0], others[1], late[1], others[2]]);
-}
-
-#[test]
 fn urgent_jobs_of_the_backlog_go_before_a_workers_own() {
     let mut pool = Pool::new("p");
     let (w, v) = (worker(&mut pool, 0, "w"), worker(&mut pool, 0, "v"));
@@ -675,23 +349,6 @@ fn urgent_jobs_of_the_backlog_go_before_a_workers_own() {
     pool.give_up_pop(v);
     let urgent = submit(&mut pool, 0, "u:!");
     assert_eq!([0; 2].map(|_| pop(&mut pool, 0, w)), [Some(urgent), Some(own)]);
-}
-
-#[test]
-fn a_rate_of_next_to_nothing_spoils_nobody_elses_share() {
-    let mut pool = Pool::new("p");
-    let w = worker(&mut pool, 0, "w");
-    pool.set_rate(b("slow"), 1e-300).unwrap();
-    for _ in 0..3 {
-        let job = submit(&mut pool, 0, "slow:");
-        assert_eq!(pop(&mut pool, 0, w), Some(job));
-        pool.finished(at(0), job, End::Finished);
-    }
-    pool.set_rate(b("alice"), 2.0).unwrap();
-    let bob = [0; 3].map(|_| submit(&mut pool, 0, "bob:"));
-    let alice = [0; 3].map(|_| submit(&mut pool, 0, "alice:"));
-    let order = [0; 4].map(|_| pop(&mut pool, 0, w).expect("there is one"));
-    assert_eq!(order, [bob[0], alice[0], alice[1], bob[1]]);
 }
 
 #[test]
@@ -721,44 +378,11 @@ fn a_job_that_is_brought_back_from_another_workers_queue_is_charged_once() {
     assert_eq!((pop(&mut pool, 0, w), pop(&mut pool, 0, v)), (Some(first), None));
     let second = submit(&mut pool, 0, "u:h");
     assert_eq!(pool.gauges().assigned.low, 1);
+    // 600 s for the first; what the second takes, 10 s, is to come. Then it has begun, and fair time with it.
     let clients = |pool: &Pool| show(pool, 0).lines().last().map(str::to_owned);
-    let before = clients(&pool);
+    assert_eq!(clients(&pool).as_deref(), Some("clients: u(1)+10m"));
     assert!(pool.resume(at(0), second, v));
     assert_eq!((pool.gauges().assigned.low, pool.gauges().running), (0, 2));
-    assert_eq!(clients(&pool), before);
+    assert_eq!(clients(&pool).as_deref(), Some("clients: u(1)+10s"));
     pool.check();
-}
-
-#[test]
-fn a_lost_job_is_charged_until_it_is_given_up() {
-    let lost = || {
-        let mut pool = Pool::new("p");
-        let w = worker(&mut pool, 0, "w");
-        let lost = pool.submit_lost(at(0), b("alice"), Request { hint: b(""), urgent: false });
-        let jobs = ["alice:", "bob:"].map(|job| submit(&mut pool, 0, job));
-        (pool, w, lost, jobs)
-    };
-    let (mut pool, w, _, [alice, bob]) = lost();
-    assert_eq!([0; 2].map(|_| pop(&mut pool, 0, w)), [Some(bob), Some(alice)]);
-
-    let (mut pool, w, job, [alice, bob]) = lost();
-    assert_eq!(pool.cancel(job), Cancelled::Lost);
-    assert_eq!([0; 2].map(|_| pop(&mut pool, 0, w)), [Some(alice), Some(bob)]);
-
-    let (mut pool, w, job, [alice, bob]) = lost();
-    pool.finished(at(0), job, End::Cancelled);
-    assert_eq!([0; 2].map(|_| pop(&mut pool, 0, w)), [Some(alice), Some(bob)]);
-
-    let (mut pool, w, job, [alice, bob]) = lost();
-    assert!(pool.requeue(at(0), job));
-    assert_eq!([0; 3].map(|_| pop(&mut pool, 0, w)), [Some(job), Some(bob), Some(alice)]);
-
-    // Its worker comes back with it, goes, and comes back again: that is one charge.
-    let (mut pool, w, job, [alice, bob]) = lost();
-    assert!(pool.resume(at(0), job, w));
-    pool.unregister(at(0), w);
-    let w = worker(&mut pool, 0, "w");
-    assert!(pool.resume(at(0), job, w));
-    let carol = [0; 2].map(|_| submit(&mut pool, 0, "carol:"));
-    assert_eq!([0; 4].map(|_| pop(&mut pool, 0, w)), [Some(bob), Some(carol[0]), Some(alice), Some(carol[1])]);
 }

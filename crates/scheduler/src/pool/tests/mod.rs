@@ -1,13 +1,15 @@
 //! What a pool does, seen through what it shows and wants.
 
+mod caches;
 mod examples;
 mod model;
+mod shares;
 
 use std::time::Duration;
 
 use bstr::BStr;
 
-use super::{Effect, JobId, Pool, Request, WorkerId};
+use super::{Effect, Gauges, JobId, Pool, Request, WorkerId};
 
 /// A moment, in seconds.
 fn at(seconds: u64) -> Duration {
@@ -49,6 +51,25 @@ fn pop(pool: &mut Pool, now: u64, worker: WorkerId) -> Option<JobId> {
     started.first().map(|(_, job)| *job)
 }
 
+fn show(pool: &Pool, now: u64) -> String {
+    pool.show(at(now)).to_string()
+}
+
+/// Checks that nothing is held, after every worker has left. Totals are not held.
+fn assert_nothing_is_left(pool: &Pool) {
+    let totals = pool.gauges();
+    let empty = Gauges {
+        submitted_total: totals.submitted_total,
+        cancelled_total: totals.cancelled_total,
+        accepted_total: totals.accepted_total,
+        ..Gauges::default()
+    };
+    assert_eq!(totals, empty);
+    assert_eq!(pool.client_jobs().count(), 0);
+    assert_eq!(pool.worker_queues().count(), 0);
+    pool.check();
+}
+
 impl Pool {
     /// Checks that all that is kept twice agrees.
     fn check(&self) {
@@ -65,11 +86,17 @@ impl Pool {
                     backlog.add(job.urgent);
                     assert!(self.clients.get(job.client).lines[usize::from(!job.urgent)].contains(id));
                 }
-                Place::Assigned { worker, cost } => {
+                Place::Assigned { worker, cost, until } => {
                     assigned.add(job.urgent);
                     *workloads.entry(worker).or_default() += cost;
-                    assert!(self.workers[&worker].queue.iter().any(|turn| turn == job.turn(*id)));
-                    assert!(self.overdue.contains(&(job.patience.expect("it began to wait"), *id)));
+                    assert!(self.workers[&worker].queue.iter().any(|other| other == *id));
+                    assert!(self.overdue.contains(&(until, *id)) && job.waits_since.is_some());
+                }
+                Place::Absent { machine, until } => {
+                    assigned.add(job.urgent);
+                    let machine = self.machines.get(machine);
+                    assert!(machine.waited_for.contains(id) && self.absent.contains(&(until, *id)));
+                    assert!(machine.worker.is_none_or(|worker| !self.workers[&worker].pauses.is_active()));
                 }
                 Place::Running { worker, .. } => {
                     running += 1;
@@ -84,11 +111,15 @@ impl Pool {
         for (_, row, client) in self.clients.iter() {
             let theirs = in_lines.iter().map(|turn| &self.jobs[&turn.job]).filter(|job| job.client == row);
             assert_eq!(client.queued, theirs.map(|job| job.charge.share).sum::<Duration>());
+            let held = self.jobs.values().filter(|job| job.client == row);
+            let held = held.filter(|job| matches!(job.place, Place::Assigned { .. } | Place::Absent { .. }));
+            assert_eq!(client.held, held.map(|job| job.charge.share).sum::<Duration>());
         }
         let gauges = self.gauges();
         assert_eq!((gauges.backlog, gauges.assigned, gauges.running), (backlog, assigned, running));
-        assert_eq!(self.overdue.len(), assigned.high + assigned.low);
-        assert!(self.ready.is_empty() || self.backlog.first().is_none(), "somebody waits while there is work");
+        assert_eq!(self.overdue.len() + self.absent.len(), assigned.high + assigned.low);
+        let is_left = self.backlog.first().is_some() || !self.absent.is_empty();
+        assert!(self.ready.is_empty() || !is_left, "somebody waits while there is work");
         let mut ready = 0;
         for (id, worker) in &self.workers {
             assert_eq!(worker.workload, workloads.get(id).copied().unwrap_or_default());

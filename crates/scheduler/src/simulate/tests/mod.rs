@@ -14,7 +14,7 @@ fn busy(seed: u64) -> Workload {
 
 /// The same with all jobs there at the beginning, none of them urgent.
 fn all_at_once(seed: u64) -> Workload {
-    Workload { span: Duration::ZERO, urgent: 0.0, jobs: 20_000, ..busy(seed) }
+    Workload { span: Duration::ZERO, urgent: 0.0, jobs: 40_000, ..busy(seed) }
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn kilns_policy_is_fairer_than_oclusters_and_has_less_waiting() {
 #[test]
 fn nearly_all_jobs_run_where_their_hint_ran() {
     let trace = Workload { hints: 100, ..all_at_once(1) }.trace();
-    // One in two hundred is the first of its hint.
+    // One in four hundred is the first of its hint.
     for decider in [Decider::Kiln, Decider::OCluster] {
         let outcome = simulate(&trace, decider);
         assert!(outcome.hit_rate > 0.98 && outcome.cache_hits < outcome.hinted_starts, "{outcome:?}");
