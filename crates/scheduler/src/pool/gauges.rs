@@ -32,7 +32,7 @@ impl Lengths {
 pub struct Gauges {
     /// Jobs in the backlog.
     pub backlog: Lengths,
-    /// Jobs in the queues of workers, together.
+    /// Jobs in the queues of workers, together, and those that wait for workers that are gone.
     pub assigned: Lengths,
     /// Jobs that run, or whose worker was lost and for which nobody has said yet how they go on.
     pub running: usize,

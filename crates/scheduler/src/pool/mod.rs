@@ -11,10 +11,11 @@
 //! *Urgent jobs first, then by fair start time.* Each client has a time of its own, which its jobs move forward by what they cost,
 //! divided by its rate; the client that is furthest behind is next. So a client that submits a thousand jobs does not
 //! delay one that submits a single job, and a client of rate 2 gets twice what one of rate 1 gets while both have jobs waiting, however
-//! many and however long these are. A client's own jobs run in the order in which they came.
+//! many and however long these are. A client's own jobs run in the order in which they came,
+//! except that those which wait for a worker's cache let others by.
 //!
 //! *Shares are not saved up.* The *fair time* is the start time of the job that was last taken. A client that had nothing
-//! waiting continues from there, so it neither gets more later for what it did not use, nor less for having had the pool
+//! waiting continues from there (with jobs that wait for caches only: from as much before as these could have used), so it neither gets more later for what it did not use, nor less for having had the pool
 //! to itself. This is start-time fair queueing, by P. Goyal, H. M. Vin and H. Cheng.
 //!
 //! *Urgent jobs of any client go before all others.* A steady stream of urgent jobs that fills the pool stops
@@ -32,16 +33,26 @@
 //!
 //! # Where it runs
 //!
-//! A job with a hint goes to the worker with the shortest queue among those that ran the hint, if that queue takes no
-//! longer than twice what the job would elsewhere: its cold cost. A job that runs elsewhere takes time from the other jobs.
-//! Otherwise it goes to the worker that has waited longest, and if none waits, to the *backlog*, from which workers take. When
-//! they come to a job that another worker would do better, that one gets it, into a queue of its own. A worker takes the job
-//! that is next, of its own queue and of the backlog.
+//! *The client that is furthest behind goes first; of its jobs, one that the worker which asks does as well as any other: one whose
+//! hint ran there, or ran nowhere.* What another worker has cached goes into that one's queue and waits. It is charged
+//! when it starts, so its client stays first at that worker, and loses none of its share by waiting as long as it has other jobs.
 //!
-//! * Of the workers that ran a hint, the latest 64 are remembered. When it is that many, their caches are not worth
-//!   waiting for: if none of them is free, the job goes to whoever is.
-//! * A job that has been in workers' queues for four times its cold cost goes to whoever is free; after 20 times, also to
-//!   whoever asks next. So a worker that is stuck, or one that comes and goes, holds nothing up for ever.
+//! *How long that is worth it depends on whether somebody is idle.*
+//!
+//! * While nobody is, a wait costs only who waits, and a run elsewhere costs everybody. So a job waits for the worker with the shortest
+//!   queue among those that ran its hint, if that is no more than an hour of work. A longer one says that the hint is worth having on
+//!   one more worker. A worker that is gone is waited for too, for half an hour, except by urgent jobs.
+//! * While somebody is, a job waits if it is done sooner so: if the wait is no longer than what the cache saves. Whoever finds
+//!   nothing else to do takes what waits elsewhere for longer.
+//! * A client all of whose jobs wait does lose by it. When it is owed three hundred times what the cache saves, it is served by
+//!   whoever asks, which then has the hint cached too.
+//!
+//! If nothing waits, the job goes to the worker that has waited longest. Further:
+//!
+//! * Of the workers that ran a hint, the latest 256 are remembered, and the latest 32 are looked at. When 256 ran it, jobs go
+//!   to whoever is free.
+//! * A job that has waited for caches for four times its cold cost goes to whoever is idle; after four hours, also to whoever asks
+//!   next. So a worker that is stuck, or one that comes and goes, holds nothing up for ever.
 //! * A worker that pauses or disconnects gives its queue back.
 //!
 //! The figures are those that did best in [simulations](crate::simulate).
@@ -56,7 +67,8 @@
 //!
 //! The idea is OCluster's, whose administrators will find the same text in [`Pool::show`], with times from the fair time on. Theirs
 //! charges a job when it is submitted, by two fixed costs, gives nothing back, does not slow down fair time when it falls behind,
-//! does not count how much a worker does at once, remembers all workers of a hint, and lets a job wait for a stuck worker.
+//! does not count how much a worker does at once, remembers all workers of a hint, lets 60 jobs wait for a worker whether others
+//! are idle or not, and lets a job wait for a stuck worker.
 
 mod absent;
 mod administration;

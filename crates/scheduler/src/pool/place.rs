@@ -26,8 +26,11 @@ const AT_ONCE: usize = 48;
 const LOOKED_AT: usize = 32;
 
 impl Pool {
-    /// Finds a place for a job that has none.
+    /// Finds a place for a job, unless it has one: who places several may find that the first brought others with it.
     pub(super) fn place(&mut self, now: Duration, id: JobId) {
+        if !self.jobs.get(&id).is_some_and(|job| matches!(job.place, Place::Nowhere)) {
+            return;
+        }
         let Some((&first, &waiting)) = self.ready.first_key_value() else {
             return self.add_to_backlog(now, id);
         };

@@ -34,6 +34,7 @@ impl Pool {
     ///   w2 (0): (inactive: worker pause, admin pause) (0 running)
     /// disconnected:
     ///   w3 (paused)
+    ///   w4 (2 waiting)                       jobs that are done best there, if it is back soon
     /// withheld: 1 (until their clients give their secrets again)     only if there are any; OCluster has none
     /// clients: alice(1) bob(2)+14s           rates, and how far the start of another job would be
     /// ```
@@ -73,6 +74,9 @@ impl Pool {
             out.text("\n  ");
             out.text(displayed(name));
             out.text(if machine.paused { " (paused)" } else { "" });
+            if !machine.waited_for.is_empty() {
+                out.text(format!(" ({} waiting)", machine.waited_for.len()));
+            }
         }
         out.more_lines(more);
         if self.counts.withheld > 0 {

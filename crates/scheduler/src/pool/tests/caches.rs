@@ -217,6 +217,7 @@ fn a_worker_that_restarts_gets_what_it_has_cached() {
     // While there is other work, that is done first.
     assert_eq!(pop(&mut pool, 70, w2), Some(jobs[2]));
     assert_eq!((pool.gauges().backlog.low, pool.gauges().assigned.low), (0, 2));
+    assert!(show(&pool, 70).contains("disconnected:\n  w1 (2 waiting)\n"), "{}", show(&pool, 70));
     pool.check();
     let w1 = worker(&mut pool, 80, "w1");
     assert_eq!(pop(&mut pool, 80, w1), Some(jobs[0]));

@@ -388,8 +388,14 @@ fn share(rates: [u8; 2], takes: [u64; 2], workers: usize) -> [u64; 2] {
     }
     workers.iter().for_each(|&worker| pool.pop(at(now), worker));
     while ended < 3000 {
-        for effect in pool.take_effects() {
-            if let Effect::Start { worker, job } = effect {
+        // What is submitted because of a start may start at the same moment.
+        loop {
+            let effects = pool.take_effects();
+            if effects.is_empty() {
+                break;
+            }
+            for effect in effects {
+                let Effect::Start { worker, job } = effect else { continue };
                 let client = owner[&job];
                 ends.insert((now + takes[client], job), worker);
                 submit(&mut pool, now, client, &mut owner);
@@ -399,7 +405,8 @@ fn share(rates: [u8; 2], takes: [u64; 2], workers: usize) -> [u64; 2] {
         match pool.next_tick().filter(|tick| next_end.is_none_or(|end| *tick < at(end))) {
             Some(tick) => {
                 now = now.max(tick.as_secs());
-                pool.tick(tick);
+                // It may have been due before: clocks do not run backwards.
+                pool.tick(tick.max(at(now)));
             }
             None => {
                 let ((end, job), worker) = ends.pop_first().expect("something runs");
