@@ -288,10 +288,12 @@ impl Pool {
     ///
     /// When its worker is gone, that is to be [unregistered](Pool::unregister) first: it could be given the job again.
     pub fn requeue(&mut self, now: Duration, id: JobId) -> bool {
-        match self.jobs.get(&id).map(|job| &job.place) {
-            Some(Place::Running { .. }) => self.stop(id),
-            Some(Place::Lost(_)) => {}
-            Some(Place::Withheld) => {
+        let Some(job) = self.jobs.get_mut(&id) else { return false };
+        match &job.place {
+            Place::Running { .. } => self.stop(id),
+            Place::Lost(_) => {}
+            Place::Withheld => {
+                job.place = Place::Nowhere;
                 self.counts.withheld -= 1;
                 self.place(now, id);
                 return true;
