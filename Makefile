@@ -10,7 +10,7 @@ DEMO_PACKAGES = $(BUILD_PACKAGES) mmdebstrap ca-certificates uidmap
 TEST_PACKAGES = $(BUILD_PACKAGES) binutils btrfs-progs crun iproute2 passt buildah busybox-static mmdebstrap ca-certificates docker-registry \
 	docker.io e2fsprogs git libelf1 mount openssl perl podman postgresql procps qemu-system-x86 runc skopeo strace systemd uidmap umoci util-linux xfsprogs xz-utils zstd
 BENCH_PACKAGES = $(DEMO_PACKAGES) btrfs-progs bubblewrap buildah crun curl docker-registry docker.io golang-github-containers-common runc \
-	python3 rsync skopeo time umoci xfsprogs
+	postgresql python3 rsync skopeo time umoci xfsprogs
 
 .PHONY: all demo test check bench real-life
 all:

@@ -5,7 +5,11 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
+import signal
+import socket
 import subprocess
+import tempfile
 import time
 
 from .host import Failure
@@ -64,6 +68,95 @@ class Scheduler:
         for child in reversed(self.started):
             child.terminate()
             child.wait(60)
+
+
+class Postgres:
+    """A PostgreSQL server on a Unix socket, with an empty database."""
+
+    def __init__(self, bench):
+        # Not below what only root may enter.
+        self.dir = pathlib.Path(tempfile.mkdtemp(prefix="kiln-bench-"))
+        bench.cleanup.callback(shutil.rmtree, self.dir)
+        shutil.chown(self.dir, "postgres", "postgres")
+        programs = max(pathlib.Path("/usr/lib/postgresql").glob("*/bin"), default=None)
+        if programs is None:
+            raise Failure("there is no PostgreSQL: apt-get install postgresql")
+        self.uri = f"postgres://kiln@/kiln?host={self.dir}&sslmode=disable"
+
+        def command(program, *arguments):
+            return ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", programs / program, *arguments]
+
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": "/"}
+        subprocess.run(command("initdb", "--auth=trust", "--username=kiln", "-D", self.dir / "data"), check=True, **quiet)
+        self.server = subprocess.Popen(command("postgres", "-D", self.dir / "data", "-k", self.dir, "-c", "listen_addresses="), **quiet)
+        bench.cleanup.callback(self.stop)
+        for _ in range(300):
+            if subprocess.run(command("createdb", "-h", self.dir, "-U", "kiln", "kiln"), **quiet, check=False).returncode == 0:
+                return
+            time.sleep(0.1)
+        raise Failure("PostgreSQL does not start")
+
+    def stop(self):
+        self.server.send_signal(signal.SIGINT)
+        self.server.wait(60)
+
+
+class Pair(Scheduler):
+    """Two schedulers that share a database, a worker, and somebody who submits jobs that do nothing, one after the other."""
+
+    def __init__(self, bench):
+        self.database = Postgres(bench).uri
+        self.ports = []
+        for _ in range(2):
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                self.ports.append(free.getsockname()[1])
+        self.scheduler = {}
+        super().__init__(bench, "pair", ["me"])
+        self.stand(1)
+        self.start("worker", "registered", ["-c", f"caps/pool-{POOL}.cap", "--name", "w1", "--capacity", "10", "--no-docker",
+                                            "--no-healthcheck", "--state-dir", "worker", "--store", f"auto:{self.dir}/store",
+                                            "--custom", "nothing=true"])
+
+    def serve(self, _):
+        self.stand(0)
+        self.serving = 0
+
+    def stand(self, at):
+        public = ",".join(f"127.0.0.1:{port}" for port in self.ports)
+        os.environ["KILN_STATE"] = self.database
+        try:
+            self.start("scheduler", "listening at" if not self.scheduler else "standing by", [
+                "--capnp-secret-key-file", "caps/key.pem", "--capnp-listen-address", f"tcp:127.0.0.1:{self.ports[at]}",
+                "--capnp-public-address", f"tcp:{public}", "--state-dir", f"state-{at}", "--secrets-dir", "caps", "--pools", POOL,
+                "--default-clients", "me"])
+        finally:
+            del os.environ["KILN_STATE"]
+        self.scheduler[at] = self.started[-1]
+
+    def job(self):
+        end(subprocess.Popen([self.binary, "submit", "custom", "-c", "caps/submit-me.cap", "--pool", POOL, "--kind", "nothing"],
+                             cwd=self.dir, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE))
+
+    def fail(self, how):
+        """Has the one that serves fail, and returns after how many seconds a job that was submitted at that moment has ended."""
+        failing = self.scheduler.pop(self.serving)
+        failing.send_signal(how)
+        begun = time.perf_counter()
+        self.job()
+        seconds = time.perf_counter() - begun
+        if how == signal.SIGSTOP:
+            # It goes on, and finds that it does not serve any more.
+            failing.send_signal(signal.SIGCONT)
+            self.scheduler[self.serving] = failing
+        else:
+            failing.wait(60)
+            self.started.remove(failing)
+            self.stand(self.serving)
+        self.serving = 1 - self.serving
+        # As when nothing happens for a while: all are connected, and whoever stands by knows who serves.
+        time.sleep(3)
+        return seconds
 
 
 class Cluster(Scheduler):
@@ -133,6 +226,15 @@ def cluster(bench):
         ("the log", rate, 100, "MB/s", True),
     ], [f"peak memory during the log: scheduler {scheduler:.0f} MiB, worker {worker:.0f} MiB",
         "OCluster's programs, elsewhere: {job:.3f} s, {parallel} s, {log} MB/s".format(**OCAML)])
+
+
+def stand_by(bench):
+    it = Pair(bench)
+    it.job()
+    hows = {"killed": signal.SIGKILL, "stopped, and continued later": signal.SIGSTOP, "told to end": signal.SIGTERM}
+    runs = {name: [it.fail(how) for _ in range(max(2, bench.runs))] for name, how in hows.items()}
+    return Result("one of two schedulers that share a PostgreSQL fails: how long a job takes that is submitted then", runs,
+                  [(f"at most, {name}", max(seconds), 10, "s", False) for name, seconds in runs.items()], [])
 
 
 def load(bench):
@@ -225,4 +327,4 @@ def simulate(bench):
                   targets, notes)
 
 
-ALL = {"cluster": cluster, "load": load, "simulate": simulate}
+ALL = {"cluster": cluster, "load": load, "stand-by": stand_by, "simulate": simulate}
