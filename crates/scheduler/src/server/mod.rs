@@ -14,7 +14,7 @@
 //! A client's reference is to a [`record`], not to the worker: the scheduler reads the log of each *run* on a worker into its own
 //! [file](logs), and the result ([`runs`]). So a job can change its worker without its client noticing anything but a line in the log.
 //!
-//! * A worker that says nothing any more, though it is asked, loses its connection ([`pulse`]).
+//! * A worker that says nothing any more, though it is asked, loses its connection ([`workers`]).
 //! * A worker of Kiln's that loses its connection goes on, and offers what it does when it is back ([`workers`]). It is waited for for
 //!   [`Keeping::worker_grace`]. After that, and at once if the worker cannot come back, the job is begun again elsewhere, up to
 //!   [`Keeping::retries`] times, unless its log had come to its end.

@@ -1,13 +1,13 @@
 //! Which of several schedulers serves: the one that holds the lease of their database.
 //!
-//! The table `kiln_lease` has one row: `epoch`, which is higher with each holder, `beat`, which the holder raises every [`BEAT`], and `holder`,
+//! The table `kiln_lease` has one row: `epoch`, which is higher with each holder, `beat`, which the holder raises every half second, and `holder`,
 //! which nobody is after a holder that said it goes.
 //!
-//! * Who stands by takes over when it has seen the same row for [`PATIENCE`] by a clock of its own that nobody sets. Nothing compares
+//! * Who stands by takes over when it has seen the same row for five seconds by a clock of its own that nobody sets. Nothing compares
 //!   the times of two machines.
-//! * A holder that could not raise the beat for [`LIMIT`], which is less, stops serving.
+//! * A holder that could not raise the beat for four stops serving.
 //! * A holder that was stopped, or whose clock stood still, cannot know that it is none any more. So each of its transactions begins by looking
-//!   whether the epoch is still its own, and keeps anybody from taking over until it ends ([`super::database::postgres`]).
+//!   whether the epoch is still its own, and keeps anybody from taking over until it ends (`database/postgres.rs`).
 //!   What a scheduler does for a kept job follows a transaction.
 
 use std::time::Duration;

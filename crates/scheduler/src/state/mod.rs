@@ -1,20 +1,24 @@
-//! What a scheduler keeps on disk: who may submit, what pools know.
+//! What a scheduler keeps: who may submit, what pools know, jobs.
 //!
 //! `STATE/scheduler.db` is an SQLite database with OCluster's tables, as its scheduler leaves and expects them. So a
-//! state directory may be handed from one program to the other and back.
+//! state directory may be handed from one program to the other and back. Or it is a PostgreSQL database with the same tables, which several
+//! schedulers share: one of them serves, whose [`lease`] it is.
 //!
 //! ```text
 //! sturdy_refs     hash, type, args, created        the clients: SHA-256 of the service id, `ocluster-client`, name
 //! cached          pool, cache_hint, worker, created     which worker ran which hint
 //! workers         pool, id, paused                 the known workers, and which of them administrators paused
 //! pool_user_rate  pool, user, rate                 the clients whose rate was set
-//! kiln_jobs       (see [`jobs`])                   jobs that outlive the scheduler; OCluster's does not know this table
+//! kiln_…                                           tables that OCluster's scheduler does not know:
+//!   jobs          (see [`jobs`])                   jobs that outlive the scheduler
+//!   schema        version                          how many migrations there were
+//!   logs, lease                                    (see `logs.rs`, [`lease`]) only where it is shared
 //! ```
 //!
-//! `STATE/scheduler.lock` beside it is locked (`flock`) by the scheduler that runs: two would give out the same workers' places.
+//! `STATE/scheduler.lock` is locked (`flock`) by the scheduler that runs: two would give out the same workers' places.
 //! OCluster's scheduler does not know that lock.
 //!
-//! Names are stored as text, whatever their bytes. Service ids are secrets and not stored: who reads this file can list
+//! Names are stored as text, whatever their bytes. Service ids are secrets and not stored: who reads this can list
 //! clients, but not be one.
 
 mod change;
