@@ -128,6 +128,8 @@ pub(crate) enum Failure {
         #[source]
         source: kiln_api::KeyError,
     },
+    #[error("schedulers that share a state need one key: name a file with --capnp-secret-key-file, the same for all")]
+    KeyOfSeveral,
     #[error("{} is larger than {most}", path.display())]
     TooLarge { path: PathBuf, most: String },
     #[error("cancelled")]
@@ -181,7 +183,7 @@ impl Failure {
             Self::Peer(error) if error.is_usage() => Fault::Usage,
             Self::Peer(error) if error.is_jobs() => Fault::Build,
             Self::Peer(_) | Self::Scheduler(_) => Fault::Host,
-            Self::Key { .. } | Self::TooLarge { .. } | Self::NoHomeForCluster => Fault::Usage,
+            Self::Key { .. } | Self::KeyOfSeveral | Self::TooLarge { .. } | Self::NoHomeForCluster => Fault::Usage,
             Self::Store(_)
             | Self::Sandbox(_)
             | Self::Rootless(_)

@@ -26,6 +26,9 @@ use crate::render::tell;
 pub(super) fn run(arguments: &args::Scheduler, voice: Voice) -> Result<(), Failure> {
     open_more_files();
     let stop = cancel_on_signals().map_err(Failure::Runtime)?;
+    if arguments.state.is_some() && arguments.capnp_secret_key_file.is_empty() {
+        return Err(Failure::KeyOfSeveral);
+    }
     let Some(server) = &arguments.state else {
         return on_one_thread(async {
             let (scheduler, _) = start(arguments, voice, None).await?;
@@ -72,7 +75,21 @@ async fn take_turn(
         lost.cancelled().await;
         ends.cancel();
     });
-    let started = start(arguments, voice, Some(lease.tenure())).await;
+    // Reading what there is may take a while. Whoever is to end, or has lost the lease, is not kept by that: the database does nothing for it then.
+    let started = async {
+        let mut starting = std::pin::pin!(start(arguments, voice, Some(lease.tenure())));
+        tokio::select! {
+            started = &mut starting => started,
+            () = stop.cancelled() => {
+                lease.lost().cancel();
+                starting.await
+            }
+        }
+    };
+    let started = tokio::select! {
+        started = started => started,
+        never = crate::service::alive() => match never {},
+    };
     let served = match started {
         Ok((scheduler, _)) => {
             serve(scheduler, over).await;
@@ -82,6 +99,9 @@ async fn take_turn(
     };
     if lease.lost().is_cancelled() {
         // Whatever failed, it was that.
+        if stop.is_cancelled() {
+            return Ok(());
+        }
         tell("the lease is lost: another scheduler serves now, or may");
         return Ok(());
     }

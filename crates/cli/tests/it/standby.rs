@@ -202,3 +202,22 @@ fn a_database_that_restarts_is_waited_for() {
     world.postgres.restart().unwrap();
     world.all_end_well();
 }
+
+#[test]
+fn while_the_database_is_away_nobody_serves_and_then_all_goes_on() {
+    need!(Need::Postgres);
+    let mut world = World::start(6);
+    world.postgres.crash();
+    // Submitted to one that does not know yet that it cannot store them.
+    for number in 100..106 {
+        world.attach(number);
+    }
+    assert!(world.schedulers[&0].says("the lease is lost"));
+    for number in 106..110 {
+        world.attach(number);
+    }
+    let _open = world.open_gate();
+    world.postgres.restart().unwrap();
+    world.all_end_well();
+    assert_eq!(world.of_alice(&["list"]).matches("  succeeded  ").count(), SLOTS + 6 + 10);
+}

@@ -182,8 +182,11 @@ fn info(job: &KeptJob) -> JobInfo {
     JobInfo { key: job.key, pool: job.pool.clone(), submitted: job.submitted, runs: job.runs, state }
 }
 
-fn cannot_read(error: StateError) -> Error {
-    tracing::error!(error = &error as &dyn std::error::Error, "cannot look up jobs");
+pub(super) fn cannot_read(error: StateError) -> Error {
+    if error.is_over() {
+        return Error::disconnected("this scheduler has ended");
+    }
+    tracing::error!(error = &error as &dyn std::error::Error, "cannot look something up");
     Error::failed("the scheduler cannot read its state")
 }
 
@@ -271,6 +274,8 @@ impl Client {
             Some(Outcome::Succeeded(output)) => Ok(output),
             Some(Outcome::Failed(why)) => Err(Error::failed(why.to_string())),
             Some(Outcome::Abandoned(why)) => Err(Error::disconnected(why.to_string())),
+            // Another scheduler has just stored it, or this one, of which it was not known.
+            None if self.shared.pools.contains_key(&job.pool) => Err(Error::disconnected("the job is about to begin")),
             None => Err(Error::failed(format!("the job waits for pool {:?}, which there is not", job.pool))),
         };
         Record::new(job.key, Stage::Ended(Log::OnDisk(self.shared.logs.clone()), outcome))

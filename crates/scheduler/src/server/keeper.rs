@@ -146,14 +146,22 @@ impl Keeper {
         self.look(move |state| state.ended_before(time, most)).await
     }
 
-    /// Returns the part of a log that begins at `start`; nothing at its end.
-    pub(super) async fn log_part(&self, job: JobKey, start: u64) -> Result<Vec<u8>, StateError> {
-        self.look(move |state| state.log_part(job, start)).await
-    }
-
     /// Returns how long all logs in the database are together, in bytes.
     pub(super) async fn logs_size(&self) -> Result<u64, StateError> {
         self.look(State::logs_size).await
+    }
+
+    /// Returns if this scheduler is the one that serves, of those that share a database.
+    pub(super) async fn still_serves(&self) -> Result<(), StateError> {
+        match self.is_shared {
+            true => self.look(|state| state.apply(&[], false).map(drop)).await,
+            false => Ok(()),
+        }
+    }
+
+    /// Returns the parts of a log from `start` on, in order; none at its end. Not all of them.
+    pub(super) async fn log_parts(&self, job: JobKey, start: u64) -> Result<Vec<Vec<u8>>, StateError> {
+        self.look(move |state| state.log_parts(job, start)).await
     }
 
     /// Returns whether other schedulers go on with what is in the database, and with nothing else.

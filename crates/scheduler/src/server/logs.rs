@@ -30,6 +30,8 @@ pub(super) struct Logs {
     opened: Arc<fs::File>,
     /// How long one may be, in bytes.
     limit: u64,
+    /// Locked by who makes a copy.
+    fetching: Arc<tokio::sync::Mutex<()>>,
     /// Where the logs of kept jobs are, if other schedulers go on with them. Then these here are copies.
     archive: Option<Keeper>,
 }
@@ -44,7 +46,13 @@ impl Logs {
         // What jobs print is for their clients.
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
         let opened = Arc::new(fs::File::open(&directory)?);
-        Ok(Self { directory, opened, limit, archive: None })
+        // A scheduler that died while it made a copy left that: nobody else is here.
+        for entry in fs::read_dir(&directory)?.flatten() {
+            if entry.file_name().as_encoded_bytes().starts_with(b".tmp") {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(Self { directory, opened, limit, fetching: Arc::default(), archive: None })
     }
 
     /// Has logs that are not here looked for in the database, if that is shared.
@@ -59,12 +67,11 @@ impl Logs {
             let mut file = NamedTempFile::new_in(&self.directory)?;
             let mut length = 0;
             loop {
-                let part = state.log_part(job, length)?;
-                if part.is_empty() {
+                let parts = state.log_parts(job, length)?;
+                if parts.is_empty() {
                     break;
                 }
-                file.write_all(&part)?;
-                length += part.len() as u64;
+                length += append(&mut file, &parts)?;
             }
             file.persist(self.of(job)).map_err(io::Error::from)?;
         }
@@ -86,26 +93,41 @@ impl Logs {
         match (here, &self.archive) {
             (Err(error), Some(keeper)) if error.kind() == io::ErrorKind::NotFound => {
                 let fetched = self.fetch(keeper, key).await;
-                fetched.inspect_err(|error| tracing::warn!(job = %key, %error, "cannot copy a log")).ok()
+                let is_none = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+                fetched
+                    .inspect_err(|error| {
+                        if !is_none(error) {
+                            tracing::warn!(job = %key, %error, "cannot copy a log");
+                        }
+                    })
+                    .ok()
             }
             (here, _) => here.ok(),
         }
     }
 
-    /// Makes a copy of the log of a kept job that has ended.
+    /// Makes a copy of the log of a kept job that has ended. One at a time: they may be long, and whoever asks may ask often.
     async fn fetch(&self, keeper: &Keeper, key: JobKey) -> io::Result<JobLog> {
-        let logs = self.clone();
-        let mut file = spawn_blocking(move || NamedTempFile::new_in(logs.directory)).await??;
-        let mut length = 0;
+        let _turn = self.fetching.lock().await;
+        let path = self.of(key);
+        let here = path.clone();
+        if let Ok(log) = spawn_blocking(move || JobLog::complete(&here)).await? {
+            return Ok(log);
+        }
+        let (directory, mut length) = (self.directory.clone(), 0);
+        let mut file = spawn_blocking(move || NamedTempFile::new_in(directory)).await??;
         loop {
-            let part = keeper.log_part(key, length).await.map_err(io::Error::other)?;
-            if part.is_empty() {
+            let parts = keeper.log_parts(key, length).await.map_err(io::Error::other)?;
+            if parts.is_empty() {
                 break;
             }
-            length += part.len() as u64;
-            file = spawn_blocking(move || file.write_all(&part).map(|()| file)).await??;
+            let added;
+            (file, added) = spawn_blocking(move || append(&mut file, &parts).map(|added| (file, added))).await??;
+            length += added;
         }
-        let path = self.of(key);
+        if length == 0 {
+            return Err(io::ErrorKind::NotFound.into());
+        }
         spawn_blocking(move || {
             file.persist(&path)?;
             JobLog::complete(&path)
@@ -162,4 +184,10 @@ impl Logs {
 /// Returns how much of the disk a file takes, in bytes. A short one takes a block; what is not written yet has none.
 fn on_disk(file: &fs::Metadata) -> u64 {
     file.len().max(file.blocks() * 512)
+}
+
+/// Adds parts to a file. Returns how long they are together.
+fn append(file: &mut NamedTempFile, parts: &[Vec<u8>]) -> io::Result<u64> {
+    parts.iter().try_for_each(|part| file.write_all(part))?;
+    Ok(parts.iter().map(|part| part.len() as u64).sum())
 }

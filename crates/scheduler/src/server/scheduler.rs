@@ -19,7 +19,7 @@ use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use super::admin::Everything;
-use super::clients::{Account, Client, Deposit};
+use super::clients::{Account, Client, Deposit, cannot_read};
 use super::housekeeping::keep_house;
 use super::keeper::{Keeper, Thread};
 use super::logs::{Logs, RestoreError};
@@ -415,10 +415,7 @@ impl Services for Directory {
             None => {
                 let (shared, id, link) = (Rc::clone(&self.shared), id.clone(), link.clone());
                 Box::pin(async move {
-                    let name = shared.keeper.find_client(id.clone()).await.map_err(|error| {
-                        tracing::error!(error = &error as &dyn std::error::Error, "cannot look up a client");
-                        Error::failed("the scheduler cannot read its state")
-                    })?;
+                    let name = shared.keeper.find_client(id.clone()).await.map_err(cannot_read)?;
                     let unknown = || Error::failed("Unknown persistent service ID");
                     let name = name.ok_or_else(unknown)?;
                     // It may have been removed since it was found.

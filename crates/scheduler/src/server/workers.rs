@@ -8,6 +8,7 @@ use kiln_api::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::clients::cannot_read;
 use super::pool::LivePool;
 use crate::pool::{AlreadyRegistered, WorkerId};
 
@@ -115,7 +116,12 @@ impl QueueServer for Membership {
     fn offer(&self, run: Run, job: Job) -> Answer<bool> {
         let is_wanted = self.pool.offer(self.id, run, job);
         tracing::info!(pool = %self.pool.name, worker = ?self.name, job = %run.job, run = run.number, is_wanted, "a worker brings a job back");
-        answer(Ok(is_wanted))
+        if is_wanted {
+            return answer(Ok(true));
+        }
+        // It is given up for good by that, so it is said by the scheduler that serves: not by one that does not know that it was taken over from.
+        let keeper = self.pool.keeper.clone();
+        Box::pin(async move { keeper.still_serves().await.map(|()| false).map_err(cannot_read) })
     }
 
     fn ready(&self) -> Answer<()> {

@@ -61,11 +61,11 @@ pub enum Change {
         /// When, in seconds since 1970.
         ended: i64,
     },
-    /// A part of a job's log is kept for other schedulers.
+    /// A part of a job's log is kept for other schedulers, or more of one.
     Log {
         /// Which job.
         job: JobKey,
-        /// Where it stands in the log.
+        /// Where it stands in the log: a multiple of [`PART`](super::logs::PART).
         start: u64,
         /// What stands there.
         bytes: Vec<u8>,

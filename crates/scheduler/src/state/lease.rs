@@ -33,6 +33,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the server may take for one answer.
 const ANSWER: Duration = Duration::from_secs(2);
 
+/// How long it may take when there is no time left.
+const LOOK: Duration = Duration::from_millis(300);
+
 /// Only one of those who come first makes the table: a number of our own.
 const MAKE: &str = "
     BEGIN;
@@ -66,7 +69,8 @@ pub enum Standing {
 }
 
 impl Lease {
-    /// Waits until nobody else holds the lease of a database, and takes it. `name` is what others are told of the holder. `tell` is called when
+    /// Waits until nobody else holds the lease of a database, and takes it. `name` is what others are told of the holder; no other process has the
+    /// same. `tell` is called when
     /// what it says has changed. May be dropped while it waits.
     pub async fn acquire(server: PostgresServer, name: String, mut tell: impl FnMut(&Standing)) -> Self {
         let mut told = None;
@@ -118,7 +122,6 @@ impl Lease {
                 Ok(runtime) => runtime.block_on(holder.renew(&tell, &end)),
                 Err(error) => tracing::error!(%error, "cannot renew the lease"),
             }
-            tell.cancel();
             let _ = done.send(());
         });
         Self {
@@ -173,7 +176,8 @@ impl Candidate {
             _ => now(),
         };
         self.seen = Some((epoch, beat, since));
-        if let Some(holder) = holder
+        // A name is of one process: with ours, it is of an earlier turn, or of an attempt whose answer was lost.
+        if let Some(holder) = holder.filter(|holder| holder != name)
             && now().saturating_sub(since) < PATIENCE
         {
             return Ok(Seen::Held(holder));
@@ -198,9 +202,14 @@ struct Holder {
 impl Holder {
     /// Renews, until the lease is lost or `end`; then lets it go.
     async fn renew(mut self, lost: &CancellationToken, end: &CancellationToken) {
+        // Cancelled however this ends.
+        let _lost = lost.clone().drop_guard();
         loop {
             let begun = now();
-            match timeout(ANSWER, self.beat()).await.unwrap_or(Err(DatabaseError::Silent)) {
+            let left = LIMIT.saturating_sub(begun.saturating_sub(self.renewed));
+            // After a sleep, nobody may have taken over: one short look.
+            let answer = left.clamp(LOOK, ANSWER);
+            match timeout(answer, self.beat()).await.unwrap_or(Err(DatabaseError::Silent)) {
                 Ok(()) => self.renewed = begun,
                 Err(DatabaseError::Deposed) => return tracing::error!("another scheduler has taken over"),
                 Err(error) => {
@@ -214,7 +223,7 @@ impl Holder {
             tokio::select! {
                 () = end.cancelled() => break,
                 () = lost.cancelled() => return,
-                () = sleep(BEAT) => {}
+                () = sleep(BEAT.min(LIMIT.saturating_sub(now().saturating_sub(self.renewed)))) => {}
             }
         }
         let epoch = self.epoch;

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! kiln_logs   job     whose it is
-//!             start   where this part stands in it
-//!             size    how long the part is
+//!             start   where this part stands in it: a multiple of [`PART`]
+//!             size    how long the part is, in bytes: only the last one has less than [`PART`], and grows
 //!             bytes   the part
 //! ```
 //!
@@ -16,17 +16,24 @@ use super::database::{DatabaseError, Parameter, Queries};
 use super::jobs::signed;
 use super::{State, StateError};
 
+/// How long a part is, in bytes. The last one of a log that grows is written again each time.
+pub const PART: u64 = 32 << 10;
+
+/// How many are read at once.
+const AT_ONCE: i64 = 128;
+
 impl State {
-    /// Returns the part of a log that begins at `start`; nothing at its end.
+    /// Returns the parts of a log from `start` on, a multiple of [`PART`], in order; none at its end. Not all of them, if they are many.
     ///
     /// # Errors
     ///
     /// The database cannot be read. This holds for all methods here.
-    pub fn log_part(&mut self, job: JobKey, start: u64) -> Result<Vec<u8>, StateError> {
-        let query = "SELECT bytes FROM kiln_logs WHERE job = $1 AND start = $2";
-        let found = self.database.row(query, &[Parameter::Blob(&job.0), Parameter::Int(signed(start))]);
-        let found = found.and_then(|row| row.map_or(Ok(Vec::new()), |row| row.bytes(0).map(<[u8]>::to_vec)));
-        found.map_err(|source| self.cannot_read("a log", source))
+    pub fn log_parts(&mut self, job: JobKey, start: u64) -> Result<Vec<Vec<u8>>, StateError> {
+        let query = "SELECT bytes FROM kiln_logs WHERE job = $1 AND start >= $2 ORDER BY start LIMIT $3";
+        let parameters = [Parameter::Blob(&job.0), Parameter::Int(signed(start)), Parameter::Int(AT_ONCE)];
+        let rows = self.database.rows(query, &parameters);
+        let parts = rows.and_then(|rows| rows.iter().map(|row| row.bytes(0).map(<[u8]>::to_vec)).collect());
+        parts.map_err(|source| self.cannot_read("a log", source))
     }
 
     /// Returns how long all logs are together, in bytes.
@@ -37,15 +44,15 @@ impl State {
     }
 }
 
-/// Adds a part of a log. What stands there stays: it is the same.
+/// Adds a part of a log, or what it has more of one that is there.
 pub(super) fn insert(
     transaction: &mut dyn Queries,
     job: JobKey,
     start: u64,
     bytes: &[u8],
 ) -> Result<Applied, DatabaseError> {
-    let query =
-        "INSERT INTO kiln_logs (job, start, size, bytes) VALUES ($1, $2, $3, $4) ON CONFLICT (job, start) DO NOTHING";
+    let query = "INSERT INTO kiln_logs (job, start, size, bytes) VALUES ($1, $2, $3, $4) ON CONFLICT (job, start) \
+                 DO UPDATE SET size = excluded.size, bytes = excluded.bytes WHERE kiln_logs.size < excluded.size";
     let size = i64::try_from(bytes.len()).unwrap_or(i64::MAX);
     let parameters =
         [Parameter::Blob(&job.0), Parameter::Int(signed(start)), Parameter::Int(size), Parameter::Blob(bytes)];

@@ -25,7 +25,7 @@ mod change;
 mod database;
 pub mod jobs;
 pub mod lease;
-mod logs;
+pub mod logs;
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -119,6 +119,20 @@ pub enum StateError {
     /// The scheduler has stopped.
     #[error("the scheduler is stopping")]
     Closed,
+}
+
+impl StateError {
+    /// Returns whether this scheduler is none any more. Another may be.
+    pub fn is_over(&self) -> bool {
+        match self {
+            Self::Closed => true,
+            Self::Open { source, .. }
+            | Self::Read { source, .. }
+            | Self::Write { source, .. }
+            | Self::Flush { source, .. } => matches!(source, DatabaseError::Deposed),
+            Self::InUse { .. } | Self::Lock { .. } | Self::ClientExists(_) => false,
+        }
+    }
 }
 
 /// The open database. Its methods wait for it.

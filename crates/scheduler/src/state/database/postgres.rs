@@ -15,6 +15,9 @@ use super::sqlite::Flush;
 use super::{Changes, Database, DatabaseError, Parameter, Queries, Row, migrate};
 pub use server::{PostgresServer, ServerError};
 
+/// How often something is tried of which each time the connection is lost: it may be what it is that ends it.
+const TRIES: u32 = 5;
+
 /// How long to wait before connecting again.
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
 
@@ -59,6 +62,7 @@ impl Postgres {
         &mut self,
         mut act: impl FnMut(&mut Connected<'_>) -> Result<T, DatabaseError>,
     ) -> Result<T, DatabaseError> {
+        let mut tries = 0;
         loop {
             let session = match &mut self.session {
                 Some(session) => session,
@@ -67,8 +71,14 @@ impl Postgres {
             let mut connected = Connected { runtime: &self.runtime, session, lost: &self.fence.lost };
             match act(&mut connected) {
                 Err(DatabaseError::Postgres(error)) if is_lost(&error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, server = %self.server, "connecting again");
                     self.session = None;
+                    tries += 1;
+                    if tries == TRIES {
+                        return Err(error.into());
+                    }
+                    tracing::warn!(error = &error as &dyn std::error::Error, server = %self.server, "connecting again");
+                    let pause = async { self.fence.lost.run_until_cancelled(tokio::time::sleep(PAUSE)).await };
+                    self.runtime.block_on(pause).ok_or(DatabaseError::Deposed)?;
                 }
                 Err(DatabaseError::Deposed) => {
                     self.fence.lost.cancel();
@@ -119,11 +129,27 @@ impl Database for Postgres {
 
 impl Queries for Postgres {
     fn rows(&mut self, query: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>, DatabaseError> {
-        self.with(|connected| connected.rows(query, parameters))
+        self.fenced(|connected| connected.rows(query, parameters))
     }
 
     fn execute(&mut self, query: &str, parameters: &[Parameter<'_>]) -> Result<u64, DatabaseError> {
-        self.with(|connected| connected.execute(query, parameters))
+        self.fenced(|connected| connected.execute(query, parameters))
+    }
+}
+
+impl Postgres {
+    /// Does `act` in a transaction, if the lease is ours. This holds for what only reads, too: what is not there, or is not so any more, is said by
+    /// who serves.
+    fn fenced<T>(
+        &mut self,
+        mut act: impl FnMut(&mut dyn Queries) -> Result<T, DatabaseError>,
+    ) -> Result<T, DatabaseError> {
+        let mut answer = None;
+        self.transact(false, &mut |queries| {
+            answer = Some(act(queries)?);
+            Ok(())
+        })?;
+        answer.ok_or(DatabaseError::Silent)
     }
 }
 
@@ -179,7 +205,13 @@ impl Connected<'_> {
     /// Returns whether a transaction was committed whose connection was lost.
     fn has_committed(&mut self, number: i64) -> Result<bool, DatabaseError> {
         loop {
-            let status = self.row("SELECT txid_status($1)", &[Parameter::Int(number)])?;
+            let status = match self.row("SELECT txid_status($1)", &[Parameter::Int(number)]) {
+                // A server that has taken over from the one that was asked, and had not heard of it.
+                Err(DatabaseError::Postgres(error)) if error.code() == Some(&SqlState::INVALID_PARAMETER_VALUE) => {
+                    return Ok(false);
+                }
+                status => status?,
+            };
             match status.filter(|row| !row.is_null(0)).map(|row| row.name(0)).transpose()? {
                 // The server has not noticed yet.
                 Some(status) if status == "in progress" => {
@@ -224,7 +256,10 @@ fn parameters_of<'a>(parameters: &'a [Parameter<'a>]) -> Vec<&'a (dyn ToSql + Sy
 /// Returns whether it is the connection that failed. The server says so, too, when it ends one.
 pub(in crate::state) fn is_lost(error: &tokio_postgres::Error) -> bool {
     match error.code() {
-        None => true,
+        // What is not of the server is of the connection, or of what was to be sent through it.
+        None => {
+            error.is_closed() || std::error::Error::source(error).is_some_and(|source| source.is::<std::io::Error>())
+        }
         Some(code) => {
             [
                 SqlState::ADMIN_SHUTDOWN,

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::state::database::postgres::Fence;
 use crate::state::lease::{Lease, Standing};
+use crate::state::logs::PART;
 
 /// A PostgreSQL of the test's own.
 pub(super) struct Server(pub(super) Postgres);
@@ -116,7 +117,10 @@ fn one_that_was_taken_over_from_writes_nothing() {
     // It goes on, and knows nothing yet but what its database says.
     let error = one.add_client(b("dave"), b"3").unwrap_err();
     assert!(matches!(error, StateError::Write { source: DatabaseError::Deposed, .. }), "{error:?}");
+    assert!(error.is_over());
     assert!(first.lost().is_cancelled());
+    // Nor does it say what there is.
+    assert!(one.clients().unwrap_err().is_over());
     assert!(!second.fence.lost.is_cancelled());
     assert_eq!(two.clients().unwrap(), ["bob", "carol"]);
 }
@@ -267,15 +271,44 @@ fn logs_are_read_as_they_were_written_and_go_with_their_job() {
     let lease = acquire(&server, "first");
     let mut state = State::open_shared(directory.path(), lease.tenure()).unwrap();
     let job = both::job(1, "bob");
-    state.apply(&[Change::Submit(Box::new(job.clone())), LOG(0, "one\n"), LOG(4, "two\n")], false).unwrap();
-    // A part that is there stays as it is.
-    assert_eq!(state.apply(&[LOG(4, "2\n")], false).unwrap(), [false]);
-    let parts = [0, 4, 8].map(|start| state.log_part(job.key, start).unwrap());
-    assert_eq!(parts, [b"one\n".to_vec(), b"two\n".to_vec(), Vec::new()]);
-    assert_eq!(state.logs_size().unwrap(), 8);
+    let whole = "x".repeat(PART as usize);
+    state.apply(&[Change::Submit(Box::new(job.clone())), LOG(0, &whole), LOG(PART, "one\n")], false).unwrap();
+    assert_eq!(state.log_parts(job.key, PART).unwrap(), [b"one\n"]);
+    // The last part grows; what is shorter than what is there is older.
+    let changed = state.apply(&[LOG(PART, "one\ntwo\n"), LOG(PART, "one\n"), LOG(0, &whole)], false);
+    assert_eq!(changed.unwrap(), [true, false, false]);
+    assert_eq!(state.log_parts(job.key, 0).unwrap(), [whole.into_bytes(), b"one\ntwo\n".to_vec()]);
+    assert!(state.log_parts(job.key, 2 * PART).unwrap().is_empty());
+    assert_eq!(state.logs_size().unwrap(), PART + 8);
+    let many: Vec<_> = (0..300).map(|at| LOG(at * PART, "y")).collect();
+    state.apply(&many, false).unwrap();
+    let (first, next) = (state.log_parts(job.key, 0).unwrap(), state.log_parts(job.key, 128 * PART).unwrap());
+    assert_eq!((first.len(), next.len()), (128, 128));
     let end = Change::End { job: job.key, outcome: Outcome::Succeeded("".into()), ended: 1 };
     state.apply(&[end, Change::Forget { job: job.key }], false).unwrap();
     assert_eq!(state.logs_size().unwrap(), 0);
+}
+
+#[test]
+fn of_several_hosts_one_is_found_that_answers_and_can_be_written() {
+    kiln_testkit::need!(kiln_testkit::Need::Postgres);
+    let server = Server::start();
+    let read_only = Server::start();
+    read_only.query("ALTER SYSTEM SET default_transaction_read_only = on");
+    read_only.query("SELECT pg_reload_conf()");
+    // The first one says nothing, the second one is not there, the third cannot be written.
+    let silent = tempfile::tempdir().unwrap();
+    let _listener = UnixListener::bind(silent.path().join(".s.PGSQL.5432")).unwrap();
+    let nowhere = tempfile::tempdir().unwrap();
+    let hosts = [silent.path(), nowhere.path(), read_only.0.directory(), server.0.directory()];
+    let hosts: Vec<_> = hosts.iter().map(|host| host.display().to_string().replace('/', "%2F")).collect();
+    let uri = format!("postgres://kiln@{}/kiln?sslmode=disable", hosts.join(","));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let lease = runtime.block_on(Lease::acquire(uri.parse().unwrap(), "first".to_owned(), |_| ()));
+    let directory = tempfile::tempdir().unwrap();
+    let mut state = State::open_shared(directory.path(), lease.tenure()).unwrap();
+    state.add_client(b("bob"), b"1").unwrap();
+    assert_eq!(server.query("SELECT count(*) FROM sturdy_refs"), "1");
 }
 
 #[test]

@@ -5,16 +5,18 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::select_ok;
 use rustls::RootCertStore;
 use thiserror::Error;
-use tokio_postgres::config::{Host, SslMode};
+use tokio::time::timeout;
+use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 use tokio_postgres::{Client, Config};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::super::DatabaseError;
 
 /// How long a server may take to be connected to.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// After how long a server is given up that acknowledges nothing, `TCP_USER_TIMEOUT` in tcp(7).
 const SILENCE: Duration = Duration::from_secs(5);
@@ -28,7 +30,10 @@ const SESSION: &str = "SET idle_in_transaction_session_timeout = '2s'; SET lock_
 /// `Display` shows hosts and database, and no password.
 #[derive(Clone)]
 pub struct PostgresServer {
+    /// What the URI says, with all hosts.
     config: Config,
+    /// The same for each host.
+    hosts: Vec<Config>,
     tls: Option<Arc<rustls::ClientConfig>>,
 }
 
@@ -59,10 +64,46 @@ impl FromStr for PostgresServer {
         {
             config.password(password.as_encoded_bytes());
         }
-        config.application_name("kiln scheduler").connect_timeout(PATIENCE).tcp_user_timeout(SILENCE);
         let tls = (config.get_ssl_mode() != SslMode::Disable).then(|| Arc::new(tls()));
-        Ok(Self { config, tls })
+        let hosts = (0..config.get_hosts().len()).map(|at| of_host(&config, at)).collect();
+        Ok(Self { config, hosts, tls })
     }
+}
+
+/// Returns how one of several hosts is connected to.
+fn of_host(all: &Config, at: usize) -> Config {
+    let mut one = Config::new();
+    match &all.get_hosts()[at] {
+        Host::Tcp(name) => one.host(name),
+        Host::Unix(path) => one.host_path(path),
+    };
+    if let Some(&address) = all.get_hostaddrs().get(at) {
+        one.hostaddr(address);
+    }
+    if let Some(&port) = all.get_ports().get(at).or(all.get_ports().first()) {
+        one.port(port);
+    }
+    if let Some(user) = all.get_user() {
+        one.user(user);
+    }
+    if let Some(password) = all.get_password() {
+        one.password(password);
+    }
+    if let Some(name) = all.get_dbname() {
+        one.dbname(name);
+    }
+    if let Some(options) = all.get_options() {
+        one.options(options);
+    }
+    one.ssl_mode(all.get_ssl_mode())
+        .ssl_negotiation(all.get_ssl_negotiation())
+        .channel_binding(all.get_channel_binding())
+        // Of servers that replicate, one can be written.
+        .target_session_attrs(TargetSessionAttrs::ReadWrite)
+        .application_name("kiln scheduler")
+        .connect_timeout(PATIENCE)
+        .tcp_user_timeout(SILENCE);
+    one
 }
 
 /// Returns what is believed of a server that encrypts: what the machine's certificate authorities say.
@@ -78,27 +119,29 @@ fn tls() -> rustls::ClientConfig {
 }
 
 impl PostgresServer {
-    /// Connects. The connection is driven by the runtime that this is called on.
+    /// Connects to the first host that answers and can be written. The connection is driven by the runtime that this is called on.
     pub(in crate::state) async fn connect(&self) -> Result<Client, DatabaseError> {
-        let connecting = async {
-            let client = match &self.tls {
-                Some(tls) => {
-                    let (client, connection) =
-                        self.config.connect(MakeRustlsConnect::new(tls.as_ref().clone())).await?;
-                    tokio::spawn(connection);
-                    client
-                }
-                None => {
-                    let (client, connection) = self.config.connect(tokio_postgres::NoTls).await?;
-                    tokio::spawn(connection);
-                    client
-                }
-            };
-            client.batch_execute(SESSION).await?;
-            Ok(client)
+        // All at once: one that is silent must not keep us from another, in the time that a lease leaves.
+        let attempts = self.hosts.iter().map(|host| Box::pin(self.connect_to(host)));
+        let connecting = select_ok(attempts);
+        timeout(PATIENCE, connecting).await.unwrap_or(Err(DatabaseError::Silent)).map(|(client, _)| client)
+    }
+
+    async fn connect_to(&self, host: &Config) -> Result<Client, DatabaseError> {
+        let client = match &self.tls {
+            Some(tls) => {
+                let (client, connection) = host.connect(MakeRustlsConnect::new(tls.as_ref().clone())).await?;
+                tokio::spawn(connection);
+                client
+            }
+            None => {
+                let (client, connection) = host.connect(tokio_postgres::NoTls).await?;
+                tokio::spawn(connection);
+                client
+            }
         };
-        let hosts = u32::try_from(self.config.get_hosts().len()).unwrap_or(1);
-        tokio::time::timeout(PATIENCE * hosts, connecting).await.unwrap_or(Err(DatabaseError::Silent))
+        client.batch_execute(SESSION).await?;
+        Ok(client)
     }
 }
 
