@@ -25,7 +25,7 @@ use futures::future::{FutureExt as _, LocalBoxFuture, Shared as SharedFuture, Tr
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, BufWriter, ReadHalf, WriteHalf};
 use tokio::sync::Notify;
 use tokio::time::error::Elapsed;
-use tokio::time::{timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::compat::{TokioAsyncReadCompatExt as _, TokioAsyncWriteCompatExt as _};
 
 use super::limits::Limits;
@@ -82,6 +82,11 @@ impl Outgoings {
         self.unsent.add(size(&message));
         let _ = self.queue.unbounded_send(message);
     }
+
+    /// Returns whether there is, or was so long ago at most, much that waits to be sent.
+    pub(super) fn was_busy(&self, ago: Duration) -> bool {
+        self.unsent.is_much() || self.unsent.was_much.get().is_some_and(|then| then.elapsed() < ago)
+    }
 }
 
 /// Bytes that wait to be sent.
@@ -89,9 +94,18 @@ struct Unsent {
     bytes: Cell<usize>,
     limit: usize,
     changed: Notify,
+    /// When there was last [`MUCH`] to be sent.
+    was_much: Cell<Option<Instant>>,
 }
 
+/// So many bytes take more than a second on a slow way.
+const MUCH: usize = 64 << 10;
+
 impl Unsent {
+    fn is_much(&self) -> bool {
+        self.bytes.get() > MUCH
+    }
+
     fn add(&self, bytes: usize) {
         self.bytes.set(self.bytes.get() + bytes);
         if self.bytes.get() > self.most() {
@@ -100,6 +114,9 @@ impl Unsent {
     }
 
     fn remove(&self, bytes: usize) {
+        if self.is_much() {
+            self.was_much.set(Some(Instant::now()));
+        }
         self.bytes.set(self.bytes.get().saturating_sub(bytes));
         self.changed.notify_waiters();
     }
@@ -140,7 +157,12 @@ impl Network {
     pub(super) fn new(stream: Box<dyn Bytes>, side: Side, limits: Limits, link: Link) -> Self {
         let (reader, writer) = tokio::io::split(stream);
         let (sender, queue) = mpsc::unbounded();
-        let unsent = Rc::new(Unsent { bytes: Cell::new(0), limit: limits.unsent, changed: Notify::new() });
+        let unsent = Rc::new(Unsent {
+            bytes: Cell::new(0),
+            limit: limits.unsent,
+            changed: Notify::new(),
+            was_much: Cell::new(None),
+        });
         let outgoings = Outgoings { queue: sender, unsent: Rc::clone(&unsent) };
         if side == Side::Opened {
             link.watch(limits.silence);

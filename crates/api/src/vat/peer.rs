@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::limits::{Limits, STRANGER_CALLS, STRANGER_MESSAGE};
 use super::references::References;
+use super::silence::ARE_YOU_THERE;
 
 /// The number of our own question, which no peer has: they count from 0.
 pub(super) const OUR_QUESTION: u32 = u32::MAX;
@@ -194,7 +195,7 @@ impl Peer {
     }
 
     fn asks(&self, question: u32, bytes: usize) -> Result<(), Error> {
-        if question == OUR_QUESTION {
+        if [OUR_QUESTION, ARE_YOU_THERE].contains(&question) {
             return Err(Error::failed("that question's number is taken".to_owned()));
         }
         let mut questions = self.questions.borrow_mut();

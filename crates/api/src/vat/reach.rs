@@ -112,7 +112,7 @@ impl<'a> Goal<'a> {
 
 /// Tries one after the other, and side by side where that takes long. Returns the first success, or why each failed last.
 ///
-/// One that failed is tried again for as long as another goes on.
+/// One that failed is tried again until each has failed once.
 async fn first<'a, I, T, E>(items: &'a [I], attempt: impl AsyncFn(&'a I) -> Result<T, E>) -> Result<T, Vec<E>> {
     let attempt = &attempt;
     let begin = |index: usize| async move { (index, attempt(&items[index]).await) };
@@ -129,6 +129,9 @@ async fn first<'a, I, T, E>(items: &'a [I], attempt: impl AsyncFn(&'a I) -> Resu
                 Some((index, Err(error))) => {
                     errors[index] = Some(error);
                     failed.push(index);
+                    if errors.iter().all(Option::is_some) {
+                        return Err(errors.into_iter().flatten().collect());
+                    }
                     running.extend(fresh.pop_front().map(&begin));
                 }
                 None => return Err(errors.into_iter().flatten().collect()),
@@ -216,5 +219,11 @@ mod tests {
     async fn it_ends_when_the_last_that_went_on_fails() {
         let (ended, after, _) = tried(&[Fate::Fails(10_000), Fate::Fails(0)]).await;
         assert_eq!((ended, after), (Err(vec![0, 1]), 10_000));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn two_that_fail_slowly_do_not_keep_each_other_going() {
+        let (ended, after, _) = tried(&[Fate::Fails(20_000), Fate::Fails(10_000)]).await;
+        assert_eq!((ended, after), (Err(vec![0, 1]), 20_000));
     }
 }

@@ -8,8 +8,8 @@
 //! Who gives a peer up says so, by a `Finish` of that question: for a peer that goes on later, this is not somebody who was killed, but
 //! somebody who may be back already.
 
-use std::cell::Cell;
-use std::rc::Rc;
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
 
 use capnp::message;
 use capnp_rpc::rpc_capnp::{exception, message as rpc, return_};
@@ -22,7 +22,7 @@ use super::link::Link;
 use super::network::{Heap, Outgoings};
 
 /// The number of the question. Others count from 0, and the one below is [`super::peer::OUR_QUESTION`].
-const ARE_YOU_THERE: u32 = u32::MAX - 1;
+pub(super) const ARE_YOU_THERE: u32 = u32::MAX - 1;
 
 /// What Kiln's vats answer.
 const HERE: &[u8] = b"kiln is here";
@@ -44,6 +44,8 @@ pub(super) struct Pulse {
     speaks: Notify,
     /// Whether the question is not answered yet.
     asked: Cell<bool>,
+    /// What answers the peer's, until it is sent.
+    answer: RefCell<Weak<Heap>>,
     is_kiln: Cell<bool>,
     given_up: CancellationToken,
 }
@@ -57,6 +59,7 @@ impl Pulse {
             spoke: Cell::new(false),
             speaks: Notify::new(),
             asked: Cell::new(false),
+            answer: RefCell::default(),
             is_kiln: Cell::new(false),
             given_up: CancellationToken::new(),
         }
@@ -78,7 +81,7 @@ impl Pulse {
     /// Asks the peer whether it is there, unless it is asked already.
     pub(super) fn ask(&self) {
         if !self.asked.replace(true) {
-            self.send(|root| root.init_bootstrap().set_question_id(ARE_YOU_THERE));
+            let _ = self.send(|root| root.init_bootstrap().set_question_id(ARE_YOU_THERE));
         }
     }
 
@@ -106,7 +109,7 @@ impl Pulse {
             if self.stays_silent(silence).await {
                 tracing::info!("a peer does not answer any more");
                 self.link.set_silent();
-                self.send(|root| root.init_finish().set_question_id(ARE_YOU_THERE));
+                let _ = self.send(|root| root.init_finish().set_question_id(ARE_YOU_THERE));
                 self.given_up.cancel();
                 return;
             }
@@ -115,7 +118,9 @@ impl Pulse {
 
     async fn stays_silent(&self, silence: Silence) -> bool {
         let before = self.heard.get();
-        let patience = if self.is_kiln.get() { silence.kiln } else { silence.other };
+        // What is long may be on a slow way to the peer, and the question behind it.
+        let is_busy = self.outgoings.was_busy(silence.other);
+        let patience = if self.is_kiln.get() && !is_busy { silence.kiln } else { silence.other };
         for _ in 0..PIECES {
             sleep(patience / PIECES).await;
             if self.heard.get() != before {
@@ -148,7 +153,11 @@ impl Pulse {
             self.link.set_silent();
             return Ok(true);
         }
-        self.send(|root| {
+        // Who asks again has the answer: others would have us keep answers without end.
+        if self.answer.borrow().strong_count() > 0 {
+            return Err(capnp::Error::overloaded("the peer asks whether we are there, and does not listen".to_owned()));
+        }
+        *self.answer.borrow_mut() = self.send(|root| {
             let mut answer = root.init_return();
             answer.set_answer_id(ARE_YOU_THERE);
             answer.set_no_finish_needed(true);
@@ -170,7 +179,7 @@ impl Pulse {
             self.is_kiln.set(exception?.get_reason()?.as_bytes() == HERE);
         }
         if !answer.get_no_finish_needed() {
-            self.send(|root| {
+            let _ = self.send(|root| {
                 let mut finish = root.init_finish();
                 finish.set_question_id(ARE_YOU_THERE);
                 finish.set_release_result_caps(true);
@@ -179,17 +188,19 @@ impl Pulse {
         Ok(true)
     }
 
-    fn send(&self, write: impl FnOnce(rpc::Builder<'_>)) {
-        let mut message: Heap = message::Builder::new_default();
+    fn send(&self, write: impl FnOnce(rpc::Builder<'_>)) -> Weak<Heap> {
+        // As short as what is in it.
+        let mut message: Heap = message::Builder::new(message::HeapAllocator::new().first_segment_words(32));
         write(message.init_root());
-        self.outgoings.send(Rc::new(message));
+        let message = Rc::new(message);
+        let sent = Rc::downgrade(&message);
+        self.outgoings.send(message);
+        sent
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
-
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, copy_bidirectional, duplex};
     use tokio::task::{LocalSet, spawn_local};
     use tokio::time::{Duration, timeout};
@@ -382,6 +393,20 @@ mod tests {
                 assert_eq!(hear(&mut peer).await, format!("return {ARE_YOU_THERE}"));
             }
             vat.await.expect("it ends");
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_again_and_again_and_takes_no_answer_is_cut_off() {
+        locally(async {
+            // Less than an answer has room on the way.
+            let (near, mut far) = duplex(64);
+            let limits = Limits { handshake: HOUR * 2, stall: HOUR * 2, ..Limits::default() };
+            let vat = spawn_local(converse_over(near, Nothing(None, Rc::default()), limits));
+            let question = messages(|root| root.init_bootstrap().set_question_id(ARE_YOU_THERE));
+            while far.write_all(&question).await.is_ok() && !vat.is_finished() {}
+            timeout(HOUR, vat).await.expect("it has ended").expect("without a panic");
         })
         .await;
     }

@@ -61,7 +61,7 @@ pub(crate) struct Keeping {
     #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = humantime::parse_duration)]
     pub(crate) worker_grace: Duration,
     /// How long a worker may not answer, though it is connected, until it is lost; 0s is for ever
-    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = silence)]
     pub(crate) worker_silence: Duration,
     /// How long a client that is not heard of any more may take to come back for its jobs
     #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = humantime::parse_duration)]
@@ -117,6 +117,16 @@ impl From<&Keeping> for kiln_scheduler::Keeping {
             logs_size: keeping.logs_size,
             ended: keeping.keep_jobs,
         }
+    }
+}
+
+/// As long as an answer takes, at least.
+fn silence(text: &str) -> Result<Duration, String> {
+    let silence = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match silence.as_secs() {
+        0 if silence.is_zero() => Ok(silence),
+        5..=86_400 => Ok(silence),
+        _ => Err("expected 5s to 1day, or 0s for ever".to_owned()),
     }
 }
 

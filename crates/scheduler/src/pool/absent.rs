@@ -31,7 +31,10 @@ impl Pool {
         // The latest is where most of it is.
         let machine = *self.hints.names.get(hint).machines.last()?;
         let content = self.machines.get(machine);
-        let until = content.gone.filter(|_| content.worker.is_none() && !content.paused)?.saturating_add(AWAITED);
+        let gone = content.gone.filter(|_| content.worker.is_none() && content.known && !content.paused)?;
+        // One that comes and goes does not have it wait for ever.
+        let waits_since = self.jobs.get(&id).and_then(|job| job.waits_since).unwrap_or(now);
+        let until = gone.min(waits_since).saturating_add(AWAITED);
         (now < until).then_some((machine, until))
     }
 

@@ -97,8 +97,10 @@ impl Pool {
             (machine.known, machine.paused) = (true, paused);
             self.effects.push(Effect::SaveWorker { worker: name.to_owned(), paused });
         }
-        if let Some(id) = machine.worker {
-            self.set_pauses(now, id, |pauses| pauses.administrator = paused);
+        match machine.worker {
+            Some(id) => self.set_pauses(now, id, |pauses| pauses.administrator = paused),
+            None if paused => self.end_absence(now, row),
+            None => {}
         }
         Ok(())
     }
@@ -108,7 +110,7 @@ impl Pool {
     /// # Errors
     ///
     /// It is not known, or connected.
-    pub fn forget(&mut self, name: &BStr) -> Result<(), ForgetError> {
+    pub fn forget(&mut self, now: Duration, name: &BStr) -> Result<(), ForgetError> {
         let row = self.known(name).ok_or(ForgetError::Unknown)?;
         let machine = self.machines.get_mut(row);
         if machine.worker.is_some() {
@@ -116,6 +118,7 @@ impl Pool {
         }
         (machine.known, machine.paused) = (false, false);
         self.effects.push(Effect::ForgetWorker { worker: name.to_owned() });
+        self.end_absence(now, row);
         Ok(())
     }
 

@@ -36,7 +36,7 @@ impl Pool {
         };
         if let Some(worker) = self.preferred(now, id) {
             self.assign(now, id, worker);
-            return self.serve(now, worker);
+            return self.hand_out(now, worker);
         }
         self.ready.remove(&first);
         if let Some(worker) = self.workers.get_mut(&waiting) {
@@ -49,6 +49,11 @@ impl Pool {
     /// of the backlog that another would do better wait for that one. The rest of the `pop`s wait.
     pub(super) fn serve(&mut self, now: Duration, id: WorkerId) {
         self.expire(now);
+        self.hand_out(now, id);
+    }
+
+    /// Does that, and nothing for jobs of others that have waited for too long: finding a place for one of them comes back here.
+    fn hand_out(&mut self, now: Duration, id: WorkerId) {
         let mut done = 0;
         loop {
             let Some(worker) = self.workers.get(&id) else { return };

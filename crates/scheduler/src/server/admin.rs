@@ -150,7 +150,7 @@ impl PoolAdminServer for OnePool {
     }
 
     fn forget(&self, worker: BString) -> Answer<()> {
-        match self.pool.act(|pool, _| pool.forget(worker.as_ref())) {
+        match self.pool.act(|pool, now| pool.forget(now, worker.as_ref())) {
             Ok(()) => kept(&self.pool),
             Err(error) => answer(Err(failed(error))),
         }

@@ -248,3 +248,54 @@ fn a_worker_that_does_not_come_back_is_not_waited_for() {
     assert_eq!(pool.cancel(jobs[0]), Cancelled::Queued);
     pool.check();
 }
+
+#[test]
+fn a_worker_that_comes_and_goes_is_not_waited_for_for_ever() {
+    let mut pool = Pool::new("p");
+    let (w1, w2) = (worker(&mut pool, 0, "w1"), worker(&mut pool, 0, "w2"));
+    let job = submit(&mut pool, 0, "u:h");
+    assert_eq!(pop(&mut pool, 0, w1), Some(job));
+    pool.finished(at(50), job, End::Finished);
+    pool.unregister(at(60), w1);
+    let waits = submit(&mut pool, 60, "u:h");
+    let mut other = submit(&mut pool, 60, "u:");
+    for round in 0.. {
+        let now = 60 + round * 1500;
+        assert!(now < 6 * 3600, "it still waits");
+        let next = submit(&mut pool, now, "u:");
+        // Somebody always has something else to do.
+        let taken = pop(&mut pool, now, w2).expect("there is enough");
+        if taken == waits {
+            break;
+        }
+        assert_eq!(taken, other);
+        pool.finished(at(now + 1), taken, End::Finished);
+        other = next;
+        let w1 = worker(&mut pool, now + 2, "w1");
+        pool.unregister(at(now + 3), w1);
+    }
+    pool.check();
+}
+
+#[test]
+fn a_worker_that_is_forgotten_or_paused_is_not_waited_for() {
+    for forget in [true, false] {
+        let mut pool = Pool::new("p");
+        let (w1, w2) = (worker(&mut pool, 0, "w1"), worker(&mut pool, 0, "w2"));
+        let job = submit(&mut pool, 0, "u:h");
+        assert_eq!(pop(&mut pool, 0, w1), Some(job));
+        pool.finished(at(50), job, End::Finished);
+        pool.unregister(at(60), w1);
+        let jobs = ["u:h", "u:"].map(|job| submit(&mut pool, 60, job));
+        assert_eq!(pop(&mut pool, 60, w2), Some(jobs[1]));
+        assert_eq!((pool.gauges().backlog.low, pool.gauges().assigned.low), (0, 1));
+        match forget {
+            true => pool.forget(at(70), b("w1")).unwrap(),
+            false => pool.set_paused(at(70), b("w1"), true, false).unwrap(),
+        }
+        assert_eq!((pool.gauges().backlog.low, pool.gauges().assigned.low), (1, 0));
+        pool.check();
+        submit(&mut pool, 80, "u:");
+        assert_eq!(pop(&mut pool, 80, w2), Some(jobs[0]));
+    }
+}

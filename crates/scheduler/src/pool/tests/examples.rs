@@ -182,12 +182,12 @@ fn workers_are_known_until_they_are_forgotten() {
     pool.set_paused(at(0), b("ghost"), true, true).unwrap();
     let info = |name: &str, active, connected| WorkerInfo { name: name.into(), active, connected };
     assert_eq!(pool.workers().collect::<Vec<_>>(), [info("ghost", false, false), info("w", true, true)]);
-    let error = pool.forget(b("w")).unwrap_err();
+    let error = pool.forget(at(1000), b("w")).unwrap_err();
     assert_eq!(error.to_string(), "Worker \"w\" is still connected!");
-    assert_eq!(pool.forget(b("nobody")), Err(ForgetError::Unknown));
+    assert_eq!(pool.forget(at(1000), b("nobody")), Err(ForgetError::Unknown));
     pool.unregister(at(0), w);
     let _ = pool.take_effects();
-    pool.forget(b("ghost")).unwrap();
+    pool.forget(at(1000), b("ghost")).unwrap();
     assert_eq!(pool.take_effects(), [Effect::ForgetWorker { worker: "ghost".into() }]);
     assert_eq!(pool.workers().collect::<Vec<_>>(), [info("w", true, false)]);
 }
@@ -253,7 +253,7 @@ fn what_is_shown_is_what_oclusters_scheduler_showed() {
     pool.set_paused(at(0), b("w1"), false, false).unwrap();
     pool.set_paused(at(0), b("ghost"), true, true).unwrap();
     assert_eq!(show(&pool, 0), recorded(include_bytes!("../../../tests/vectors/admin-show-ghost.s2c")));
-    pool.forget(b("ghost")).unwrap();
+    pool.forget(at(1000), b("ghost")).unwrap();
 
     let mut pool = Pool::new("linux-arm64");
     let w1 = worker(&mut pool, 0, "w1");
@@ -261,7 +261,7 @@ fn what_is_shown_is_what_oclusters_scheduler_showed() {
     assert_eq!(pop(&mut pool, 0, w1), Some(before));
     pool.finished(at(1), before, End::Finished);
     pool.unregister(at(1), w1);
-    pool.forget(b("w1")).unwrap();
+    pool.forget(at(1000), b("w1")).unwrap();
     let job = submit(&mut pool, 572, "alice:hq");
     // OCluster has charged 600 s for the job before; ours knows that it took one.
     let theirs = recorded(include_bytes!("../../../tests/vectors/submit-queued-released-2.s2c"));

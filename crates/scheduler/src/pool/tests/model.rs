@@ -185,7 +185,7 @@ impl Model {
                 self.pool.set_paused(now, b(&format!("w{name}")), paused, true).unwrap();
             }
             Op::Forget(name) => {
-                if self.pool.forget(b(&format!("w{name}"))).is_ok() {
+                if self.pool.forget(now, b(&format!("w{name}"))).is_ok() {
                     assert!(self.workers.iter().all(|worker| worker.name != name));
                     self.paused[usize::from(name)] = false;
                 }
