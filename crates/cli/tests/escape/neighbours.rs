@@ -27,7 +27,8 @@ fn steps_at_the_same_time_do_not_see_each_other() {
         let leaves = format!(
             ": > /dev/mqueue/theirs; for place in /dev/shm '' /cache; do echo mine > $place/theirs; done
              perl -e 'defined shmget(4242, 4096, 0666 | 512) and defined semget(4242, 1, 0666 | 512) and defined msgget(4242, 0666 | 512) or die'
-             sh -c 'sleep 1000; : theirs-1000' &
+             # It has its name by the time that it opens the pipe.
+             mkfifo /up; sh -c ': > /up; sleep 1000; : theirs-1000' & : < /up
              {}{}",
             looks("control own"),
             gate.wait()
