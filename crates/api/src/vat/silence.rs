@@ -31,6 +31,9 @@ const HERE: &[u8] = b"kiln is here";
 /// it could have read the answer.
 const PIECES: u32 = 4;
 
+/// Who says nothing for longer did not just end: more than [`Silence::quiet`] of those who connect to us.
+const LIVELY: Duration = Duration::from_secs(5);
+
 /// How long a peer that is given up may take to take what is to be sent.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -76,6 +79,14 @@ impl Pulse {
     /// Takes note that the way to the peer is cut.
     pub(super) fn is_cut(&self) {
         self.link.set_silent();
+    }
+
+    /// Takes note that the connection ends. One that lives says something every few seconds. If this did not, the way to it was cut, and it has
+    /// given us up meanwhile; what it said then may be lost, when its host says that there is no such connection any more.
+    pub(super) fn ends(&self) {
+        if self.heard.get().elapsed() > LIVELY {
+            self.is_cut();
+        }
     }
 
     /// Asks the peer whether it is there, unless it is asked already.
@@ -407,6 +418,27 @@ mod tests {
             let question = messages(|root| root.init_bootstrap().set_question_id(ARE_YOU_THERE));
             while far.write_all(&question).await.is_ok() && !vat.is_finished() {}
             timeout(HOUR, vat).await.expect("it has ended").expect("without a panic");
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_ends_after_a_silence_was_cut_off_and_who_ends_without_one_has_gone() {
+        locally(async {
+            for (silence, cut) in [(1, false), (4, false), (6, true), (20, true)] {
+                let (near, mut far) = duplex(1 << 16);
+                let link = Rc::default();
+                // It may be a stranger for so long.
+                let limits = Limits { handshake: HOUR, ..Limits::default() };
+                let vat = spawn_local(converse_over(near, Nothing(None, Rc::clone(&link)), limits));
+                far.write_all(&messages(|root| root.init_bootstrap().set_question_id(0))).await.expect("it is there");
+                assert_eq!(hear(&mut far).await, "return 0");
+                sleep(Duration::from_secs(silence)).await;
+                drop(far);
+                vat.await.expect("without a panic");
+                let link: Option<Link> = link.borrow().clone();
+                assert_eq!(link.expect("it asked for a service").is_silent(), cut, "{silence}");
+            }
         })
         .await;
     }

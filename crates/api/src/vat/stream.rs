@@ -119,14 +119,16 @@ impl<T: AsyncRead + Unpin> AsyncRead for EndsQuietly<T> {
         let before = buf.filled().len();
         match ready!(Pin::new(&mut self.stream).poll_read(cx, buf)) {
             Ok(()) => {
-                if buf.filled().len() > before {
-                    self.pulse.hears();
+                match buf.filled().len() > before {
+                    true => self.pulse.hears(),
+                    false => self.pulse.ends(),
                 }
                 Poll::Ready(Ok(()))
             }
             Err(error) if is_end(&error) => {
-                if error.kind() == io::ErrorKind::TimedOut {
-                    self.pulse.is_cut();
+                match error.kind() {
+                    io::ErrorKind::TimedOut => self.pulse.is_cut(),
+                    _ => self.pulse.ends(),
                 }
                 Poll::Ready(Ok(()))
             }
