@@ -24,7 +24,7 @@ pub mod transcript;
 mod uri;
 mod vat;
 
-/// What `capnp` makes of the schemas. `tests/it/generated.rs` makes it again.
+/// What `capnp` makes of the schemas. `tests/it/current.rs` makes it again.
 #[allow(
     clippy::all,
     clippy::pedantic,
