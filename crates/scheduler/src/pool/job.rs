@@ -240,8 +240,10 @@ impl Pool {
                 Cancelled::Queued
             }
             Place::Assigned { .. } | Place::Absent { .. } => {
+                let (row, fair) = (job.client, self.fair);
                 self.unassign(id);
                 self.stop_waiting_for_absent(id);
+                self.change_client(row, |client| client.catch_up(fair));
                 self.counts.cancelled_total += 1;
                 Cancelled::Queued
             }

@@ -183,3 +183,28 @@ fn a_lost_job_is_charged_until_it_is_given_up() {
     let carol = [0; 2].map(|_| submit(&mut pool, 0, "carol:"));
     assert_eq!([0; 4].map(|_| pop(&mut pool, 0, w)), [Some(bob), Some(carol[0]), Some(alice), Some(carol[1])]);
 }
+
+#[test]
+fn who_parks_jobs_for_a_cache_and_cancels_them_has_saved_up_nothing() {
+    let mut pool = Pool::new("p");
+    let (w, v) = (worker(&mut pool, 0, "w"), worker(&mut pool, 0, "v"));
+    for (now, ends) in [(0, Some(600)), (600, Some(700)), (700, None)] {
+        let job = submit(&mut pool, now, "parks:h");
+        assert_eq!(pop(&mut pool, now, w), Some(job));
+        ends.into_iter().for_each(|ends| pool.finished(at(ends), job, End::Finished));
+    }
+    let parked: Vec<_> = (0..30).map(|_| submit(&mut pool, 700, "parks:h")).collect();
+    (0..20).for_each(|_| _ = submit(&mut pool, 700, "works:"));
+    let next = |pool: &mut Pool, now| {
+        let job = pop(pool, now, v).expect("there is one");
+        pool.finished(at(now + 600), job, End::Finished);
+        job
+    };
+    (2..12).for_each(|turn| _ = next(&mut pool, turn * 600));
+    assert_eq!(pool.gauges().assigned.low, 30, "all of `parks` waits for w");
+    // Now it has others, and does not want those.
+    let late: Vec<_> = (0..10).map(|_| submit(&mut pool, 7200, "parks:")).collect();
+    parked.iter().for_each(|&job| assert_eq!(pool.cancel(job), Cancelled::Queued));
+    let given: Vec<_> = (12..18).map(|turn| late.contains(&next(&mut pool, turn * 600))).collect();
+    assert_eq!(given.iter().filter(|is_late| **is_late).count(), 3, "{given:?}");
+}
