@@ -100,6 +100,8 @@ fn report(trace: &Trace, outcomes: &[Outcome]) -> String {
     row(&mut text, "      median", &|it| time(it.wait_s.median));
     row(&mut text, "      99 % below", &|it| time(it.wait_s.p99));
     row(&mut text, "      longest", &|it| time(it.wait_s.max));
+    row(&mut text, "turnaround, mean", &|it| time(it.turnaround_s.mean));
+    row(&mut text, "      99 % below", &|it| time(it.turnaround_s.p99));
     for (index, (client, rate)) in trace.clients.iter().enumerate() {
         let _ = writeln!(text, "\n{client}, rate {rate}");
         row(&mut text, "  of the promised share", &|it| shared(it.clients[index].share));

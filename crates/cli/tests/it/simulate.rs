@@ -15,7 +15,7 @@ fn a_made_up_trace_is_played_to_both_policies_and_reads_as_it_was_written() {
     let row = |name: &str| first.stdout.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
     assert!(row("lost; run twice").ends_with("0; 0             0; 0"), "{}", first.stdout);
     assert!(row("jobs without a worker").split_whitespace().skip(4).eq(["0", "0"]), "{}", first.stdout);
-    for name in ["cache hits", "off the promised share", "wait, mean", "client-4, rate 4"] {
+    for name in ["cache hits", "off the promised share", "wait, mean", "turnaround, mean", "client-4, rate 4"] {
         assert_ne!(row(name), "", "{name}: {}", first.stdout);
     }
     let again = env.run(&SMALL).ok();

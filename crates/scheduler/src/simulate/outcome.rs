@@ -41,6 +41,8 @@ pub struct Outcome {
     pub makespan_s: f64,
     /// How long jobs waited that came to their end, up to when that run of theirs began.
     pub wait_s: Distribution,
+    /// And how long until they had ended. It weighs what a cache saves against what waiting for it costs.
+    pub turnaround_s: Distribution,
     /// What workers did, together.
     pub work_s: f64,
     /// What each client got, as in the trace.
@@ -113,6 +115,7 @@ pub(super) struct Tally {
     elapsed: Duration,
     first: Option<Duration>,
     last: Duration,
+    turnarounds: Vec<f64>,
 }
 
 #[derive(Default)]
@@ -144,6 +147,7 @@ impl Tally {
                 unfairness: None,
                 makespan_s: 0.0,
                 wait_s: Distribution::default(),
+                turnaround_s: Distribution::default(),
                 work_s: 0.0,
                 clients: trace.clients.iter().map(client).collect(),
             },
@@ -154,6 +158,7 @@ impl Tally {
             elapsed: Duration::ZERO,
             first: None,
             last: Duration::ZERO,
+            turnarounds: Vec::new(),
         }
     }
 
@@ -204,8 +209,10 @@ impl Tally {
         self.contended += 1;
     }
 
-    pub(super) fn finished(&mut self, client: u32, waited: Duration, now: Duration) {
+    /// A job ends that waited and ran for so long.
+    pub(super) fn finished(&mut self, client: u32, waited: Duration, ran: Duration, now: Duration) {
         self.clients[client as usize].waits.push(waited.as_secs_f64());
+        self.turnarounds.push((waited + ran).as_secs_f64());
         self.last = now;
     }
 
@@ -225,6 +232,7 @@ impl Tally {
         self.outcome.policy = policy;
         self.outcome.finished = all.len();
         self.outcome.wait_s = Distribution::of(&mut all);
+        self.outcome.turnaround_s = Distribution::of(&mut self.turnarounds);
         self.outcome.makespan_s = self.last.saturating_sub(self.first.unwrap_or_default()).as_secs_f64();
         self.outcome
     }

@@ -172,7 +172,7 @@ impl<P: Policy> Run<'_, P> {
             return false;
         }
         let (id, job) = (state.id, state.job);
-        self.tally.finished(job.client, since - state.submitted, self.now);
+        self.tally.finished(job.client, since - state.submitted, self.now - since, self.now);
         self.stop(number, Place::Ended);
         self.policy.finished(self.now, id, End::Finished);
         self.ask(machine);
