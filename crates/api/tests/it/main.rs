@@ -5,6 +5,7 @@ mod behaviour;
 mod crafted;
 mod current;
 mod generated;
+mod hoarders;
 mod log_tail;
 mod raw;
 mod reach;

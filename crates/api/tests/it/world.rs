@@ -285,3 +285,8 @@ pub(crate) async fn with_host<F: Future<Output = ()>>(
         })
         .await
 }
+
+/// Runs a host that does not encrypt.
+pub(crate) async fn plain<F: Future<Output = ()>>(limits: Limits, client: impl FnOnce(Rc<Host>) -> F) {
+    with_host(None, limits, client).await;
+}
