@@ -7,6 +7,7 @@ mod end;
 mod jobs;
 mod kept;
 mod load;
+mod lost_workers;
 mod migration;
 mod peers;
 mod replay;

@@ -111,6 +111,11 @@ pub(crate) async fn keeping_world(keeping: Keeping, test: impl AsyncFnOnce(&Worl
     run(PATIENCE, World { keeping, ..World::new(true) }, test).await;
 }
 
+/// The least patience there is: who is lost is lost.
+pub(crate) fn impatient() -> Keeping {
+    Keeping { worker_grace: Duration::ZERO, client_grace: Duration::ZERO, ..Keeping::default() }
+}
+
 /// The same with a scheduler of which peers may take so much.
 pub(crate) async fn limited_world(limits: Limits, test: impl AsyncFnOnce(&World)) {
     run(PATIENCE, World { limits, ..World::new(true) }, test).await;
