@@ -24,6 +24,8 @@ LOG_MB, QUICK_LOG_MB = 1024, 64
 # Workers, jobs a second, seconds; and for how many seconds that goes on for a scheduler that is killed in their midst.
 LOAD, QUICK_LOAD = (2000, 500, 600, 30), (100, 50, 10, 10)
 CLIENTS = ("alice", "bob", "carol", "dave")
+# How many jobs run when one scheduler takes over from another, and how many parts of 32 KiB the log of each has.
+RUNNING, QUICK_RUNNING = (3000, 8), (300, 8)
 
 
 class Scheduler:
@@ -96,6 +98,9 @@ class Postgres:
             time.sleep(0.1)
         raise Failure("PostgreSQL does not start")
 
+    def run(self, statement):
+        subprocess.run(["psql", "-XAtq", "-h", self.dir, "-U", "kiln", "-d", "kiln", "-c", statement], check=True)
+
     def stop(self):
         self.server.send_signal(signal.SIGINT)
         self.server.wait(60)
@@ -105,7 +110,7 @@ class Pair(Scheduler):
     """Two schedulers that share a database, a worker, and somebody who submits jobs that do nothing, one after the other."""
 
     def __init__(self, bench):
-        self.database = Postgres(bench).uri
+        self.database = Postgres(bench)
         self.ports = []
         for _ in range(2):
             with socket.socket() as free:
@@ -124,12 +129,12 @@ class Pair(Scheduler):
 
     def stand(self, at):
         public = ",".join(f"127.0.0.1:{port}" for port in self.ports)
-        os.environ["KILN_STATE"] = self.database
+        os.environ["KILN_STATE"] = self.database.uri
         try:
             self.start("scheduler", "listening at" if not self.scheduler else "standing by", [
                 "--capnp-secret-key-file", "caps/key.pem", "--capnp-listen-address", f"tcp:127.0.0.1:{self.ports[at]}",
-                "--capnp-public-address", f"tcp:{public}", "--state-dir", f"state-{at}", "--secrets-dir", "caps", "--pools", POOL,
-                "--default-clients", "me"])
+                "--capnp-public-address", f"tcp:{public}", "--state-dir", f"state-{at}", "--secrets-dir", "caps",
+                "--pools", f"{POOL},away", "--default-clients", "me"])
         finally:
             del os.environ["KILN_STATE"]
         self.scheduler[at] = self.started[-1]
@@ -137,6 +142,19 @@ class Pair(Scheduler):
     def job(self):
         end(subprocess.Popen([self.binary, "submit", "custom", "-c", "caps/submit-me.cap", "--pool", POOL, "--kind", "nothing"],
                              cwd=self.dir, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE))
+
+    def fill(self, jobs, parts):
+        """Has so many jobs run, by what the database says, on workers that are away, each with a log of so many parts."""
+        subprocess.run([self.binary, "submit", "custom", "-c", "caps/submit-me.cap", "--pool", "away", "--kind", "nothing", "--detach"],
+                       cwd=self.dir, check=True, stdout=subprocess.DEVNULL)
+        key = "decode(lpad(to_hex(n), 20, '0'), 'hex')"
+        self.database.run(f"INSERT INTO kiln_jobs (id, pool, client, urgent, detached, submitted, description, secrets, runs, worker, "
+                          f"log_start) SELECT {key}, pool, client, 0, 1, submitted, description, 0, 1, convert_to('w' || n, 'UTF8'), 0 "
+                          f"FROM kiln_jobs, generate_series(1, {jobs}) n WHERE ended IS NULL")
+        # Of what compresses as badly as logs do at most.
+        self.database.run("ALTER TABLE kiln_logs ALTER bytes SET STORAGE EXTERNAL")
+        self.database.run(f"INSERT INTO kiln_logs SELECT {key}, part * 32768, 32768, convert_to(repeat(md5(n || '.' || part), 1024), "
+                          f"'UTF8') FROM generate_series(1, {jobs}) n, generate_series(0, {parts - 1}) part")
 
     def fail(self, how):
         """Has the one that serves fail, and returns after how many seconds a job that was submitted at that moment has ended."""
@@ -233,6 +251,11 @@ def stand_by(bench):
     it.job()
     hows = {"killed": signal.SIGKILL, "stopped, and continued later": signal.SIGSTOP, "told to end": signal.SIGTERM}
     runs = {name: [it.fail(how) for _ in range(max(2, bench.runs))] for name, how in hows.items()}
+    jobs, parts = QUICK_RUNNING if bench.quick else RUNNING
+    it.fill(jobs, parts)
+    name = f"told to end while {jobs} jobs run, each with {parts * 32} KiB of log"
+    hows[name] = signal.SIGTERM
+    runs[name] = [it.fail(signal.SIGTERM) for _ in range(max(2, bench.runs))]
     return Result("one of two schedulers that share a PostgreSQL fails: how long a job takes that is submitted then", runs,
                   [(f"at most, {name}", max(seconds), 10, "s", False) for name, seconds in runs.items()], [])
 

@@ -7,7 +7,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use futures::future::try_join_all;
 use tokio::time::sleep;
 
 use super::pool::LivePool;
@@ -20,8 +19,8 @@ const EVERY: Duration = Duration::from_secs(1);
 /// How many logs follow at once.
 const LOGS: usize = 32;
 
-/// How many parts of one are added at once.
-const PARTS: usize = 32;
+/// How much of one is added at once, in bytes.
+const AT_ONCE: usize = 32 * PART as usize;
 
 impl LivePool {
     /// Lets logs follow, for ever.
@@ -42,25 +41,12 @@ impl LivePool {
         let Some(log) = record.log().filter(|_| self.keeper.is_shared()) else { return };
         let mut archived = record.archived.lock().await;
         while *archived < log.length() {
-            let mut parts = Vec::new();
-            let mut start = *archived - *archived % PART;
-            while parts.len() < PARTS && start < log.length() {
-                let bytes = self.patiently(async || log.part(start, PART as usize).await).await;
-                parts.push((start, bytes));
-                start += PART;
-            }
-            let Some((last, bytes)) = parts.last() else { return };
-            let end = last + bytes.len() as u64;
-            self.patiently(async || {
-                // All are asked for before any is waited for, so that they are one change of the database.
-                let add = |(start, bytes): &(u64, Vec<u8>)| {
-                    let part = Change::Log { job: record.key, start: *start, bytes: bytes.clone() };
-                    self.keeper.write(part, false)
-                };
-                try_join_all(parts.iter().map(add).collect::<Vec<_>>()).await
-            })
-            .await;
-            *archived = end;
+            let start = *archived - *archived % PART;
+            // It may be less than there is, and is one piece: what is kept has no holes.
+            let bytes = self.patiently(async || log.part(start, AT_ONCE).await).await;
+            let more = || Change::Log { job: record.key, start, bytes: bytes.clone() };
+            self.patiently(async || self.keeper.write(more(), false).await).await;
+            *archived = (*archived).max(start + bytes.len() as u64);
         }
     }
 }

@@ -278,7 +278,7 @@ impl Client {
             None if self.shared.pools.contains_key(&job.pool) => Err(Error::disconnected("the job is about to begin")),
             None => Err(Error::failed(format!("the job waits for pool {:?}, which there is not", job.pool))),
         };
-        Record::new(job.key, Stage::Ended(Log::OnDisk(self.shared.logs.clone()), outcome))
+        Record::new(job.key, Stage::Ended(Log::Kept(self.shared.logs.clone()), outcome))
     }
 
     /// Returns the pool, and room for a job, if the client may submit it.

@@ -23,8 +23,9 @@ const RECENT: Duration = Duration::from_secs(3600);
 const AT_ONCE: u32 = 1000;
 
 /// Removes jobs that ended long ago, and the longest ended of more than there is room for, and hints of the pools that are of no use any more,
-/// for ever; and first the logs that an earlier scheduler left, which died before it had forgotten a job.
+/// for ever; and first the logs that an earlier scheduler left: copies, and of jobs that it had forgotten when it died.
 pub(super) async fn keep_house(keeper: Keeper, logs: Logs, keeping: Rc<Keeping>, pools: Vec<BString>) {
+    remove_old(&logs).await;
     remove_strays(&keeper, &logs).await;
     loop {
         for pool in &pools {
@@ -82,6 +83,19 @@ async fn forget(keeper: &Keeper, logs: &Logs, jobs: Vec<JobKey>) -> Option<u64> 
     Some(remove(logs, jobs).await)
 }
 
+/// Removes what an earlier turn of this scheduler copied.
+async fn remove_old(logs: &Logs) {
+    loop {
+        let logs = logs.clone();
+        match spawn_blocking(move || logs.remove_old(AT_ONCE as usize)).await {
+            Ok(Ok(true)) => {}
+            Ok(Ok(false)) => return,
+            Ok(Err(error)) => return warn(&error, COPIES),
+            Err(error) => return warn(&error, COPIES),
+        }
+    }
+}
+
 /// Removes logs of which no job is known any more.
 async fn remove_strays(keeper: &Keeper, logs: &Logs) {
     let there = {
@@ -119,6 +133,7 @@ async fn size(keeper: &Keeper, logs: &Logs) -> u64 {
 }
 
 const JOBS: &str = "cannot forget jobs that ended";
+const COPIES: &str = "cannot remove copies of logs";
 
 fn warn(error: &(dyn std::error::Error + 'static), what: &str) {
     tracing::warn!(error, "{what}");

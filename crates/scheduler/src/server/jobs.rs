@@ -128,9 +128,9 @@ impl LivePool {
         let hint = description.as_ref().map(|description| description.cache_hint.clone()).unwrap_or_default();
         let is_whole = secrets != Secrets::LeftOut;
         let request = Request { hint: hint.as_ref(), urgent };
-        let log = match runs {
-            0 => None,
-            _ => self.logs.open(Some(key)).inspect_err(|error| tracing::warn!(job = %key, %error, "no log")).ok(),
+        let stage = match runs {
+            0 => Stage::Waiting,
+            _ => Stage::Left(self.logs.clone()),
         };
         let run = worker.map(|worker| LiveRun::lost(worker, runs, log_start));
         // Without all of its description it waits until its client or its worker is back.
@@ -142,7 +142,7 @@ impl LivePool {
         let lost = run.as_ref().map(|run| run.worker.clone());
         let (whole, incomplete) = if is_whole { (description, None) } else { (None, description) };
         let job = LiveJob {
-            record: Record::new(key, log.map_or(Stage::Waiting, Stage::Begun)),
+            record: Record::new(key, stage),
             client,
             submitted,
             description: whole.map(Rc::new),
@@ -363,19 +363,27 @@ impl LivePool {
 
     /// Does what may fail because a disk is full or broken, again and again.
     pub(super) async fn patiently<T, E: std::error::Error + 'static>(&self, act: impl AsyncFn() -> Result<T, E>) -> T {
-        const AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
-        let mut is_first = true;
-        loop {
-            match act().await {
-                Ok(done) => return done,
-                Err(error) if is_first => {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::error!(pool = %self.name, error, "cannot write; jobs wait until that is mended");
-                    is_first = false;
-                }
-                Err(_) => {}
+        patiently(&self.name, act).await
+    }
+}
+
+/// The same, and says whom that concerns.
+pub(super) async fn patiently<T, E: std::error::Error + 'static>(
+    whom: impl std::fmt::Display,
+    act: impl AsyncFn() -> Result<T, E>,
+) -> T {
+    const AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
+    let mut is_first = true;
+    loop {
+        match act().await {
+            Ok(done) => return done,
+            Err(error) if is_first => {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(%whom, error, "cannot write; jobs wait until that is mended");
+                is_first = false;
             }
-            sleep(AGAIN).await;
+            Err(_) => {}
         }
+        sleep(AGAIN).await;
     }
 }

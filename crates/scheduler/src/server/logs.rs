@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fs, io};
 
@@ -11,15 +11,21 @@ use tempfile::NamedTempFile;
 use tokio::task::spawn_blocking;
 
 use super::keeper::Keeper;
-use crate::state::{State, StateError};
+use crate::state::StateError;
 
-/// Why the logs of an earlier scheduler are not here.
+/// Why a log cannot be had.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum RestoreError {
+pub(super) enum LogError {
     #[error(transparent)]
     State(#[from] StateError),
     #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+impl From<tokio::task::JoinError> for LogError {
+    fn from(error: tokio::task::JoinError) -> Self {
+        Self::Io(error.into())
+    }
 }
 
 /// A directory of logs: those of kept jobs have the job's id as name, others none.
@@ -30,8 +36,10 @@ pub(super) struct Logs {
     opened: Arc<fs::File>,
     /// How long one may be, in bytes.
     limit: u64,
-    /// Locked by who makes a copy.
-    fetching: Arc<tokio::sync::Mutex<()>>,
+    /// Locked by who copies the log of a job that has ended: these may be long, and whoever asks may ask often.
+    looking: Arc<tokio::sync::Mutex<()>>,
+    /// Taken by who copies the log of a job that goes on.
+    reopening: Arc<tokio::sync::Semaphore>,
     /// Where the logs of kept jobs are, if other schedulers go on with them. Then these here are copies.
     archive: Option<Keeper>,
 }
@@ -39,20 +47,36 @@ pub(super) struct Logs {
 /// How many logs are flushed each by itself.
 const ONE_BY_ONE: usize = 8;
 
+/// How many logs of jobs that go on are copied at once: after a take-over all workers want theirs, and what is read of each is in memory.
+const REOPENED: usize = 4;
+
+/// Where copies are, below the state directory.
+pub(super) const COPIES: &str = "log-copies";
+
 impl Logs {
     /// Makes the directory if there is none.
     pub(super) fn new(directory: PathBuf, limit: u64) -> io::Result<Self> {
-        use std::os::unix::fs::DirBuilderExt as _;
-        // What jobs print is for their clients.
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
-        let opened = Arc::new(fs::File::open(&directory)?);
+        make(&directory)?;
         // A scheduler that died while it made a copy left that: nobody else is here.
         for entry in fs::read_dir(&directory)?.flatten() {
             if entry.file_name().as_encoded_bytes().starts_with(b".tmp") {
                 fs::remove_file(entry.path())?;
             }
         }
-        Ok(Self { directory, opened, limit, fetching: Arc::default(), archive: None })
+        Self::within(directory, limit)
+    }
+
+    /// Begins a directory of copies below this one. What is there already was copied in an earlier turn, and others have gone on with those jobs
+    /// since. It stays until [`remove_old`](Self::remove_old): there may be millions, and nobody is to wait for that.
+    pub(super) fn of_a_turn(copies: &Path, limit: u64) -> io::Result<Self> {
+        make(copies)?;
+        Self::within(tempfile::Builder::new().prefix("turn-").tempdir_in(copies)?.keep(), limit)
+    }
+
+    fn within(directory: PathBuf, limit: u64) -> io::Result<Self> {
+        let opened = Arc::new(fs::File::open(&directory)?);
+        let reopening = Arc::new(tokio::sync::Semaphore::new(REOPENED));
+        Ok(Self { directory, opened, limit, looking: Arc::default(), reopening, archive: None })
     }
 
     /// Has logs that are not here looked for in the database, if that is shared.
@@ -60,22 +84,42 @@ impl Logs {
         Self { archive: keeper.is_shared().then(|| keeper.clone()), ..self }
     }
 
-    /// Makes copies of what a shared database has of these logs, and removes all others. Blocks.
-    pub(super) fn restore(&self, state: &mut State, jobs: &[JobKey]) -> Result<(), RestoreError> {
-        self.remove(&self.all()?);
-        for &job in jobs {
-            let mut file = NamedTempFile::new_in(&self.directory)?;
-            let mut length = 0;
-            loop {
-                let parts = state.log_parts(job, length)?;
-                if parts.is_empty() {
-                    break;
-                }
-                length += append(&mut file, &parts)?;
+    /// Removes what earlier turns copied, `most` files of it. Returns whether there may be more. Blocks.
+    pub(super) fn remove_old(&self, mut most: usize) -> io::Result<bool> {
+        let Some(copies) = self.archive.as_ref().and(self.directory.parent()) else { return Ok(false) };
+        for turn in fs::read_dir(copies)? {
+            let turn = turn?.path();
+            if turn == self.directory {
+                continue;
             }
-            file.persist(self.of(job)).map_err(io::Error::from)?;
+            for file in fs::read_dir(&turn)? {
+                if most == 0 {
+                    return Ok(true);
+                }
+                fs::remove_file(file?.path())?;
+                most -= 1;
+            }
+            fs::remove_dir(turn)?;
         }
-        Ok(())
+        Ok(false)
+    }
+
+    /// Opens the log of a kept job that an earlier scheduler had begun, to go on with it. Nobody else may have it open.
+    pub(super) async fn reopen(&self, key: JobKey) -> Result<JobLog, LogError> {
+        let turn = match &self.archive {
+            Some(keeper) => {
+                let turn = self.reopening.acquire().await;
+                let (copy, _) = self.copy(keeper, key).await?;
+                let path = self.of(key);
+                spawn_blocking(move || copy.persist(path)).await?.map_err(io::Error::from)?;
+                Some(turn)
+            }
+            None => None,
+        };
+        let logs = self.clone();
+        let opened = spawn_blocking(move || logs.open(Some(key))).await?;
+        drop(turn);
+        Ok(opened?)
     }
 
     /// Returns the log to which a job's workers add. Blocks.
@@ -86,53 +130,48 @@ impl Logs {
         }
     }
 
-    /// Returns the log of a kept job that has ended; nothing if there is none.
-    pub(super) async fn complete(&self, key: JobKey) -> Option<JobLog> {
+    /// Returns the log of a kept job that has ended; nothing if it printed nothing.
+    pub(super) async fn complete(&self, key: JobKey) -> Result<Option<JobLog>, LogError> {
+        if let Some(here) = self.here(key).await? {
+            return Ok(Some(here));
+        }
+        let Some(keeper) = &self.archive else { return Ok(None) };
+        let _turn = self.looking.lock().await;
+        if let Some(here) = self.here(key).await? {
+            return Ok(Some(here));
+        }
+        let (copy, length) = self.copy(keeper, key).await?;
+        if length == 0 {
+            return Ok(None);
+        }
         let path = self.of(key);
-        let here = spawn_blocking(move || JobLog::complete(&path)).await.ok()?;
-        match (here, &self.archive) {
-            (Err(error), Some(keeper)) if error.kind() == io::ErrorKind::NotFound => {
-                let fetched = self.fetch(keeper, key).await;
-                let is_none = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
-                fetched
-                    .inspect_err(|error| {
-                        if !is_none(error) {
-                            tracing::warn!(job = %key, %error, "cannot copy a log");
-                        }
-                    })
-                    .ok()
-            }
-            (here, _) => here.ok(),
+        spawn_blocking(move || copy.persist(path)).await?.map_err(io::Error::from)?;
+        self.here(key).await
+    }
+
+    /// Returns the log of a kept job that has ended, if it is here.
+    async fn here(&self, key: JobKey) -> Result<Option<JobLog>, LogError> {
+        let path = self.of(key);
+        match spawn_blocking(move || JobLog::complete(&path)).await? {
+            Ok(log) => Ok(Some(log)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 
-    /// Makes a copy of the log of a kept job that has ended. One at a time: they may be long, and whoever asks may ask often.
-    async fn fetch(&self, keeper: &Keeper, key: JobKey) -> io::Result<JobLog> {
-        let _turn = self.fetching.lock().await;
-        let path = self.of(key);
-        let here = path.clone();
-        if let Ok(log) = spawn_blocking(move || JobLog::complete(&here)).await? {
-            return Ok(log);
-        }
+    /// Copies what a shared database has of a log into a file that has no name yet. Returns it, and its length in bytes.
+    async fn copy(&self, keeper: &Keeper, key: JobKey) -> Result<(NamedTempFile, u64), LogError> {
         let (directory, mut length) = (self.directory.clone(), 0);
         let mut file = spawn_blocking(move || NamedTempFile::new_in(directory)).await??;
         loop {
-            let parts = keeper.log_parts(key, length).await.map_err(io::Error::other)?;
+            let parts = keeper.log_parts(key, length).await?;
             if parts.is_empty() {
-                break;
+                return Ok((file, length));
             }
             let added;
             (file, added) = spawn_blocking(move || append(&mut file, &parts).map(|added| (file, added))).await??;
             length += added;
         }
-        if length == 0 {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        spawn_blocking(move || {
-            file.persist(&path)?;
-            JobLog::complete(&path)
-        })
-        .await?
     }
 
     /// Waits until these logs survive the machine, and their names. Blocks.
@@ -179,6 +218,12 @@ impl Logs {
     fn of(&self, key: JobKey) -> PathBuf {
         self.directory.join(key.to_string())
     }
+}
+
+/// Makes a directory of logs if there is none. What jobs print is for their clients.
+fn make(directory: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
 /// Returns how much of the disk a file takes, in bytes. A short one takes a block; what is not written yet has none.

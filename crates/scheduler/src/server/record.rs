@@ -6,7 +6,9 @@ use bstr::BString;
 use kiln_api::{Answer, Error, Job, JobKey, JobLog, JobServer, Link, LogChunk, Reference as _, answer};
 use tokio::sync::watch;
 
-use super::logs::Logs;
+use super::clients::cannot_read;
+use super::jobs::patiently;
+use super::logs::{LogError, Logs};
 use super::pool::LivePool;
 use crate::pool::JobId;
 
@@ -17,6 +19,8 @@ pub(super) type Outcome = Result<BString, Error>;
 #[derive(Clone)]
 pub(super) enum Stage {
     Waiting,
+    /// An earlier scheduler had a worker begin it. Its log is as that left it, until somebody needs it: there may be thousands.
+    Left(Logs),
     /// A worker has begun it, and perhaps another has since.
     Begun(JobLog),
     Ended(Log, Outcome),
@@ -28,32 +32,57 @@ pub(super) enum Log {
     /// No worker ever had it.
     None,
     Open(JobLog),
-    /// It is in its file, which is opened for each who reads: anybody may refer to any number of jobs that have ended.
-    OnDisk(Logs),
+    /// It is where it is kept, and opened for each who reads: anybody may refer to any number of jobs that have ended.
+    Kept(Logs),
 }
 
 /// What all who refer to a job share.
 pub(super) struct Record {
     pub(super) key: JobKey,
     stage: watch::Sender<Stage>,
-    /// How much of its log is in the database, if that is shared. Locked by who adds to that.
+    /// How much of its log is in the database, if that is shared. Locked by who adds to that, or opens what was left.
     pub(super) archived: tokio::sync::Mutex<u64>,
 }
 
 impl Record {
     pub(super) fn new(key: JobKey, stage: Stage) -> Rc<Self> {
-        // What an earlier scheduler has begun is here because it was there.
-        let archived = if let Stage::Begun(log) = &stage { log.length() } else { 0 };
-        Rc::new(Self { key, stage: watch::Sender::new(stage), archived: archived.into() })
+        Rc::new(Self { key, stage: watch::Sender::new(stage), archived: 0.into() })
     }
 
+    /// Returns the log, if it is open.
     pub(super) fn log(&self) -> Option<JobLog> {
         match &*self.stage.borrow() {
-            Stage::Waiting => None,
+            Stage::Waiting | Stage::Left(_) => None,
             Stage::Begun(log) => Some(log.clone()),
             Stage::Ended(Log::Open(log), _) => Some(log.clone()),
-            Stage::Ended(Log::None | Log::OnDisk(_), _) => None,
+            Stage::Ended(Log::None | Log::Kept(_), _) => None,
         }
+    }
+
+    /// Returns the log; one that an earlier scheduler left is opened for that.
+    pub(super) async fn open_log(&self) -> Option<JobLog> {
+        if self.left().is_none() {
+            return self.log();
+        }
+        // Of several who need it, one opens it.
+        let mut archived = self.archived.lock().await;
+        let Some(logs) = self.left() else { return self.log() };
+        let log = patiently(self.key, async || logs.reopen(self.key).await).await;
+        // It is as the database has it.
+        *archived = log.length();
+        self.stage.send_if_modified(|stage| {
+            // The job may have ended meanwhile.
+            let is_left = matches!(stage, Stage::Left(_));
+            if is_left {
+                *stage = Stage::Begun(log.clone());
+            }
+            is_left
+        });
+        Some(log)
+    }
+
+    fn left(&self) -> Option<Logs> {
+        if let Stage::Left(logs) = &*self.stage.borrow() { Some(logs.clone()) } else { None }
     }
 
     pub(super) fn begin(&self, log: JobLog) {
@@ -62,12 +91,16 @@ impl Record {
 
     /// Ends the job, and its log.
     pub(super) fn end(&self, outcome: Outcome) {
-        let log = self.log();
-        if let Some(log) = &log {
-            // Nothing is written, so nothing fails.
-            let _ = log.end(b"");
-        }
-        self.stage.send_replace(Stage::Ended(log.map_or(Log::None, Log::Open), outcome));
+        let log = match (self.log(), self.left()) {
+            (Some(log), _) => {
+                // Nothing is written, so nothing fails.
+                let _ = log.end(b"");
+                Log::Open(log)
+            }
+            (None, Some(logs)) => Log::Kept(logs),
+            (None, None) => Log::None,
+        };
+        self.stage.send_replace(Stage::Ended(log, outcome));
     }
 
     /// Returns a reference to the job for a client, a promise until a worker has begun it. As long as the ticket of `hold` or what the promise
@@ -101,17 +134,20 @@ struct Face {
 
 impl JobServer for Face {
     fn log(&self, start: i64) -> Answer<LogChunk> {
-        let (log, key) = (self.record.log(), self.record.key);
-        let on_disk = match &*self.record.stage.borrow() {
-            Stage::Ended(Log::OnDisk(logs), _) => Some(logs.clone()),
-            _ => None,
-        };
+        let record = Rc::clone(&self.record);
         Box::pin(async move {
-            let log = match on_disk {
-                Some(logs) => logs.complete(key).await,
-                None => log,
+            record.open_log().await;
+            // Not what was opened: the job may have ended meanwhile.
+            let kept = match &*record.stage.borrow() {
+                Stage::Ended(Log::Kept(logs), _) => Some(logs.clone()),
+                _ => None,
             };
-            let log = log.ok_or_else(|| Error::failed("there is no log"))?;
+            let log = match kept {
+                Some(logs) => logs.complete(record.key).await.map_err(|error| cannot_copy(record.key, error))?,
+                None => record.log(),
+            };
+            // A job that ended without a word, or before it was begun.
+            let Some(log) = log else { return Ok(LogChunk { bytes: Vec::new(), next: start.max(0) }) };
             log.chunk(start).await.map_err(|error| Error::failed(format!("the log cannot be read: {error}")))
         })
     }
@@ -130,6 +166,16 @@ impl JobServer for Face {
         match &self.hold {
             Some(hold) => hold.cancel("Build cancelled"),
             None => answer(Err(Error::failed("this reference only looks; cancel the job by its id"))),
+        }
+    }
+}
+
+fn cannot_copy(job: JobKey, error: LogError) -> Error {
+    match error {
+        LogError::State(error) => cannot_read(error),
+        LogError::Io(error) => {
+            tracing::error!(%job, %error, "cannot read a log");
+            Error::failed(format!("the log cannot be read: {error}"))
         }
     }
 }

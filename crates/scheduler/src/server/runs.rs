@@ -202,7 +202,7 @@ impl LivePool {
 
     /// Returns the log of a job, which `kept` says if it is kept.
     async fn log_of(&self, record: &Record, kept: Option<JobKey>) -> JobLog {
-        match record.log() {
+        match record.open_log().await {
             Some(log) => log,
             None => {
                 let logs = self.logs.clone();

@@ -22,7 +22,7 @@ use super::admin::Everything;
 use super::clients::{Account, Client, Deposit, cannot_read};
 use super::housekeeping::keep_house;
 use super::keeper::{Keeper, Thread};
-use super::logs::{Logs, RestoreError};
+use super::logs::{COPIES, Logs};
 use super::pool::LivePool;
 use super::workers::Entrance;
 use crate::pool::{Pool, Saved};
@@ -333,16 +333,11 @@ fn open(directory: &Path, pools: &[BString], log_limit: u64, tenure: Option<Tenu
     let load = |name: &BString| Ok((name.clone(), state.load(name.as_ref())?));
     let saved = pools.iter().map(load).collect::<Result<_, StateError>>()?;
     let unfinished = state.unfinished()?;
-    let directory = directory.join("logs");
-    let failed = |source| SchedulerError::Logs { path: directory.clone(), source };
-    let logs = Logs::new(directory.clone(), log_limit).map_err(failed)?;
-    if state.is_shared() {
-        let begun: Vec<_> = unfinished.iter().filter(|job| job.runs > 0).map(|job| job.key).collect();
-        logs.restore(&mut state, &begun).map_err(|error| match error {
-            RestoreError::State(error) => error.into(),
-            RestoreError::Io(source) => failed(source),
-        })?;
-    }
+    let (directory, logs) = match state.is_shared() {
+        true => (directory.join(COPIES), Logs::of_a_turn(&directory.join(COPIES), log_limit)),
+        false => (directory.join("logs"), Logs::new(directory.join("logs"), log_limit)),
+    };
+    let logs = logs.map_err(|source| SchedulerError::Logs { path: directory, source })?;
     Ok(Opened { state, clients, saved, unfinished, logs })
 }
 

@@ -61,13 +61,13 @@ pub enum Change {
         /// When, in seconds since 1970.
         ended: i64,
     },
-    /// A part of a job's log is kept for other schedulers, or more of one.
+    /// More of a job's log is kept for other schedulers.
     Log {
         /// Which job.
         job: JobKey,
         /// Where it stands in the log: a multiple of [`PART`](super::logs::PART).
         start: u64,
-        /// What stands there.
+        /// What stands there, of which the beginning may be kept already.
         bytes: Vec<u8>,
     },
     /// A job that has ended is forgotten.

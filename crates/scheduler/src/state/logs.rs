@@ -19,8 +19,8 @@ use super::{State, StateError};
 /// How long a part is, in bytes. The last one of a log that grows is written again each time.
 pub const PART: u64 = 32 << 10;
 
-/// How many are read at once.
-const AT_ONCE: i64 = 128;
+/// How many are read at once. Whatever else is asked of the database waits for that.
+const AT_ONCE: i64 = 32;
 
 impl State {
     /// Returns the parts of a log from `start` on, a multiple of [`PART`], in order; none at its end. Not all of them, if they are many.
@@ -44,7 +44,7 @@ impl State {
     }
 }
 
-/// Adds a part of a log, or what it has more of one that is there.
+/// Adds to a log: parts, or what these have more of one that is there.
 pub(super) fn insert(
     transaction: &mut dyn Queries,
     job: JobKey,
@@ -53,8 +53,14 @@ pub(super) fn insert(
 ) -> Result<Applied, DatabaseError> {
     let query = "INSERT INTO kiln_logs (job, start, size, bytes) VALUES ($1, $2, $3, $4) ON CONFLICT (job, start) \
                  DO UPDATE SET size = excluded.size, bytes = excluded.bytes WHERE kiln_logs.size < excluded.size";
-    let size = i64::try_from(bytes.len()).unwrap_or(i64::MAX);
-    let parameters =
-        [Parameter::Blob(&job.0), Parameter::Int(signed(start)), Parameter::Int(size), Parameter::Blob(bytes)];
-    execute(transaction, query, &parameters)
+    let mut applied = Applied::Nothing;
+    for (start, part) in (start..).step_by(PART as usize).zip(bytes.chunks(PART as usize)) {
+        let size = i64::try_from(part.len()).unwrap_or(i64::MAX);
+        let parameters =
+            [Parameter::Blob(&job.0), Parameter::Int(signed(start)), Parameter::Int(size), Parameter::Blob(part)];
+        if let Applied::Changed = execute(transaction, query, &parameters)? {
+            applied = Applied::Changed;
+        }
+    }
+    Ok(applied)
 }

@@ -11,5 +11,6 @@ mod lost_workers;
 mod migration;
 mod peers;
 mod replay;
+mod taken_over;
 mod workers;
 mod world;

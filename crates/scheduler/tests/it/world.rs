@@ -1,6 +1,6 @@
 //! A running scheduler and who connects to it. Every test ends with a look at the metrics: nothing is held.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,7 +8,9 @@ use std::time::Duration;
 use kiln_api::{
     Address, Admin, CapabilityUri, Connection, Key, Limits, PoolAdmin, Reference, Registration, Submission,
 };
+use kiln_scheduler::state::lease::Lease;
 use kiln_scheduler::{Keeping, Running, Scheduler, Settings};
+use kiln_testkit::Postgres;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -28,13 +30,18 @@ pub(crate) struct World {
     pub(crate) secure: bool,
     pub(crate) limits: Limits,
     pub(crate) keeping: Keeping,
+    /// A database that schedulers share, each with a state directory of its own.
+    pub(crate) shared: Option<Postgres>,
     server: RefCell<Option<Server>>,
+    /// How many schedulers there have been.
+    turns: Cell<u32>,
 }
 
 struct Server {
     running: Running,
     stop: CancellationToken,
     task: JoinHandle<()>,
+    lease: Option<Lease>,
 }
 
 /// Somebody's connection, and what it was opened for.
@@ -126,6 +133,12 @@ pub(crate) async fn insecure_world(test: impl AsyncFnOnce(&World)) {
     run(PATIENCE, World::new(false), test).await;
 }
 
+/// The same, where each scheduler that is started is on another machine: they share a database.
+pub(crate) async fn shared_world(test: impl AsyncFnOnce(&World)) {
+    let shared = Some(Postgres::start().expect("a PostgreSQL"));
+    run(PATIENCE, World { shared, ..World::new(true) }, test).await;
+}
+
 /// The same, for tests that stop the clock.
 pub(crate) async fn timeless_world(test: impl AsyncFnOnce(&World)) {
     // Where time flies, no answer comes in time.
@@ -154,7 +167,9 @@ impl World {
             secure,
             limits: Limits::default(),
             keeping: Keeping::default(),
+            shared: None,
             server: RefCell::default(),
+            turns: Cell::default(),
         }
     }
 
@@ -162,9 +177,25 @@ impl World {
         self.directory.path()
     }
 
+    /// Returns the state directory of the scheduler that there is, or was last.
+    pub(crate) fn scheduler_state(&self) -> PathBuf {
+        match self.shared {
+            Some(_) => self.state().join(format!("scheduler-{}", self.turns.get())),
+            None => self.state().to_owned(),
+        }
+    }
+
+    /// Waits until so many bytes of logs are in the database, if one is shared.
+    pub(crate) async fn until_archived(&self, bytes: usize) {
+        let Some(shared) = &self.shared else { return };
+        while shared.query("SELECT sum(size) FROM kiln_logs").expect("an answer").trim() != bytes.to_string() {
+            tokio::task::yield_now().await;
+        }
+    }
+
     pub(crate) fn settings(&self) -> Settings {
         Settings {
-            state: self.state().to_owned(),
+            state: self.scheduler_state(),
             tenure: None,
             key: self.key.clone(),
             secure: self.secure,
@@ -179,22 +210,34 @@ impl World {
     }
 
     pub(crate) async fn start(&self) {
+        self.turns.set(self.turns.get() + 1);
         self.start_with(self.settings()).await;
     }
 
-    pub(crate) async fn start_with(&self, settings: Settings) {
+    pub(crate) async fn start_with(&self, mut settings: Settings) {
+        let mut lease = None;
+        if let Some(shared) = &self.shared {
+            let server = shared.uri().parse().expect("its URI");
+            let held = Lease::acquire(server, settings.state.display().to_string(), |_| ()).await;
+            std::fs::create_dir_all(&settings.state).expect("a directory");
+            settings.tenure = Some(held.tenure());
+            lease = Some(held);
+        }
         let scheduler = Scheduler::start(settings).await.expect("a scheduler");
         let running = scheduler.running();
         let stop = CancellationToken::new();
         let task = tokio::task::spawn_local(scheduler.serve(stop.clone()));
-        *self.server.borrow_mut() = Some(Server { running, stop, task });
+        *self.server.borrow_mut() = Some(Server { running, stop, task, lease });
     }
 
     pub(crate) async fn stop(&self) {
         let server = self.server.borrow_mut().take();
-        let Some(Server { stop, task, .. }) = server else { return };
+        let Some(Server { stop, task, lease, .. }) = server else { return };
         stop.cancel();
         task.await.expect("the scheduler ends");
+        if let Some(lease) = lease {
+            lease.release().await;
+        }
     }
 
     pub(crate) fn running(&self) -> Running {

@@ -277,13 +277,18 @@ fn logs_are_read_as_they_were_written_and_go_with_their_job() {
     // The last part grows; what is shorter than what is there is older.
     let changed = state.apply(&[LOG(PART, "one\ntwo\n"), LOG(PART, "one\n"), LOG(0, &whole)], false);
     assert_eq!(changed.unwrap(), [true, false, false]);
-    assert_eq!(state.log_parts(job.key, 0).unwrap(), [whole.into_bytes(), b"one\ntwo\n".to_vec()]);
-    assert!(state.log_parts(job.key, 2 * PART).unwrap().is_empty());
-    assert_eq!(state.logs_size().unwrap(), PART + 8);
+    assert_eq!(state.log_parts(job.key, 0).unwrap(), [whole.clone().into_bytes(), b"one\ntwo\n".to_vec()]);
+    // What is added is one change, however many parts it has.
+    let more = "one\ntwo\n".to_owned() + &whole;
+    assert_eq!(state.apply(&[LOG(PART, &more)], false).unwrap(), [true]);
+    let (full, rest) = more.as_bytes().split_at(PART as usize);
+    assert_eq!(state.log_parts(job.key, 0).unwrap(), [whole.as_bytes(), full, rest]);
+    assert!(state.log_parts(job.key, 3 * PART).unwrap().is_empty());
+    assert_eq!(state.logs_size().unwrap(), 2 * PART + 8);
     let many: Vec<_> = (0..300).map(|at| LOG(at * PART, "y")).collect();
     state.apply(&many, false).unwrap();
-    let (first, next) = (state.log_parts(job.key, 0).unwrap(), state.log_parts(job.key, 128 * PART).unwrap());
-    assert_eq!((first.len(), next.len()), (128, 128));
+    let (first, next) = (state.log_parts(job.key, 0).unwrap(), state.log_parts(job.key, 32 * PART).unwrap());
+    assert_eq!((first.len(), next.len()), (32, 32));
     let end = Change::End { job: job.key, outcome: Outcome::Succeeded("".into()), ended: 1 };
     state.apply(&[end, Change::Forget { job: job.key }], false).unwrap();
     assert_eq!(state.logs_size().unwrap(), 0);

@@ -1,0 +1,135 @@
+//! Jobs that an earlier scheduler began: on the same state, or on a database that several share, from another machine.
+
+use std::fs;
+
+use kiln_api::{Error, Job, JobKey, KeptSubmission, LogTail, Submission};
+use kiln_testkit::{Need, need};
+
+use crate::peers::{JobDescriptions as _, KeptWorker, whole_log};
+use crate::world::{Guest, POOL, World, shared_world, world};
+
+#[tokio::test]
+async fn logs_go_on_where_an_earlier_scheduler_left_them() {
+    world(async |world| logs_go_on(world).await).await;
+}
+
+#[tokio::test]
+async fn logs_go_on_where_another_scheduler_left_them() {
+    need!(Need::Postgres);
+    shared_world(async |world| logs_go_on(world).await).await;
+}
+
+/// Returns numbered lines, so that a hole shows, and what is there twice.
+fn lines(of: &str, numbers: std::ops::Range<u32>) -> String {
+    numbers.map(|number| format!("{of} {number:08}\n")).collect()
+}
+
+/// Submits a job, which needs no client from then on.
+async fn submit(client: &Submission, hint: &str) -> JobKey {
+    let key = JobKey::random();
+    let job = KeptSubmission { key, pool: POOL.into(), description: hint.job(), urgent: false, detached: true };
+    let (_ticket, is_new) = client.submit_kept(&job).expect("it is small");
+    assert!(is_new.await.expect("it is accepted"));
+    key
+}
+
+async fn find(client: &Submission, key: JobKey) -> Job {
+    client.find(key).await.expect("it is known").0
+}
+
+/// Returns how many logs have been copied out of a database.
+fn copied(world: &World) -> usize {
+    let turns = fs::read_dir(world.scheduler_state().join("log-copies")).expect("a directory").flatten();
+    turns.map(|turn| fs::read_dir(turn.path()).expect("a directory").count()).sum()
+}
+
+async fn logs_go_on(world: &World) {
+    let is_shared = world.shared.is_some();
+    let uri = world.add_client("alice").await;
+    let client: Guest<Submission> = world.open(&uri).await;
+    let worker = KeptWorker::enter(world, "w1", b"p1").await;
+    let mut begun = Vec::new();
+    // The first one is longer than what is copied at once.
+    for (name, said) in [("long", 90_000), ("again", 5), ("silent", 0), ("cancelled", 5)] {
+        let key = submit(&client, name).await;
+        let task = worker.take().await;
+        task.write(&lines(name, 0..said));
+        let mut tail = LogTail::new(find(&client, key).await);
+        while tail.position() < i64::try_from(lines(name, 0..said).len()).expect("it is small") {
+            tail.next().await.expect("a part");
+        }
+        begun.push((key, task));
+    }
+    let [(long, long_task), (again, _), (silent, _), (cancelled, _)] =
+        <[_; 4]>::try_from(begun).unwrap_or_else(|_| panic!("there are four"));
+    world
+        .until_archived(lines("long", 0..90_000).len() + lines("again", 0..5).len() + lines("cancelled", 0..5).len())
+        .await;
+    world.stop().await;
+    drop(client);
+
+    world.start().await;
+    let client: Guest<Submission> = world.open(&world.here(&uri)).await;
+    if is_shared {
+        assert_eq!(copied(world), 0);
+    }
+    // Nobody needs the logs of these two: they end as they are.
+    for key in [silent, cancelled] {
+        client.cancel(key).await.expect("it is cancelled");
+        assert_eq!(find(&client, key).await.result().await, Err(Error::failed("Build cancelled")));
+    }
+    // Of the others, a worker has one, which it and two clients want at once.
+    long_task.write(&lines("long", 90_000..90_100));
+    let back = worker.away().enter(world).await;
+    let readers = [find(&client, long).await, find(&client, long).await];
+    let (first, second, is_wanted) = tokio::join!(readers[0].log(0), readers[1].log(600), back.offer(&long_task));
+    assert!(is_wanted);
+    assert!(first.expect("a part").bytes.starts_with(b"long 00000000\n"));
+    assert!(!second.expect("a part").bytes.is_empty());
+    if is_shared {
+        // Other logs are where they were.
+        assert_eq!(copied(world), 1);
+    }
+    long_task.write(&lines("long", 90_100..90_200));
+    long_task.finish(Ok("fine".into()));
+    assert_eq!(readers[0].result().await.expect("it ends well"), "fine");
+    // Another it has not: it is begun again.
+    let task = back.take().await;
+    assert_eq!(task.description, "again".job());
+    task.write(&lines("again", 5..10));
+    task.finish(Ok("fine".into()));
+    assert_eq!(find(&client, again).await.result().await.expect("it ends well"), "fine");
+
+    let note = "\n[worker w1 is lost; the job starts again on w1]\n";
+    let logs = [
+        (long, lines("long", 0..90_200)),
+        (again, lines("again", 0..5) + note + &lines("again", 5..10)),
+        (silent, String::new()),
+        (cancelled, lines("cancelled", 0..5)),
+    ];
+    for (key, log) in &logs {
+        assert!(whole_log(&find(&client, *key).await).await.expect("a log") == *log);
+    }
+    world.stop().await;
+    drop(client);
+    // The next one finds them too, and one that serves again where it did before.
+    world.start().await;
+    let client: Guest<Submission> = world.open(&world.here(&uri)).await;
+    for (key, log) in &logs {
+        assert!(whole_log(&find(&client, *key).await).await.expect("a log") == *log);
+    }
+    if is_shared {
+        // Of the silent one there is nothing.
+        assert_eq!(copied(world), 3);
+    }
+    world.stop().await;
+    drop(client);
+    world.start_with(world.settings()).await;
+    if is_shared {
+        while copied(world) > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    let client: Guest<Submission> = world.open(&world.here(&uri)).await;
+    assert!(whole_log(&find(&client, long).await).await.expect("a log") == logs[0].1);
+}
