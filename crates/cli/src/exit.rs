@@ -13,7 +13,7 @@ use kiln_image::RegistryError;
 use kiln_image::export::ExportError;
 use kiln_sandbox::{RootlessError, SandboxError};
 use kiln_scheduler::SchedulerError;
-use kiln_scheduler::state::StateError;
+use kiln_scheduler::state::{DatabaseError, StateError};
 use kiln_store::StoreError;
 use kiln_worker::agent::AgentError;
 use kiln_worker::context::ContextError;
@@ -130,6 +130,11 @@ pub(crate) enum Failure {
     },
     #[error("schedulers that share a state need one key: name a file with --capnp-secret-key-file, the same for all")]
     KeyOfSeveral,
+    #[error(
+        "with the key {} this scheduler is known by {ours}, and those that share {place} are known by {theirs}",
+        path.display()
+    )]
+    OtherKey { path: PathBuf, place: String, theirs: String, ours: String },
     #[error("{} is larger than {most}", path.display())]
     TooLarge { path: PathBuf, most: String },
     #[error("cancelled")]
@@ -182,8 +187,16 @@ impl Failure {
             Self::SelfTest { .. } => Fault::Host,
             Self::Peer(error) if error.is_usage() => Fault::Usage,
             Self::Peer(error) if error.is_jobs() => Fault::Build,
+            // Another version of this program has to be used.
+            Self::Scheduler(SchedulerError::State(StateError::Open {
+                source: DatabaseError::Newer { .. }, ..
+            })) => Fault::Usage,
             Self::Peer(_) | Self::Scheduler(_) => Fault::Host,
-            Self::Key { .. } | Self::KeyOfSeveral | Self::TooLarge { .. } | Self::NoHomeForCluster => Fault::Usage,
+            Self::Key { .. }
+            | Self::KeyOfSeveral
+            | Self::OtherKey { .. }
+            | Self::TooLarge { .. }
+            | Self::NoHomeForCluster => Fault::Usage,
             Self::Store(_)
             | Self::Sandbox(_)
             | Self::Rootless(_)
@@ -223,6 +236,11 @@ impl Failure {
             Self::Scheduler(SchedulerError::State(StateError::InUse { .. })) => {
                 Some("end that one first, or give this one a directory of its own with `--state-dir`".to_owned())
             }
+            Self::OtherKey { .. } => Some(
+                "give all the same `--capnp-secret-key-file`, with `--capnp-disable-tls` or without; how to give all another key is in \
+                 docs/cluster.md"
+                    .to_owned(),
+            ),
             Self::NoStats(_) => {
                 Some("only steps that ran a command have them, made by this version or a later one".to_owned())
             }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tokio_util::sync::CancellationToken;
 
-use super::scheduler::start;
+use super::scheduler::{prepare, start};
 use super::worker::{Local, run_local};
 use super::{cancel_on_signals, print};
 use crate::args;
@@ -39,8 +39,9 @@ pub(super) fn run(arguments: &args::Cluster) -> Result<(), Failure> {
         keeping: args::Keeping::default(),
     };
     let stop = cancel_on_signals().map_err(Failure::Runtime)?;
+    let key = prepare(&scheduler)?;
     on_one_thread(async {
-        let (scheduler, running) = start(&scheduler, Voice::Kiln, None).await?;
+        let (scheduler, running) = start(&scheduler, Voice::Kiln, key, None).await?;
         let pool = running.pools.into_values().next().expect("there is one pool");
         let capacity = arguments.capacity.map_or_else(default_jobs, usize::from);
         let worker = Local { pool, name: "local".to_owned(), capacity, state: dir.join("worker") };

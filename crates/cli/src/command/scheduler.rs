@@ -2,14 +2,14 @@
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write as _};
-use std::net::IpAddr;
+use std::net::{IpAddr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use bstr::BString;
-use kiln_api::{Address, Key, Limits};
-use kiln_scheduler::state::PostgresServer;
-use kiln_scheduler::state::lease::{Lease, Standing, Tenure};
+use kiln_api::{Address, Key, Limits, ListenError};
+use kiln_scheduler::state::lease::{Lease, Standing, Tenure, Terms};
+use kiln_scheduler::state::{self, PostgresServer, StateError};
 use kiln_scheduler::web::stand_by;
 use kiln_scheduler::{Running, Scheduler, SchedulerError, Settings};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -29,84 +29,141 @@ pub(super) fn run(arguments: &args::Scheduler, voice: Voice) -> Result<(), Failu
     if arguments.state.is_some() && arguments.capnp_secret_key_file.is_empty() {
         return Err(Failure::KeyOfSeveral);
     }
+    let key = prepare(arguments)?;
     let Some(server) = &arguments.state else {
         return on_one_thread(async {
-            let (scheduler, _) = start(arguments, voice, None).await?;
+            let (scheduler, _) = start(arguments, voice, key, None).await?;
             serve(scheduler, stop).await;
             Ok(())
         })?;
     };
+    // What would keep it from serving is found out now, not when nobody else does.
+    let _lock = state::lock(&arguments.state_dir).map_err(SchedulerError::from)?;
+    let mut place = StandBy { arguments, server, key, obstacle: obstacle(&arguments.capnp_listen_address)? };
     while !stop.is_cancelled() {
         // On a thread's event loop of its own: of what was served before a lease was lost, nothing goes on.
-        on_one_thread(take_turn(arguments, voice, server, &stop))??;
+        on_one_thread(place.take_turn(voice, &stop))??;
     }
     Ok(())
 }
 
-/// Stands by until the lease of a shared database can be had, and serves until it is lost.
-async fn take_turn(
-    arguments: &args::Scheduler,
-    voice: Voice,
-    server: &PostgresServer,
-    stop: &CancellationToken,
-) -> Result<(), Failure> {
-    let (listen, host) = (&arguments.capnp_listen_address, uname());
-    let name = format!("{listen}, process {} of {}", std::process::id(), host.nodename().to_string_lossy());
-    let acquiring = Lease::acquire(server.clone(), name, |standing| match standing {
-        Standing::By(holder) => tell(format_args!("standing by: the scheduler at {holder} serves")),
-        Standing::Blind(why) => tell(format_args!("waiting for {server}: {why}")),
-    });
-    let site = async {
-        match arguments.listen_prometheus {
-            Some(address) => stand_by(address).await,
-            None => std::future::pending().await,
-        }
-    };
-    let lease = tokio::select! {
-        lease = acquiring => lease,
-        () = stop.cancelled() => return Ok(()),
-        Err(error) = site => return Err(SchedulerError::from(error).into()),
-        never = crate::service::alive() => match never {},
-    };
-    let over = stop.child_token();
-    let lost = lease.lost().clone();
-    let ends = over.clone();
-    tokio::task::spawn_local(async move {
-        lost.cancelled().await;
-        ends.cancel();
-    });
-    // Reading what there is may take a while. Whoever is to end, or has lost the lease, is not kept by that: the database does nothing for it then.
-    let started = async {
-        let mut starting = std::pin::pin!(start(arguments, voice, Some(lease.tenure())));
-        tokio::select! {
-            started = &mut starting => started,
-            () = stop.cancelled() => {
-                lease.lost().cancel();
-                starting.await
+/// One of several schedulers.
+struct StandBy<'a> {
+    arguments: &'a args::Scheduler,
+    server: &'a PostgresServer,
+    key: Key,
+    /// What keeps it from serving just now, until that has been told.
+    obstacle: Option<String>,
+}
+
+/// Returns what keeps a scheduler from listening there that need not do so when it is to serve: a port that another scheduler of this machine has, or
+/// an address that comes to whoever serves.
+fn obstacle(address: &Address) -> Result<Option<String>, Failure> {
+    let failed = |source| Failure::from(SchedulerError::from(ListenError::Bind { address: address.clone(), source }));
+    match address {
+        Address::Tcp { host, port } => match TcpListener::bind((host.as_str(), *port)) {
+            Ok(_) => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                Ok(Some(format!("{address} is in use: this scheduler cannot take over unless it is free then")))
             }
-        }
-    };
-    let started = tokio::select! {
-        started = started => started,
-        never = crate::service::alive() => match never {},
-    };
-    let served = match started {
-        Ok((scheduler, _)) => {
-            serve(scheduler, over).await;
-            Ok(())
-        }
-        Err(failure) => Err(failure),
-    };
-    if lease.lost().is_cancelled() {
-        // Whatever failed, it was that.
-        if stop.is_cancelled() {
+            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => Ok(Some(format!(
+                "{host} is no address of this machine: this scheduler cannot take over unless it is one then"
+            ))),
+            Err(source) => Err(failed(source)),
+        },
+        Address::Unix(path) => match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            // A socket that is there is replaced, and may be that of who serves.
+            Some(directory) => directory.metadata().map(|_| None).map_err(failed),
+            None => Ok(None),
+        },
+    }
+}
+
+impl StandBy<'_> {
+    /// Stands by until the lease of the database can be had, and serves until it is lost.
+    async fn take_turn(&mut self, voice: Voice, stop: &CancellationToken) -> Result<(), Failure> {
+        let Self { arguments, server, key, obstacle } = self;
+        let (arguments, server) = (*arguments, *server);
+        let (listen, host) = (&arguments.capnp_listen_address, uname());
+        let name = format!("{listen}, process {} of {}", std::process::id(), host.nodename().to_string_lossy());
+        let terms = Terms::new(key, !arguments.capnp_disable_tls, &arguments.pools);
+        let ours = terms.pools.clone();
+        let acquiring = Lease::acquire(server.clone(), name, terms, |standing| match standing {
+            Standing::By { holder, pools } => {
+                tell(format_args!("standing by: the scheduler at {holder} serves"));
+                if let Some(theirs) = pools {
+                    tell(format_args!(
+                        "note: its pools are {theirs}, and here {ours}: jobs for a pool wait where there is none"
+                    ));
+                }
+                if let Some(obstacle) = obstacle.take() {
+                    tell(format_args!("note: {obstacle}"));
+                }
+            }
+            Standing::Blind(why) => tell(format_args!("waiting for {server}: {why}")),
+        });
+        let site = async {
+            match arguments.listen_prometheus {
+                Some(address) => stand_by(address).await,
+                None => std::future::pending().await,
+            }
+        };
+        let lease = tokio::select! {
+            lease = acquiring => lease.map_err(|error| refused(arguments, error))?,
+            () = stop.cancelled() => return Ok(()),
+            Err(error) = site => return Err(SchedulerError::from(error).into()),
+            never = crate::service::alive() => match never {},
+        };
+        let over = stop.child_token();
+        let lost = lease.lost().clone();
+        let ends = over.clone();
+        tokio::task::spawn_local(async move {
+            lost.cancelled().await;
+            ends.cancel();
+        });
+        // Reading what there is may take a while. Whoever is to end, or has lost the lease, is not kept by that: the database does nothing for it then.
+        let started = async {
+            let mut starting = std::pin::pin!(start(arguments, voice, key.clone(), Some(lease.tenure())));
+            tokio::select! {
+                started = &mut starting => started,
+                () = stop.cancelled() => {
+                    lease.lost().cancel();
+                    starting.await
+                }
+            }
+        };
+        let started = tokio::select! {
+            started = started => started,
+            never = crate::service::alive() => match never {},
+        };
+        let served = match started {
+            Ok((scheduler, _)) => {
+                serve(scheduler, over).await;
+                Ok(())
+            }
+            Err(failure) => Err(failure),
+        };
+        if lease.lost().is_cancelled() {
+            // Whatever failed, it was that.
+            if stop.is_cancelled() {
+                return Ok(());
+            }
+            tell("the lease is lost: another scheduler serves now, or may");
             return Ok(());
         }
-        tell("the lease is lost: another scheduler serves now, or may");
-        return Ok(());
+        lease.release().await;
+        served
     }
-    lease.release().await;
-    served
+}
+
+/// Returns why a scheduler may not stand by.
+fn refused(arguments: &args::Scheduler, error: StateError) -> Failure {
+    match error {
+        StateError::OtherKey { place, theirs, ours } => {
+            Failure::OtherKey { path: PathBuf::from(&arguments.capnp_secret_key_file), place, theirs, ours }
+        }
+        error => SchedulerError::from(error).into(),
+    }
 }
 
 async fn serve(scheduler: Scheduler, stop: CancellationToken) {
@@ -116,19 +173,24 @@ async fn serve(scheduler: Scheduler, stop: CancellationToken) {
     }
 }
 
+/// Makes the directories of a scheduler, and its key, if they are not there. Returns the key.
+pub(super) fn prepare(arguments: &args::Scheduler) -> Result<Key, Failure> {
+    make_directory(&arguments.secrets_dir, 0o700)?;
+    make_directory(&arguments.state_dir, 0o755)?;
+    match arguments.capnp_secret_key_file.is_empty() {
+        true => Ok(Key::generate().map_err(|source| Failure::Key { path: "the key".into(), source })?.0),
+        false => key(Path::new(&arguments.capnp_secret_key_file)),
+    }
+}
+
 /// Starts a scheduler: from when this returns, it is reached, and its capability files are there. Says so.
 pub(super) async fn start(
     arguments: &args::Scheduler,
     voice: Voice,
+    key: Key,
     tenure: Option<Tenure>,
 ) -> Result<(Scheduler, Running), Failure> {
     let secrets = &arguments.secrets_dir;
-    make_directory(secrets, 0o700)?;
-    make_directory(&arguments.state_dir, 0o755)?;
-    let key = match arguments.capnp_secret_key_file.is_empty() {
-        true => Key::generate().map_err(|source| Failure::Key { path: "the key".into(), source })?.0,
-        false => key(Path::new(&arguments.capnp_secret_key_file))?,
-    };
     let settings = Settings {
         state: arguments.state_dir.clone(),
         tenure,

@@ -139,6 +139,58 @@ fn free_port() -> u16 {
 }
 
 #[test]
+fn a_scheduler_that_could_not_take_over_says_so_when_it_starts() {
+    need!(Need::Postgres);
+    let env = TestEnv::without_base();
+    let postgres = Postgres::start().expect("a PostgreSQL");
+    let scheduler = |port: u16, state: &str, key: &str, pools: &str| {
+        let listen = format!("--capnp-listen-address=tcp:127.0.0.1:{port}");
+        let (state, key, pools) =
+            (format!("--state-dir={state}"), format!("--capnp-secret-key-file={key}"), format!("--pools={pools}"));
+        let mut command = env.kiln(&["scheduler", &key, &listen, &state, "--secrets-dir=caps", &pools]);
+        command.env("KILN_STATE", postgres.uri());
+        command
+    };
+    let ports = [free_port(), free_port()];
+    let serving = Service::start(&mut scheduler(ports[0], "one", "key.pem", "linux"), &env.at("one.log"));
+    assert!(serving.says("listening at"));
+
+    let told = env.ran(&mut scheduler(ports[1], "two", "other.pem", "linux")).fails_with(2).told();
+    assert!(told.contains("error: with the key other.pem this scheduler is known by sha-256:"), "{told}");
+    assert!(told.contains("hint: give all the same `--capnp-secret-key-file`"), "{told}");
+    let mut unencrypted = scheduler(ports[1], "two", "key.pem", "linux");
+    let told = env.ran(unencrypted.arg("--capnp-disable-tls")).fails_with(2).told();
+    assert!(told.contains(", without encryption, and those that share postgres://"), "{told}");
+    let told = env.ran(&mut scheduler(ports[1], "one", "key.pem", "linux")).fails_with(3).told();
+    assert!(told.contains("error: the state one is in use by another scheduler, process"), "{told}");
+    let told = env.ran(scheduler(ports[1], "two", "key.pem", "linux").arg("--listen-prometheus=192.0.2.1:1"));
+    let told = told.fails_with(3).told();
+    assert!(told.contains("error: cannot listen on 192.0.2.1:1 for HTTP"), "{told}");
+
+    // What may be right is only noted: pools that are about to change, and a port of the same machine.
+    let other = Service::start(&mut scheduler(ports[0], "two", "key.pem", "linux,arm"), &env.at("two.log"));
+    assert!(other.says("standing by: the scheduler at"));
+    assert!(other.says("note: its pools are linux, and here arm,linux: jobs for a pool wait where there is none"));
+    assert!(other.says("is in use: this scheduler cannot take over unless it is free then"));
+    // It is free when the other has ended.
+    serving.signal(Signal::TERM);
+    assert!(other.says("listening at"));
+
+    // One that was updated has migrated the database.
+    let version = postgres.query("SELECT version FROM kiln_schema").unwrap();
+    postgres.query("UPDATE kiln_schema SET version = 1000").unwrap();
+    let told = env.ran(&mut scheduler(ports[1], "three", "key.pem", "linux")).fails_with(2).told();
+    assert!(told.contains("it has schema 1000, and this version of kiln knows"), "{told}");
+    postgres.query(&format!("UPDATE kiln_schema SET version = {version}")).unwrap();
+
+    // All are given another key when none of them runs.
+    drop(other);
+    postgres.query("DELETE FROM kiln_terms").unwrap();
+    let other_key = Service::start(&mut scheduler(ports[1], "two", "other.pem", "linux"), &env.at("two.log"));
+    assert!(other_key.says("listening at"));
+}
+
+#[test]
 fn a_scheduler_that_is_killed_is_taken_over_from_and_no_job_is_lost_or_begun_twice() {
     need!(Need::Postgres);
     let mut world = World::start(30);

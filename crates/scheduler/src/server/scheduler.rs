@@ -36,7 +36,7 @@ pub struct Settings {
     /// The directory of its database, which must exist.
     pub state: PathBuf,
     /// The lease of a database that is shared, which takes the place of its own. The caller holds it for as long as the scheduler is there, and
-    /// stops it when it is lost.
+    /// stops it when it is lost; and it has locked the directory, which is for what need not outlive this scheduler then.
     pub tenure: Option<Tenure>,
     /// What it is known by. The ids of its services are made of it also without encryption.
     pub key: Key,
@@ -327,7 +327,7 @@ struct Opened {
 fn open(directory: &Path, pools: &[BString], log_limit: u64, tenure: Option<Tenure>) -> Result<Opened, SchedulerError> {
     let mut state = match tenure {
         None => State::open(directory)?,
-        Some(tenure) => State::open_shared(directory, tenure)?,
+        Some(tenure) => State::open_shared(tenure)?,
     };
     let clients = state.clients()?;
     let load = |name: &BString| Ok((name.clone(), state.load(name.as_ref())?));

@@ -6,20 +6,25 @@
 //! * Who stands by takes over when it has seen the same row for five seconds by a clock of its own that nobody sets. Nothing compares
 //!   the times of two machines.
 //! * A holder that could not raise the beat for four stops serving.
+//! * All who share the database must be known by the same key, as the table `kiln_terms` says, and none may be older than its schema. Who is not
+//!   so is told at once, not when it would serve.
 //! * A holder that was stopped, or whose clock stood still, cannot know that it is none any more. So each of its transactions begins by looking
 //!   whether the epoch is still its own, and keeps anybody from taking over until it ends (`database/postgres.rs`).
 //!   What a scheduler does for a kept job follows a transaction.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use kiln_api::Key;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::Client;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::database::DatabaseError;
+use super::StateError;
 use super::database::postgres::{Fence, PostgresServer, is_lost};
+use super::database::{DatabaseError, newest_schema};
 
 /// How often a lease is renewed, and looked at.
 const BEAT: Duration = Duration::from_millis(500);
@@ -42,7 +47,23 @@ const MAKE: &str = "
     SELECT pg_advisory_xact_lock(7021897563098316);
     CREATE TABLE IF NOT EXISTS kiln_lease (epoch BIGINT PRIMARY KEY, beat BIGINT NOT NULL, holder TEXT);
     INSERT INTO kiln_lease SELECT 0, 0, NULL WHERE NOT EXISTS (SELECT 1 FROM kiln_lease);
+    CREATE TABLE IF NOT EXISTS kiln_terms (known_by TEXT NOT NULL, pools TEXT NOT NULL);
+    CREATE TABLE IF NOT EXISTS kiln_schema (version BIGINT NOT NULL);
     COMMIT";
+
+const LOOK_AT: &str = "
+    SELECT epoch, beat, holder, (SELECT max(version) FROM kiln_schema), (SELECT max(known_by) FROM kiln_terms),
+        (SELECT max(pools) FROM kiln_terms)
+    FROM kiln_lease";
+
+/// Of several who try, one finds the row as it was.
+const TAKE: &str = "
+    WITH taken AS (
+        UPDATE kiln_lease SET epoch = epoch + 1, beat = 0, holder = $1 WHERE epoch = $2 AND beat = $3 RETURNING epoch
+    ), before AS (
+        DELETE FROM kiln_terms WHERE EXISTS (SELECT 1 FROM taken)
+    )
+    INSERT INTO kiln_terms (known_by, pools) SELECT $4, $5 FROM taken";
 
 /// The right to serve. Dropping it lets another have it at once.
 #[derive(Debug)]
@@ -59,11 +80,35 @@ pub struct Tenure {
     pub(super) fence: Fence,
 }
 
+/// What those who share a database have alike.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Terms {
+    /// What others know them by. Without it capability files are worth nothing, so it is the same for ever.
+    pub known_by: String,
+    /// The names of their pools. They may differ for a while: otherwise none could be added while another serves.
+    pub pools: String,
+}
+
+impl Terms {
+    /// Returns those of a scheduler with this key.
+    pub fn new(key: &Key, secure: bool, pools: &[String]) -> Self {
+        let unencrypted = if secure { "" } else { ", without encryption" };
+        let pools: BTreeSet<_> = pools.iter().map(String::as_str).collect();
+        let pools = pools.into_iter().collect::<Vec<_>>().join(",");
+        Self { known_by: format!("{}{unencrypted}", key.fingerprint()), pools }
+    }
+}
+
 /// Who has the lease, as one who stands by sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Standing {
-    /// This one.
-    By(String),
+    /// Another one.
+    By {
+        /// Which.
+        holder: String,
+        /// Its pools, if they are others than this one's.
+        pools: Option<String>,
+    },
     /// Nobody that is known: the database is not reached, or does not answer, for this reason.
     Blind(String),
 }
@@ -72,13 +117,27 @@ impl Lease {
     /// Waits until nobody else holds the lease of a database, and takes it. `name` is what others are told of the holder; no other process has the
     /// same. `tell` is called when
     /// what it says has changed. May be dropped while it waits.
-    pub async fn acquire(server: PostgresServer, name: String, mut tell: impl FnMut(&Standing)) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// Who is so could not serve, now or later: the database has a newer schema, or its schedulers are known by another key.
+    pub async fn acquire(
+        server: PostgresServer,
+        name: String,
+        terms: Terms,
+        mut tell: impl FnMut(&Standing),
+    ) -> Result<Self, StateError> {
         let mut told = None;
-        let mut candidate = Candidate { server, client: None, seen: None };
+        let place = server.to_string();
+        let mut candidate = Candidate { server, terms, client: None, seen: None };
         loop {
             match timeout(ANSWER, candidate.attempt(&name)).await.unwrap_or(Err(DatabaseError::Silent)) {
-                Ok(Seen::Taken(epoch)) => return Self::hold(candidate.server, epoch),
-                Ok(Seen::Held(holder)) => say(&mut told, Standing::By(holder), &mut tell),
+                Ok(Seen::Taken(epoch)) => return Ok(Self::hold(candidate.server, epoch)),
+                Ok(Seen::Held { holder, pools }) => say(&mut told, Standing::By { holder, pools }, &mut tell),
+                Ok(Seen::KnownBy(theirs)) => {
+                    return Err(StateError::OtherKey { place, theirs, ours: candidate.terms.known_by });
+                }
+                Err(source @ DatabaseError::Newer { .. }) => return Err(StateError::Open { place, source }),
                 Err(error) => {
                     // What happened meanwhile is not known.
                     (candidate.client, candidate.seen) = (None, None);
@@ -147,6 +206,7 @@ fn now() -> Duration {
 
 struct Candidate {
     server: PostgresServer,
+    terms: Terms,
     client: Option<Client>,
     /// The row as it was first seen to be as it is, and when that was.
     seen: Option<(i64, i64, Duration)>,
@@ -155,7 +215,13 @@ struct Candidate {
 enum Seen {
     /// By us: its epoch.
     Taken(i64),
-    Held(String),
+    Held {
+        holder: String,
+        /// If they are others than ours.
+        pools: Option<String>,
+    },
+    /// What those who share the database are known by, and we are not.
+    KnownBy(String),
 }
 
 impl Candidate {
@@ -169,8 +235,16 @@ impl Candidate {
                 self.client.insert(client)
             }
         };
-        let row = client.query_one("SELECT epoch, beat, holder FROM kiln_lease", &[]).await?;
+        let row = client.query_one(LOOK_AT, &[]).await?;
         let (epoch, beat, holder): (i64, i64, Option<String>) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        let (found, known) = (row.try_get::<_, Option<i64>>(3)?.unwrap_or(0), newest_schema());
+        if found > known {
+            return Err(DatabaseError::Newer { found, known });
+        }
+        let (known_by, pools): (Option<String>, Option<String>) = (row.try_get(4)?, row.try_get(5)?);
+        if let Some(known_by) = known_by.filter(|known_by| *known_by != self.terms.known_by) {
+            return Ok(Seen::KnownBy(known_by));
+        }
         let since = match self.seen {
             Some((then_epoch, then_beat, since)) if (then_epoch, then_beat) == (epoch, beat) => since,
             _ => now(),
@@ -180,12 +254,11 @@ impl Candidate {
         if let Some(holder) = holder.filter(|holder| holder != name)
             && now().saturating_sub(since) < PATIENCE
         {
-            return Ok(Seen::Held(holder));
+            return Ok(Seen::Held { holder, pools: pools.filter(|pools| *pools != self.terms.pools) });
         }
-        // Of several who try, one finds the row as it was.
-        let take = "UPDATE kiln_lease SET epoch = epoch + 1, beat = 0, holder = $1 WHERE epoch = $2 AND beat = $3";
-        match client.execute(take, &[&name, &epoch, &beat]).await? {
-            0 => Ok(Seen::Held("another".to_owned())),
+        let Terms { known_by, pools } = &self.terms;
+        match client.execute(TAKE, &[&name, &epoch, &beat, known_by, pools]).await? {
+            0 => Ok(Seen::Held { holder: "another".to_owned(), pools: None }),
             _ => Ok(Seen::Taken(epoch + 1)),
         }
     }

@@ -12,7 +12,7 @@
 //! kiln_…                                           tables that OCluster's scheduler does not know:
 //!   jobs          (see [`jobs`])                   jobs that outlive the scheduler
 //!   schema        version                          how many migrations there were
-//!   logs, lease                                    (see `logs.rs`, [`lease`]) only where it is shared
+//!   logs, lease, terms                             (see `logs.rs`, [`lease`]) only where it is shared
 //! ```
 //!
 //! `STATE/scheduler.lock` is locked (`flock`) by the scheduler that runs: two would give out the same workers' places.
@@ -113,6 +113,16 @@ pub enum StateError {
         #[source]
         source: DatabaseError,
     },
+    /// It is shared by schedulers that have another key.
+    #[error("the schedulers that share {place} are known by {theirs}, and this one is by {ours}")]
+    OtherKey {
+        /// The database.
+        place: String,
+        /// What they are known by.
+        theirs: String,
+        /// What this one is known by.
+        ours: String,
+    },
     /// There is a client of this name. OCluster's text.
     #[error("Client {0:?} already registered!")]
     ClientExists(BString),
@@ -130,7 +140,7 @@ impl StateError {
             | Self::Read { source, .. }
             | Self::Write { source, .. }
             | Self::Flush { source, .. } => matches!(source, DatabaseError::Deposed),
-            Self::InUse { .. } | Self::Lock { .. } | Self::ClientExists(_) => false,
+            Self::InUse { .. } | Self::Lock { .. } | Self::OtherKey { .. } | Self::ClientExists(_) => false,
         }
     }
 }
@@ -139,8 +149,13 @@ impl StateError {
 pub struct State {
     place: String,
     database: Box<dyn Database>,
-    /// Unlocked when it is closed, however the process ends.
-    _lock: File,
+    _lock: Option<DirectoryLock>,
+}
+
+/// A state directory that no other scheduler uses, until this is dropped or the process ends, however that ends.
+#[derive(Debug)]
+pub struct DirectoryLock {
+    _file: File,
 }
 
 impl State {
@@ -154,23 +169,22 @@ impl State {
         let path = directory.join("scheduler.db");
         let place = path.display().to_string();
         match Sqlite::open(&path) {
-            Ok(database) => Ok(State { place, database: Box::new(database), _lock: lock }),
+            Ok(database) => Ok(State { place, database: Box::new(database), _lock: Some(lock) }),
             Err(source) => Err(StateError::Open { place, source }),
         }
     }
 
-    /// Opens the database of a lease, for as long as that is held. The directory is for what need not outlive this scheduler. Not to be
-    /// called by a task, nor any method of what it returns: they block.
+    /// Opens the database of a lease, for as long as that is held. Not to be called by a task, nor any method of what it returns: they
+    /// block.
     ///
     /// # Errors
     ///
-    /// Another scheduler runs on the directory, or the database refuses. One that is not reached is waited for, until the lease is lost.
-    pub fn open_shared(directory: &Path, tenure: Tenure) -> Result<State, StateError> {
-        let lock = lock(directory)?;
+    /// The database refuses. One that is not reached is waited for, until the lease is lost.
+    pub fn open_shared(tenure: Tenure) -> Result<State, StateError> {
         let Tenure { server, fence } = tenure;
         let place = server.to_string();
         match Postgres::open(server, fence) {
-            Ok(database) => Ok(State { place, database: Box::new(database), _lock: lock }),
+            Ok(database) => Ok(State { place, database: Box::new(database), _lock: None }),
             Err(source) => Err(StateError::Open { place, source }),
         }
     }
@@ -319,8 +333,12 @@ impl fmt::Debug for State {
     }
 }
 
-/// Returns the lock of a state directory, with our process in it for whoever comes second.
-fn lock(directory: &Path) -> Result<File, StateError> {
+/// Locks a state directory, with our process in the lock's file for whoever comes second.
+///
+/// # Errors
+///
+/// Another scheduler has it, or it cannot be written.
+pub fn lock(directory: &Path) -> Result<DirectoryLock, StateError> {
     let path = directory.join("scheduler.lock");
     let failed = |source| StateError::Lock { path: path.clone(), source };
     let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o644).open(&path);
@@ -335,7 +353,7 @@ fn lock(directory: &Path) -> Result<File, StateError> {
     }
     let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
     written.map_err(failed)?;
-    Ok(file)
+    Ok(DirectoryLock { _file: file })
 }
 
 fn process(pid: &Option<u32>) -> String {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use kiln_api::{
     Address, Admin, CapabilityUri, Connection, Key, Limits, PoolAdmin, Reference, Registration, Submission,
 };
-use kiln_scheduler::state::lease::Lease;
+use kiln_scheduler::state::lease::{Lease, Terms};
 use kiln_scheduler::{Keeping, Running, Scheduler, Settings};
 use kiln_testkit::Postgres;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -218,7 +218,9 @@ impl World {
         let mut lease = None;
         if let Some(shared) = &self.shared {
             let server = shared.uri().parse().expect("its URI");
-            let held = Lease::acquire(server, settings.state.display().to_string(), |_| ()).await;
+            let terms = Terms::new(&settings.key, settings.secure, &[]);
+            let name = settings.state.display().to_string();
+            let held = Lease::acquire(server, name, terms, |_| ()).await.expect("the lease");
             std::fs::create_dir_all(&settings.state).expect("a directory");
             settings.tenure = Some(held.tenure());
             lease = Some(held);

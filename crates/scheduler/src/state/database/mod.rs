@@ -207,6 +207,11 @@ const MIGRATIONS: &[Migration] = &[
     },
 ];
 
+/// Returns the number of the newest schema that this version knows.
+pub(super) fn newest_schema() -> i64 {
+    i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX)
+}
+
 /// Brings a database up to what this version knows. The caller has a transaction, and keeps others out.
 fn migrate(
     database: &mut dyn Queries,
@@ -215,7 +220,7 @@ fn migrate(
     database.execute("CREATE TABLE IF NOT EXISTS kiln_schema (version BIGINT NOT NULL)", &[])?;
     let found = database.row("SELECT max(version) FROM kiln_schema", &[])?;
     let found = found.filter(|row| !row.is_null(0)).map_or(Ok(0), |row| row.int(0))?;
-    let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+    let known = newest_schema();
     if found > known {
         return Err(DatabaseError::Newer { found, known });
     }

@@ -30,7 +30,7 @@ impl Fixture {
             release(lease);
         }
         let lease = self.held.insert(acquire(server, "a test"));
-        State::open_shared(self.directory.path(), lease.tenure()).unwrap()
+        State::open_shared(lease.tenure()).unwrap()
     }
 
     fn files(&self) -> Vec<PathBuf> {

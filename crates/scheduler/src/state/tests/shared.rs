@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::state::database::postgres::Fence;
-use crate::state::lease::{Lease, Standing};
+use crate::state::lease::{Lease, Standing, Terms};
 use crate::state::logs::PART;
 
 /// A PostgreSQL of the test's own.
@@ -77,6 +77,10 @@ impl Way {
     }
 }
 
+fn terms(known_by: &str, pools: &str) -> Terms {
+    Terms { known_by: known_by.to_owned(), pools: pools.to_owned() }
+}
+
 /// Takes the lease, for which it waits.
 pub(super) fn acquire(server: &Server, name: &str) -> Lease {
     acquire_telling(server, name, |_| ())
@@ -84,7 +88,7 @@ pub(super) fn acquire(server: &Server, name: &str) -> Lease {
 
 fn acquire_telling(server: &Server, name: &str, tell: impl FnMut(&Standing)) -> Lease {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(Lease::acquire(server.address(), name.to_owned(), tell))
+    runtime.block_on(Lease::acquire(server.address(), name.to_owned(), terms("one", "linux"), tell)).unwrap()
 }
 
 /// Lets it go, as a scheduler that ends.
@@ -107,12 +111,11 @@ const LOG: fn(u64, &str) -> Change =
 fn one_that_was_taken_over_from_writes_nothing() {
     kiln_testkit::need!(kiln_testkit::Need::Postgres);
     let server = Server::start();
-    let directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let first = acquire(&server, "first");
-    let mut one = State::open_shared(directories[0].path(), first.tenure()).unwrap();
+    let mut one = State::open_shared(first.tenure()).unwrap();
     one.add_client(b("bob"), b"1").unwrap();
     let second = take_over(&server);
-    let mut two = State::open_shared(directories[1].path(), second.clone()).unwrap();
+    let mut two = State::open_shared(second.clone()).unwrap();
     two.add_client(b("carol"), b"2").unwrap();
     // It goes on, and knows nothing yet but what its database says.
     let error = one.add_client(b("dave"), b"3").unwrap_err();
@@ -129,10 +132,9 @@ fn one_that_was_taken_over_from_writes_nothing() {
 fn a_transaction_that_is_stopped_in_its_middle_does_not_keep_others_out_and_comes_to_nothing() {
     kiln_testkit::need!(kiln_testkit::Need::Postgres);
     let server = Server::start();
-    let directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let first = acquire(&server, "first");
     let fence = first.tenure().fence;
-    let mut one = State::open_shared(directories[0].path(), first.tenure()).unwrap();
+    let mut one = State::open_shared(first.tenure()).unwrap();
     let mut taken = None;
     let done = one.database.transact(true, &mut |transaction| {
         transaction
@@ -146,7 +148,7 @@ fn a_transaction_that_is_stopped_in_its_middle_does_not_keep_others_out_and_come
     assert!(matches!(done, Err(DatabaseError::Deposed)), "{done:?}");
     assert!(fence.lost.is_cancelled());
     let second = taken.expect("the second has it");
-    let mut two = State::open_shared(directories[1].path(), second.clone()).unwrap();
+    let mut two = State::open_shared(second.clone()).unwrap();
     assert_eq!(two.load(b("p")).unwrap(), Saved::default());
 }
 
@@ -154,9 +156,8 @@ fn a_transaction_that_is_stopped_in_its_middle_does_not_keep_others_out_and_come
 fn a_server_that_restarts_is_waited_for() {
     kiln_testkit::need!(kiln_testkit::Need::Postgres);
     let mut server = Server::start();
-    let directory = tempfile::tempdir().unwrap();
     let lease = acquire(&server, "first");
-    let mut state = State::open_shared(directory.path(), lease.tenure()).unwrap();
+    let mut state = State::open_shared(lease.tenure()).unwrap();
     state.add_client(b("bob"), b"1").unwrap();
     server.0.crash();
     let writing = std::thread::spawn(move || {
@@ -173,10 +174,9 @@ fn a_server_that_restarts_is_waited_for() {
 fn one_whose_connection_breaks_while_it_commits_finds_out_whether_that_is_done() {
     kiln_testkit::need!(kiln_testkit::Need::Postgres);
     let server = Server::start();
-    let directory = tempfile::tempdir().unwrap();
     let lease = acquire(&server, "first");
     let way = Way::to(&server);
-    let mut state = State::open_shared(directory.path(), Tenure { server: way.address(), ..lease.tenure() }).unwrap();
+    let mut state = State::open_shared(Tenure { server: way.address(), ..lease.tenure() }).unwrap();
     let mut times = 0;
     // The connection ends after the last of the changes: the first time, before they are committed.
     state
@@ -222,9 +222,8 @@ fn one_whose_connection_breaks_while_it_commits_finds_out_whether_that_is_done()
 fn a_holder_that_cannot_reach_the_server_stops_by_itself() {
     kiln_testkit::need!(kiln_testkit::Need::Postgres);
     let mut server = Server::start();
-    let directory = tempfile::tempdir().unwrap();
     let lease = acquire(&server, "first");
-    let mut state = State::open_shared(directory.path(), lease.tenure()).unwrap();
+    let mut state = State::open_shared(lease.tenure()).unwrap();
     server.0.crash();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(lease.lost().cancelled());
@@ -254,7 +253,10 @@ fn a_lease_that_is_let_go_is_had_at_once_by_one_of_those_who_wait() {
         }
         let mut said: Vec<_> = (0..2).map(|_| receiver.recv_timeout(Duration::from_secs(30)).unwrap()).collect();
         said.sort();
-        assert_eq!(said, ["second: By(\"first\")", "third: By(\"first\")"]);
+        assert_eq!(
+            said,
+            ["second: By { holder: \"first\", pools: None }", "third: By { holder: \"first\", pools: None }"]
+        );
         release(first);
     });
     drop(sender);
@@ -267,9 +269,8 @@ fn a_lease_that_is_let_go_is_had_at_once_by_one_of_those_who_wait() {
 fn logs_are_read_as_they_were_written_and_go_with_their_job() {
     kiln_testkit::need!(kiln_testkit::Need::Postgres);
     let server = Server::start();
-    let directory = tempfile::tempdir().unwrap();
     let lease = acquire(&server, "first");
-    let mut state = State::open_shared(directory.path(), lease.tenure()).unwrap();
+    let mut state = State::open_shared(lease.tenure()).unwrap();
     let job = both::job(1, "bob");
     let whole = "x".repeat(PART as usize);
     state.apply(&[Change::Submit(Box::new(job.clone())), LOG(0, &whole), LOG(PART, "one\n")], false).unwrap();
@@ -309,9 +310,10 @@ fn of_several_hosts_one_is_found_that_answers_and_can_be_written() {
     let hosts: Vec<_> = hosts.iter().map(|host| host.display().to_string().replace('/', "%2F")).collect();
     let uri = format!("postgres://kiln@{}/kiln?sslmode=disable", hosts.join(","));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let lease = runtime.block_on(Lease::acquire(uri.parse().unwrap(), "first".to_owned(), |_| ()));
-    let directory = tempfile::tempdir().unwrap();
-    let mut state = State::open_shared(directory.path(), lease.tenure()).unwrap();
+    let lease = runtime
+        .block_on(Lease::acquire(uri.parse().unwrap(), "first".to_owned(), terms("one", "linux"), |_| ()))
+        .unwrap();
+    let mut state = State::open_shared(lease.tenure()).unwrap();
     state.add_client(b("bob"), b"1").unwrap();
     assert_eq!(server.query("SELECT count(*) FROM sturdy_refs"), "1");
 }
@@ -320,14 +322,78 @@ fn of_several_hosts_one_is_found_that_answers_and_can_be_written() {
 fn what_a_later_version_made_is_left_alone() {
     kiln_testkit::need!(kiln_testkit::Need::Postgres);
     let server = Server::start();
-    let directory = tempfile::tempdir().unwrap();
     let lease = acquire(&server, "first");
-    drop(State::open_shared(directory.path(), lease.tenure()).unwrap());
+    drop(State::open_shared(lease.tenure()).unwrap());
     server.query("UPDATE kiln_schema SET version = 1000");
-    let error = State::open_shared(directory.path(), lease.tenure()).expect_err("it is newer");
+    let error = State::open_shared(lease.tenure()).expect_err("it is newer");
     let StateError::Open { source, .. } = &error else { panic!("{error:?}") };
     assert_eq!(
         source.to_string(),
         "it has schema 1000, and this version of kiln knows 1; use the version that made it, or a later one"
     );
+}
+
+/// Stands by as long as the first thing that is told of it, or ends.
+fn stand_by(server: &Server, terms: Terms) -> Result<Standing, StateError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (sender, mut told) = tokio::sync::mpsc::unbounded_channel();
+        let acquiring = Lease::acquire(server.address(), "second".to_owned(), terms, |standing| {
+            sender.send(standing.clone()).unwrap();
+        });
+        tokio::select! {
+            lease = acquiring => Err(lease.expect_err("another one has it")),
+            standing = told.recv() => Ok(standing.expect("it is told")),
+        }
+    })
+}
+
+#[test]
+fn one_that_could_not_serve_does_not_stand_by() {
+    kiln_testkit::need!(kiln_testkit::Need::Postgres);
+    let server = Server::start();
+    let held = acquire(&server, "first");
+    drop(State::open_shared(held.tenure()).unwrap());
+    let by = |pools: Option<&str>| Standing::By { holder: "first".to_owned(), pools: pools.map(str::to_owned) };
+    assert_eq!(stand_by(&server, terms("one", "linux")).unwrap(), by(None));
+    // Pools may differ for a while, which is told.
+    assert_eq!(stand_by(&server, terms("one", "arm,linux")).unwrap(), by(Some("linux")));
+    let other_key = || {
+        let error = stand_by(&server, terms("two", "linux")).unwrap_err();
+        let StateError::OtherKey { theirs, ours, .. } = &error else { panic!("{error:?}") };
+        assert_eq!((theirs.as_str(), ours.as_str()), ("one", "two"));
+    };
+    other_key();
+    // Also when nobody serves: it would, and nobody could connect.
+    release(held);
+    other_key();
+    // An older schema is brought up to date by who serves; until then it stays.
+    server.query("UPDATE kiln_schema SET version = 0");
+    let held = acquire(&server, "first");
+    assert_eq!(stand_by(&server, terms("one", "linux")).unwrap(), by(None));
+    assert_eq!(server.query("SELECT version FROM kiln_schema"), "0");
+    // A newer one is another program's. It may come about while one stands by, and nobody need serve.
+    let (tell, told) = std::sync::mpsc::channel();
+    let (sender, ended) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let tell = |standing: &Standing| tell.send(standing.clone()).unwrap();
+            let name = "third".to_owned();
+            let acquired = runtime.block_on(Lease::acquire(server.address(), name, terms("one", "linux"), tell));
+            sender.send(acquired.unwrap_err()).unwrap();
+        });
+        assert_eq!(told.recv().unwrap(), by(None));
+        server.query("UPDATE kiln_schema SET version = 1000");
+        let newer = |error: StateError| {
+            let StateError::Open { source: DatabaseError::Newer { found: 1000, .. }, .. } = error else {
+                panic!("{error:?}")
+            };
+        };
+        newer(ended.recv().unwrap());
+        release(held);
+        newer(stand_by(&server, terms("one", "linux")).unwrap_err());
+    });
+    // The lease was not taken.
+    assert_eq!(server.query("SELECT epoch, holder IS NULL FROM kiln_lease"), "2|t");
 }
