@@ -85,6 +85,8 @@ pub(crate) enum Command {
     Dockerfile(Dockerfile),
     /// Runs a scheduler: takes clients' jobs, and gives them to workers
     Scheduler(Box<Scheduler>),
+    /// Copies what one scheduler keeps into an empty database, to be shared by several
+    CopyState(CopyState),
     /// Runs a worker: takes jobs of a pool, and does them
     Worker(Box<Worker>),
     /// Submits a job to a scheduler, and follows it

@@ -13,6 +13,7 @@ use kiln_image::RegistryError;
 use kiln_image::export::ExportError;
 use kiln_sandbox::{RootlessError, SandboxError};
 use kiln_scheduler::SchedulerError;
+use kiln_scheduler::state::copy::CopyError;
 use kiln_scheduler::state::{DatabaseError, StateError};
 use kiln_store::StoreError;
 use kiln_worker::agent::AgentError;
@@ -135,6 +136,10 @@ pub(crate) enum Failure {
         path.display()
     )]
     OtherKey { path: PathBuf, place: String, theirs: String, ours: String },
+    #[error("the scheduler at {holder} serves with {place}")]
+    Serves { place: String, holder: String },
+    #[error(transparent)]
+    Copy(#[from] CopyError),
     #[error("{} is larger than {most}", path.display())]
     TooLarge { path: PathBuf, most: String },
     #[error("cancelled")]
@@ -190,8 +195,15 @@ impl Failure {
             // Another version of this program has to be used.
             Self::Scheduler(SchedulerError::State(StateError::Open {
                 source: DatabaseError::Newer { .. }, ..
-            })) => Fault::Usage,
-            Self::Peer(_) | Self::Scheduler(_) => Fault::Host,
+            }))
+            | Self::Copy(
+                CopyError::State(StateError::Open { source: DatabaseError::Newer { .. }, .. })
+                | CopyError::Read { source: DatabaseError::Newer { .. }, .. }
+                | CopyError::NoDatabase(_)
+                | CopyError::NotEmpty { .. },
+            )
+            | Self::Serves { .. } => Fault::Usage,
+            Self::Peer(_) | Self::Scheduler(_) | Self::Copy(_) => Fault::Host,
             Self::Key { .. }
             | Self::KeyOfSeveral
             | Self::OtherKey { .. }
@@ -236,6 +248,13 @@ impl Failure {
             Self::Scheduler(SchedulerError::State(StateError::InUse { .. })) => {
                 Some("end that one first, or give this one a directory of its own with `--state-dir`".to_owned())
             }
+            Self::Copy(CopyError::State(StateError::InUse { .. })) => {
+                Some("end it: what it changes while its state is copied would be lost".to_owned())
+            }
+            Self::Copy(CopyError::NotEmpty { .. }) => {
+                Some("name a new database, as `createdb` makes it; what there is is left alone".to_owned())
+            }
+            Self::Serves { .. } => Some("end all schedulers of that database first".to_owned()),
             Self::OtherKey { .. } => Some(
                 "give all the same `--capnp-secret-key-file`, with `--capnp-disable-tls` or without; how to give all another key is in \
                  docs/cluster.md"

@@ -51,6 +51,17 @@ pub(crate) struct Scheduler {
     pub(crate) keeping: Keeping,
 }
 
+/// All is copied or nothing: clients, rates, workers, hints, jobs and their logs. Capability files stay good, with the same key.
+#[derive(Debug, Args)]
+pub(crate) struct CopyState {
+    /// What a scheduler keeps that does not run now; it stays as it is
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: PathBuf,
+    /// The PostgreSQL database, as postgres://USER@HOST/DATABASE, which is empty and which no scheduler serves with
+    #[arg(long, value_name = "URI", env = "KILN_STATE", hide_env_values = true)]
+    pub(crate) state: PostgresServer,
+}
+
 /// What becomes of jobs.
 #[derive(Debug, Args)]
 pub(crate) struct Keeping {

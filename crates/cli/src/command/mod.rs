@@ -3,6 +3,7 @@
 mod admin;
 mod build;
 mod cluster;
+mod copy_state;
 mod doctor;
 mod export;
 mod failure;
@@ -54,6 +55,7 @@ pub(crate) fn run(arguments: Kiln) -> Result<ExitCode, Failure> {
         Command::Healthcheck(doctor) => doctor::healthcheck(&doctor, voice),
         Command::Worker(worker) => return worker::run(&worker),
         Command::Scheduler(scheduler) => scheduler::run(&scheduler, voice),
+        Command::CopyState(copy) => copy_state::run(&copy),
         Command::Submit(submit) => submit::run(&submit, voice),
         Command::Job(job) => job::run(&job),
         Command::Admin(admin) => admin::run(&admin, voice),

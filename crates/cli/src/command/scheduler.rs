@@ -88,7 +88,7 @@ impl StandBy<'_> {
         let name = format!("{listen}, process {} of {}", std::process::id(), host.nodename().to_string_lossy());
         let terms = Terms::new(key, !arguments.capnp_disable_tls, &arguments.pools);
         let ours = terms.pools.clone();
-        let acquiring = Lease::acquire(server.clone(), name, terms, |standing| match standing {
+        let acquiring = Lease::acquire(server.clone(), name, Some(terms), |standing| match standing {
             Standing::By { holder, pools } => {
                 tell(format_args!("standing by: the scheduler at {holder} serves"));
                 if let Some(theirs) = pools {

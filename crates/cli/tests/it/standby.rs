@@ -22,11 +22,18 @@ struct World {
     _workers: Vec<Service>,
     attached: Vec<(Marked, Running)>,
     detached: Vec<(Marked, String)>,
+    /// Whether the schedulers that are started share the database.
+    is_shared: bool,
 }
 
 impl World {
     /// Starts all: the first scheduler serves. Returns when as many jobs as there is room for are half done, and `queued` more wait.
     fn start(queued: usize) -> Self {
+        Self::start_with(queued, true)
+    }
+
+    /// The same, perhaps with one scheduler alone, that shares nothing.
+    fn start_with(queued: usize, is_shared: bool) -> Self {
         let env = TestEnv::without_base();
         prepare(&env);
         assert!(Command::new("mkfifo").arg(env.at("gate")).status().unwrap().success());
@@ -38,11 +45,14 @@ impl World {
             _workers: Vec::new(),
             attached: Vec::new(),
             detached: Vec::new(),
+            is_shared,
         };
         world.start_scheduler(0);
         assert!(world.schedulers[&0].says("listening at"));
-        world.start_scheduler(1);
-        assert!(world.schedulers[&1].says("standing by: the scheduler at"));
+        if is_shared {
+            world.start_scheduler(1);
+            assert!(world.schedulers[&1].says("standing by: the scheduler at"));
+        }
         for name in ["w1", "w2"] {
             let log = world.env.at(&format!("{name}.log"));
             let started = Service::start(&mut worker(&world.env, name, SLOTS / 2), &log);
@@ -79,7 +89,9 @@ impl World {
             "--pools=linux",
             "--default-clients=alice",
         ]);
-        scheduler.env("KILN_STATE", self.postgres.uri());
+        if self.is_shared {
+            scheduler.env("KILN_STATE", self.postgres.uri());
+        }
         let started = Service::start(&mut scheduler, &self.env.at(&format!("scheduler-{at}.log")));
         self.schedulers.insert(at, started);
     }
@@ -136,6 +148,44 @@ impl World {
 /// last to be given again.
 fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[test]
+fn one_scheduler_becomes_several_with_all_that_it_keeps() {
+    need!(Need::Postgres);
+    let mut world = World::start_with(4, false);
+    // One job has ended.
+    world.detach(90);
+    world.of_alice(&["cancel", &world.detached.last().unwrap().1]);
+    let (_, ended) = world.detached.pop().unwrap();
+    let copy = |world: &World| {
+        let mut copy = world.env.kiln(&["copy-state", "--state-dir=state-0"]);
+        copy.env("KILN_STATE", world.postgres.uri());
+        world.env.ran(&mut copy)
+    };
+    let told = copy(&world).fails_with(3).told();
+    assert!(told.contains("error: the state state-0 is in use by another scheduler"), "{told}");
+    let first = world.schedulers.remove(&0).unwrap();
+    first.signal(Signal::TERM);
+    // It has ended.
+    assert!(!first.says("nothing more"));
+    let told = copy(&world).ok().told();
+    assert!(told.contains(": 1 clients, 2 workers, 0 rates, "), "{told}");
+    assert!(
+        told.contains(&format!(" {} jobs of which {} have not ended, {SLOTS} logs (", SLOTS + 5, SLOTS + 4)),
+        "{told}"
+    );
+    let told = copy(&world).fails_with(2).told();
+    assert!(told.contains("is not empty: it has 1 rows in its table sturdy_refs"), "{told}");
+    world.is_shared = true;
+    world.start_scheduler(1);
+    assert!(world.schedulers[&1].says("listening at"));
+    let told = copy(&world).fails_with(2).told();
+    assert!(told.contains("error: the scheduler at 127.0.0.1:"), "{told}");
+    // All goes on, for whom it went before.
+    let _open = world.open_gate();
+    world.all_end_well();
+    assert!(world.of_alice(&["list"]).contains(&ended));
 }
 
 #[test]

@@ -61,9 +61,11 @@ const TAKE: &str = "
     WITH taken AS (
         UPDATE kiln_lease SET epoch = epoch + 1, beat = 0, holder = $1 WHERE epoch = $2 AND beat = $3 RETURNING epoch
     ), before AS (
-        DELETE FROM kiln_terms WHERE EXISTS (SELECT 1 FROM taken)
+        DELETE FROM kiln_terms WHERE $4::text IS NOT NULL AND EXISTS (SELECT 1 FROM taken)
+    ), after AS (
+        INSERT INTO kiln_terms (known_by, pools) SELECT $4, $5::text FROM taken WHERE $4 IS NOT NULL
     )
-    INSERT INTO kiln_terms (known_by, pools) SELECT $4, $5 FROM taken";
+    SELECT epoch FROM taken";
 
 /// The right to serve. Dropping it lets another have it at once.
 #[derive(Debug)]
@@ -116,7 +118,7 @@ pub enum Standing {
 impl Lease {
     /// Waits until nobody else holds the lease of a database, and takes it. `name` is what others are told of the holder; no other process has the
     /// same. `tell` is called when
-    /// what it says has changed. May be dropped while it waits.
+    /// what it says has changed. May be dropped while it waits. Without `terms`, they stay as they are.
     ///
     /// # Errors
     ///
@@ -124,7 +126,7 @@ impl Lease {
     pub async fn acquire(
         server: PostgresServer,
         name: String,
-        terms: Terms,
+        terms: Option<Terms>,
         mut tell: impl FnMut(&Standing),
     ) -> Result<Self, StateError> {
         let mut told = None;
@@ -134,9 +136,7 @@ impl Lease {
             match timeout(ANSWER, candidate.attempt(&name)).await.unwrap_or(Err(DatabaseError::Silent)) {
                 Ok(Seen::Taken(epoch)) => return Ok(Self::hold(candidate.server, epoch)),
                 Ok(Seen::Held { holder, pools }) => say(&mut told, Standing::By { holder, pools }, &mut tell),
-                Ok(Seen::KnownBy(theirs)) => {
-                    return Err(StateError::OtherKey { place, theirs, ours: candidate.terms.known_by });
-                }
+                Ok(Seen::KnownBy { theirs, ours }) => return Err(StateError::OtherKey { place, theirs, ours }),
                 Err(source @ DatabaseError::Newer { .. }) => return Err(StateError::Open { place, source }),
                 Err(error) => {
                     // What happened meanwhile is not known.
@@ -206,7 +206,7 @@ fn now() -> Duration {
 
 struct Candidate {
     server: PostgresServer,
-    terms: Terms,
+    terms: Option<Terms>,
     client: Option<Client>,
     /// The row as it was first seen to be as it is, and when that was.
     seen: Option<(i64, i64, Duration)>,
@@ -220,8 +220,8 @@ enum Seen {
         /// If they are others than ours.
         pools: Option<String>,
     },
-    /// What those who share the database are known by, and we are not.
-    KnownBy(String),
+    /// Those who share the database are known by something else than we are.
+    KnownBy { theirs: String, ours: String },
 }
 
 impl Candidate {
@@ -242,8 +242,10 @@ impl Candidate {
             return Err(DatabaseError::Newer { found, known });
         }
         let (known_by, pools): (Option<String>, Option<String>) = (row.try_get(4)?, row.try_get(5)?);
-        if let Some(known_by) = known_by.filter(|known_by| *known_by != self.terms.known_by) {
-            return Ok(Seen::KnownBy(known_by));
+        if let (Some(theirs), Some(terms)) = (known_by, &self.terms)
+            && theirs != terms.known_by
+        {
+            return Ok(Seen::KnownBy { theirs, ours: terms.known_by.clone() });
         }
         let since = match self.seen {
             Some((then_epoch, then_beat, since)) if (then_epoch, then_beat) == (epoch, beat) => since,
@@ -254,12 +256,13 @@ impl Candidate {
         if let Some(holder) = holder.filter(|holder| holder != name)
             && now().saturating_sub(since) < PATIENCE
         {
-            return Ok(Seen::Held { holder, pools: pools.filter(|pools| *pools != self.terms.pools) });
+            let differ = |theirs: &String| self.terms.as_ref().is_some_and(|ours| ours.pools != *theirs);
+            return Ok(Seen::Held { holder, pools: pools.filter(differ) });
         }
-        let Terms { known_by, pools } = &self.terms;
-        match client.execute(TAKE, &[&name, &epoch, &beat, known_by, pools]).await? {
-            0 => Ok(Seen::Held { holder: "another".to_owned(), pools: None }),
-            _ => Ok(Seen::Taken(epoch + 1)),
+        let (known_by, pools) = self.terms.as_ref().map(|terms| (&terms.known_by, &terms.pools)).unzip();
+        match client.query_opt(TAKE, &[&name, &epoch, &beat, &known_by, &pools]).await? {
+            None => Ok(Seen::Held { holder: "another".to_owned(), pools: None }),
+            Some(taken) => Ok(Seen::Taken(taken.try_get(0)?)),
         }
     }
 }

@@ -22,6 +22,7 @@
 //! clients, but not be one.
 
 mod change;
+pub mod copy;
 mod database;
 pub mod jobs;
 pub mod lease;

@@ -1,6 +1,7 @@
 //! What is kept, by either engine.
 
 mod both;
+mod copied;
 mod shared;
 
 use std::fs;

@@ -220,7 +220,7 @@ impl World {
             let server = shared.uri().parse().expect("its URI");
             let terms = Terms::new(&settings.key, settings.secure, &[]);
             let name = settings.state.display().to_string();
-            let held = Lease::acquire(server, name, terms, |_| ()).await.expect("the lease");
+            let held = Lease::acquire(server, name, Some(terms), |_| ()).await.expect("the lease");
             std::fs::create_dir_all(&settings.state).expect("a directory");
             settings.tenure = Some(held.tenure());
             lease = Some(held);

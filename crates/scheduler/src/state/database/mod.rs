@@ -57,6 +57,7 @@ pub(super) enum Parameter<'a> {
     Int(i64),
     Real(f64),
     Blob(&'a [u8]),
+    Null,
     /// A name, which need not be UTF-8: OCluster stores any bytes as SQLite's text, and there text equals no blob.
     Text(&'a [u8]),
 }
@@ -82,6 +83,10 @@ pub(super) enum Value {
 pub(super) struct Row(Vec<Value>);
 
 impl Row {
+    pub(super) fn values(&self) -> &[Value] {
+        &self.0
+    }
+
     pub(super) fn is_null(&self, column: usize) -> bool {
         matches!(self.0.get(column), Some(Value::Null))
     }

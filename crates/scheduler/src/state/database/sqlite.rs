@@ -34,6 +34,21 @@ impl Sqlite {
         Ok(database)
     }
 
+    /// Shows the database at `path` as this version would have it, and leaves it as it is. Nobody writes to it meanwhile.
+    pub(in crate::state) fn look(
+        path: &Path,
+        see: &mut dyn FnMut(&mut dyn Queries) -> Result<(), DatabaseError>,
+    ) -> Result<(), DatabaseError> {
+        let mut connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        connection.busy_timeout(BUSY)?;
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        for step in migrate(&mut &*transaction, |migration| migration.sqlite)? {
+            transaction.execute_batch(step)?;
+        }
+        see(&mut &*transaction)?;
+        Ok(transaction.rollback()?)
+    }
+
     fn synchronous(&self, how: &str) -> rusqlite::Result<()> {
         // What SQLite waits for when it commits, in this journal mode: <https://sqlite.org/pragma.html#pragma_synchronous>.
         self.0.pragma_update(None, "synchronous", how)
@@ -99,6 +114,7 @@ impl ToSql for Parameter<'_> {
             Parameter::Int(number) => ValueRef::Integer(*number),
             Parameter::Real(number) => ValueRef::Real(*number),
             Parameter::Blob(bytes) => ValueRef::Blob(bytes),
+            Parameter::Null => ValueRef::Null,
             Parameter::Text(text) => ValueRef::Text(text),
         }))
     }

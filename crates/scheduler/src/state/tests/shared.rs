@@ -26,7 +26,7 @@ impl Server {
         self.0.uri().parse().expect("its URI")
     }
 
-    fn query(&self, query: &str) -> String {
+    pub(super) fn query(&self, query: &str) -> String {
         self.0.query(query).expect("a query").trim().to_owned()
     }
 
@@ -88,7 +88,7 @@ pub(super) fn acquire(server: &Server, name: &str) -> Lease {
 
 fn acquire_telling(server: &Server, name: &str, tell: impl FnMut(&Standing)) -> Lease {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(Lease::acquire(server.address(), name.to_owned(), terms("one", "linux"), tell)).unwrap()
+    runtime.block_on(Lease::acquire(server.address(), name.to_owned(), Some(terms("one", "linux")), tell)).unwrap()
 }
 
 /// Lets it go, as a scheduler that ends.
@@ -311,7 +311,7 @@ fn of_several_hosts_one_is_found_that_answers_and_can_be_written() {
     let uri = format!("postgres://kiln@{}/kiln?sslmode=disable", hosts.join(","));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let lease = runtime
-        .block_on(Lease::acquire(uri.parse().unwrap(), "first".to_owned(), terms("one", "linux"), |_| ()))
+        .block_on(Lease::acquire(uri.parse().unwrap(), "first".to_owned(), Some(terms("one", "linux")), |_| ()))
         .unwrap();
     let mut state = State::open_shared(lease.tenure()).unwrap();
     state.add_client(b("bob"), b"1").unwrap();
@@ -338,7 +338,7 @@ fn stand_by(server: &Server, terms: Terms) -> Result<Standing, StateError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let (sender, mut told) = tokio::sync::mpsc::unbounded_channel();
-        let acquiring = Lease::acquire(server.address(), "second".to_owned(), terms, |standing| {
+        let acquiring = Lease::acquire(server.address(), "second".to_owned(), Some(terms), |standing| {
             sender.send(standing.clone()).unwrap();
         });
         tokio::select! {
@@ -380,7 +380,7 @@ fn one_that_could_not_serve_does_not_stand_by() {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let tell = |standing: &Standing| tell.send(standing.clone()).unwrap();
             let name = "third".to_owned();
-            let acquired = runtime.block_on(Lease::acquire(server.address(), name, terms("one", "linux"), tell));
+            let acquired = runtime.block_on(Lease::acquire(server.address(), name, Some(terms("one", "linux")), tell));
             sender.send(acquired.unwrap_err()).unwrap();
         });
         assert_eq!(told.recv().unwrap(), by(None));

@@ -13,6 +13,7 @@ impl ToSql for Parameter<'_> {
             Self::Int(number) => number.to_sql(to, out),
             Self::Real(number) => number.to_sql(to, out),
             Self::Blob(bytes) | Self::Text(bytes) => bytes.to_sql(to, out),
+            Self::Null => Ok(IsNull::Yes),
         }
     }
 
