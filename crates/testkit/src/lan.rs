@@ -50,18 +50,12 @@ impl Lan {
 
     /// Has `command` run on a host. Its program becomes another, which stays the same process.
     pub fn on(&self, host: usize, command: &Command) -> Command {
-        let mut there = Command::new("ip");
-        there.args(["netns", "exec", &self.names[host + 1]]).arg(command.get_program()).args(command.get_args());
-        for (name, value) in command.get_envs() {
-            match value {
-                Some(value) => there.env(name, value),
-                None => there.env_remove(name),
-            };
-        }
-        if let Some(dir) = command.get_current_dir() {
-            there.current_dir(dir);
-        }
-        there
+        inside(self.name(host), command)
+    }
+
+    /// Returns what names a host to [`inside`].
+    pub(crate) fn name(&self, host: usize) -> &str {
+        &self.names[host + 1]
     }
 
     /// Pulls a host's cable: what it sends and what is sent to it is lost, and nobody is told.
@@ -82,6 +76,22 @@ impl Lan {
     pub fn plug(&self, host: usize) -> io::Result<()> {
         ip(&["-n", &self.names[0], "link", "set", &port(host), "master", "bridge"])
     }
+}
+
+/// Has `command` run in a network namespace: its program, arguments, environment and directory, and nothing else.
+pub(crate) fn inside(namespace: &str, command: &Command) -> Command {
+    let mut there = Command::new("ip");
+    there.args(["netns", "exec", namespace]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => there.env(name, value),
+            None => there.env_remove(name),
+        };
+    }
+    if let Some(dir) = command.get_current_dir() {
+        there.current_dir(dir);
+    }
+    there
 }
 
 fn port(host: usize) -> String {

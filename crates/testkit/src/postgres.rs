@@ -1,7 +1,7 @@
 //! A real PostgreSQL of the test's own, from Debian's package.
 
 use std::fs;
-use std::io::{self, BufRead as _, BufReader, Read};
+use std::io::{self, BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::lan::{self, Lan};
+
 /// A server that has said nothing by then is broken.
 const START: Duration = Duration::from_secs(60);
 
@@ -17,7 +19,7 @@ const START: Duration = Duration::from_secs(60);
 /// its processes at once. A signal to the whole process group must not end the shell before them.
 const KEEPER: &str = r#"exec 2>&1; trap '' HUP INT TERM; "$@" & read -r end; kill -QUIT $!; wait $!"#;
 
-/// A PostgreSQL server with an empty database, on a Unix socket. It ends with this value, or with the process.
+/// A PostgreSQL server with an empty database, on a Unix socket, and perhaps in a [`Lan`]. It ends with this value, or with the process.
 ///
 /// It forgets what it was told when the machine dies, and does not wait for disks. Needs Debian's postgresql; as root it runs as its user `postgres`.
 #[derive(Debug)]
@@ -25,6 +27,14 @@ pub struct Postgres {
     dir: TempDir,
     programs: PathBuf,
     keeper: Option<Child>,
+    host: Option<Host>,
+}
+
+/// Where it is in a [`Lan`].
+#[derive(Debug)]
+struct Host {
+    name: String,
+    address: String,
 }
 
 impl Postgres {
@@ -34,18 +44,34 @@ impl Postgres {
     ///
     /// Debian's postgresql is missing or fails; the error has its output.
     pub fn start() -> io::Result<Self> {
+        Self::start_at(None)
+    }
+
+    /// Makes one on a host, which all others reach, and waits until it answers.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Postgres::start`].
+    pub fn start_on(lan: &Lan, host: usize) -> io::Result<Self> {
+        Self::start_at(Some(Host { name: lan.name(host).to_owned(), address: Lan::address(host) }))
+    }
+
+    fn start_at(host: Option<Host>) -> io::Result<Self> {
         let dir = tempfile::tempdir()?;
         if rustix::process::geteuid().is_root() {
             output(Command::new("chown").arg("postgres:").arg(dir.path()))?;
         }
-        let mut server = Self { programs: programs()?, dir, keeper: None };
+        let mut server = Self { programs: programs()?, dir, keeper: None, host };
         let data = server.data();
         output(
             server
                 .command("initdb")
                 .args(["--auth=trust", "--username=kiln", "--no-sync", "-E", "UTF8", "-D"])
-                .arg(data),
+                .arg(&data),
         )?;
+        // Who may come from a network, if it listens to any.
+        let mut rules = fs::OpenOptions::new().append(true).open(data.join("pg_hba.conf"))?;
+        writeln!(rules, "host all all samenet trust")?;
         server.restart()?;
         output(server.command("createdb").arg("-h").arg(server.dir.path()).args(["-U", "kiln", "kiln"]))?;
         Ok(server)
@@ -53,6 +79,9 @@ impl Postgres {
 
     /// Returns what programs connect to.
     pub fn uri(&self) -> String {
+        if let Some(Host { address, .. }) = &self.host {
+            return format!("postgres://kiln@{address}/kiln?sslmode=disable");
+        }
         format!("postgres://kiln@/kiln?host={}&sslmode=disable", self.dir.path().display())
     }
 
@@ -84,10 +113,15 @@ impl Postgres {
         command.arg(program.get_program()).args(program.get_args());
         command.arg("-D").arg(self.data()).arg("-k").arg(self.dir.path());
         // Without a limit of its own, hundreds of tests at once would want more memory than there is.
-        for setting in ["listen_addresses=", "fsync=off", "shared_buffers=16MB", "max_connections=20"] {
+        let listen = format!("listen_addresses={}", self.host.as_ref().map_or("", |host| &host.address));
+        for setting in [&*listen, "fsync=off", "shared_buffers=16MB", "max_connections=20"] {
             command.args(["-c", setting]);
         }
-        command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.current_dir("/");
+        if let Some(Host { name, .. }) = &self.host {
+            command = lan::inside(name, &command);
+        }
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut keeper = command.spawn()?;
         let log = keeper.stdout.take().expect("it is piped");
         self.keeper = Some(keeper);
