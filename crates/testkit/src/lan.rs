@@ -1,8 +1,13 @@
 //! Several hosts on one machine: network namespaces with a switch between them, whose cables can be pulled.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsFd as _;
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// Hosts that reach each other and nothing else. They share everything with this machine but the network. Needs root and `ip`.
 #[derive(Debug)]
@@ -51,6 +56,17 @@ impl Lan {
     /// Has `command` run on a host. Its program becomes another, which stays the same process.
     pub fn on(&self, host: usize, command: &Command) -> Command {
         inside(self.name(host), command)
+    }
+
+    /// Has the calling thread be on a host from now on, and those that it starts.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub fn enter(&self, host: usize) -> io::Result<()> {
+        // Where ip-netns(8) has them.
+        let namespace = File::open(Path::new("/run/netns").join(self.name(host)))?;
+        Ok(move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?)
     }
 
     /// Returns what names a host to [`inside`].

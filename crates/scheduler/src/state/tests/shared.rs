@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kiln_api::JobKey;
-use kiln_testkit::Postgres;
+use kiln_testkit::{Lan, Need, Postgres};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
@@ -109,7 +109,7 @@ const LOG: fn(u64, &str) -> Change =
 
 #[test]
 fn one_that_was_taken_over_from_writes_nothing() {
-    kiln_testkit::need!(kiln_testkit::Need::Postgres);
+    kiln_testkit::need!(Need::Postgres);
     let server = Server::start();
     let first = acquire(&server, "first");
     let mut one = State::open_shared(first.tenure()).unwrap();
@@ -130,7 +130,7 @@ fn one_that_was_taken_over_from_writes_nothing() {
 
 #[test]
 fn a_transaction_that_is_stopped_in_its_middle_does_not_keep_others_out_and_comes_to_nothing() {
-    kiln_testkit::need!(kiln_testkit::Need::Postgres);
+    kiln_testkit::need!(Need::Postgres);
     let server = Server::start();
     let first = acquire(&server, "first");
     let fence = first.tenure().fence;
@@ -153,8 +153,41 @@ fn a_transaction_that_is_stopped_in_its_middle_does_not_keep_others_out_and_come
 }
 
 #[test]
+fn one_that_is_stopped_while_it_reads_does_not_keep_others_out() {
+    kiln_testkit::need!(Need::Root, Need::Tool("ip", "iproute2"), Need::Postgres);
+    let lan = Lan::new(2).unwrap();
+    let server = Server(Postgres::start_on(&lan, 0).expect("a PostgreSQL"));
+    let read_and_stop = || {
+        lan.enter(1).unwrap();
+        // It makes the table.
+        release(acquire(&server, "first"));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let client = runtime.block_on(server.address().connect()).unwrap();
+        let mut answer = Box::pin(async {
+            client.batch_execute("BEGIN; SELECT FROM kiln_lease FOR KEY SHARE").await?;
+            // More than is on the way without anybody reading.
+            client.simple_query("SELECT repeat('x', 50000000)").await
+        });
+        runtime.block_on(async {
+            while server.backends("SELECT repeat%").is_empty() {
+                tokio::select! {
+                    biased;
+                    answered = &mut answer => panic!("it is answered: {answered:?}"),
+                    () = tokio::task::yield_now() => {}
+                }
+            }
+        });
+        // This waits until the server gives up on who does not read, but not for ever.
+        server.query("ALTER DATABASE kiln SET lock_timeout = '60s'");
+        take_over(&server);
+        assert!(runtime.block_on(answer).is_err());
+    };
+    std::thread::scope(|scope| _ = scope.spawn(read_and_stop));
+}
+
+#[test]
 fn a_server_that_restarts_is_waited_for() {
-    kiln_testkit::need!(kiln_testkit::Need::Postgres);
+    kiln_testkit::need!(Need::Postgres);
     let mut server = Server::start();
     let lease = acquire(&server, "first");
     let mut state = State::open_shared(lease.tenure()).unwrap();
@@ -172,7 +205,7 @@ fn a_server_that_restarts_is_waited_for() {
 
 #[test]
 fn one_whose_connection_breaks_while_it_commits_finds_out_whether_that_is_done() {
-    kiln_testkit::need!(kiln_testkit::Need::Postgres);
+    kiln_testkit::need!(Need::Postgres);
     let server = Server::start();
     let lease = acquire(&server, "first");
     let way = Way::to(&server);
@@ -220,7 +253,7 @@ fn one_whose_connection_breaks_while_it_commits_finds_out_whether_that_is_done()
 
 #[test]
 fn a_holder_that_cannot_reach_the_server_stops_by_itself() {
-    kiln_testkit::need!(kiln_testkit::Need::Postgres);
+    kiln_testkit::need!(Need::Postgres);
     let mut server = Server::start();
     let lease = acquire(&server, "first");
     let mut state = State::open_shared(lease.tenure()).unwrap();
@@ -234,7 +267,7 @@ fn a_holder_that_cannot_reach_the_server_stops_by_itself() {
 
 #[test]
 fn a_lease_that_is_let_go_is_had_at_once_by_one_of_those_who_wait() {
-    kiln_testkit::need!(kiln_testkit::Need::Postgres);
+    kiln_testkit::need!(Need::Postgres);
     let server = Server::start();
     let first = acquire(&server, "first");
     let (sender, receiver) = std::sync::mpsc::channel();
@@ -267,7 +300,7 @@ fn a_lease_that_is_let_go_is_had_at_once_by_one_of_those_who_wait() {
 
 #[test]
 fn logs_are_read_as_they_were_written_and_go_with_their_job() {
-    kiln_testkit::need!(kiln_testkit::Need::Postgres);
+    kiln_testkit::need!(Need::Postgres);
     let server = Server::start();
     let lease = acquire(&server, "first");
     let mut state = State::open_shared(lease.tenure()).unwrap();
@@ -297,7 +330,7 @@ fn logs_are_read_as_they_were_written_and_go_with_their_job() {
 
 #[test]
 fn of_several_hosts_one_is_found_that_answers_and_can_be_written() {
-    kiln_testkit::need!(kiln_testkit::Need::Postgres);
+    kiln_testkit::need!(Need::Postgres);
     let server = Server::start();
     let read_only = Server::start();
     read_only.query("ALTER SYSTEM SET default_transaction_read_only = on");
@@ -320,7 +353,7 @@ fn of_several_hosts_one_is_found_that_answers_and_can_be_written() {
 
 #[test]
 fn what_a_later_version_made_is_left_alone() {
-    kiln_testkit::need!(kiln_testkit::Need::Postgres);
+    kiln_testkit::need!(Need::Postgres);
     let server = Server::start();
     let lease = acquire(&server, "first");
     drop(State::open_shared(lease.tenure()).unwrap());

@@ -21,8 +21,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// After how long a server is given up that acknowledges nothing, `TCP_USER_TIMEOUT` in tcp(7).
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// For each session. A transaction of a scheduler that was stopped in it must not keep another from taking over.
-const SESSION: &str = "SET idle_in_transaction_session_timeout = '2s'; SET lock_timeout = '10s'";
+/// For each session. A transaction of a scheduler that was stopped in it must not keep another from taking over, whether the server waits for what it
+/// says next or, the last one, for it to read what was said.
+const SESSION: &str =
+    "SET idle_in_transaction_session_timeout = '2s'; SET lock_timeout = '10s'; SET tcp_user_timeout = '3s'";
 
 /// A database of a PostgreSQL server, from a URI as libpq has them: `postgres://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=require`,
 /// several hosts with commas between them; or the environment's `PGPASSWORD`.
