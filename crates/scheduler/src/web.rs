@@ -7,8 +7,8 @@
 //! /pool/POOL/worker/WORKER/EXTRA             those that only some workers have
 //! ```
 //!
-//! Nothing here can change anything, and nobody is asked who they are: it is for a network of operators. Who is slow, or comes too
-//! often, delays others like it, and neither jobs nor workers.
+//! Nothing here can change anything, and nobody is asked who they are: it is for a network of operators. Who is slow, or comes
+//! too often, delays others like it, and neither jobs nor workers.
 
 use std::io;
 use std::net::SocketAddr;

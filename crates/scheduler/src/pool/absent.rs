@@ -11,8 +11,9 @@ use super::worker::Machine;
 const AWAITED: Duration = Duration::from_secs(1800);
 
 impl Pool {
-    /// Lets a job of the backlog wait for a worker that ran its hint and is expected back: so a worker that restarts does not have all its work done elsewhere from the beginning. Whoever finds nothing else to do
-    /// takes such jobs, so no worker is idle because of them. Urgent ones do not wait.
+    /// Lets a job of the backlog wait for a worker that ran its hint and is expected back: so a worker that restarts does not
+    /// have all its work done elsewhere from the beginning. Whoever finds nothing else to do takes such jobs, so no worker is
+    /// idle because of them. Urgent ones do not wait.
     pub(super) fn wait_for_absent(&mut self, now: Duration, id: JobId) -> bool {
         let Some((machine, until)) = self.awaited(now, id) else { return false };
         let Some(hint) = self.jobs.get(&id).and_then(|job| job.hint) else { return false };

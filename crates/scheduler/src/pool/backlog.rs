@@ -101,8 +101,8 @@ impl Pool {
         });
     }
 
-    /// Notes that a job that is nowhere, or in the backlog, is to wait for a worker's cache, where it is expected to take so long. It
-    /// is charged when it starts: what waits has used nothing.
+    /// Notes that a job that is nowhere, or in the backlog, is to wait for a worker's cache, where it is expected to take so
+    /// long. It is charged when it starts: what waits has used nothing.
     pub(super) fn hold(&mut self, now: Duration, id: JobId, cost: Duration) {
         let row = self.catch_up(now, id);
         if self.jobs.get(&id).is_some_and(|job| matches!(job.place, Place::Backlog)) {

@@ -72,9 +72,10 @@ impl Client {
         Charge { start: Duration::ZERO, share, cost }
     }
 
-    /// Takes away what the client has not used of its share of before `fair_now`. What it has waiting for workers' caches could have used
-    /// some: so much it may keep. To be called before it gets something to do, if it has nothing in the backlog; and when it no
-    /// longer wants something of what waits for caches, since it could save up its share with jobs that are not meant to run.
+    /// Takes away what the client has not used of its share of before `fair_now`. What it has waiting for workers' caches could
+    /// have used some: so much it may keep. To be called before it gets something to do, if it has nothing in the backlog; and
+    /// when it no longer wants something of what waits for caches, since it could save up its share with jobs that are not
+    /// meant to run.
     pub(super) fn catch_up(&mut self, fair_now: Duration) {
         let fair_now = fair_now.saturating_sub(self.held);
         if self.next < fair_now {

@@ -198,8 +198,8 @@ impl Pool {
         id
     }
 
-    /// Notes that a job that waits, is lost or is withheld runs on this worker, which says so. Returns false if there is no such job or
-    /// worker, or the job runs elsewhere.
+    /// Notes that a job that waits, is lost or is withheld runs on this worker, which says so. Returns false if there is no
+    /// such job or worker, or the job runs elsewhere.
     pub fn resume(&mut self, now: Duration, id: JobId, on: WorkerId) -> bool {
         let (Some(job), true) = (self.jobs.get(&id), self.workers.contains_key(&on)) else { return false };
         let trial = match job.place {

@@ -8,15 +8,16 @@
 //!
 //! # Which job is next
 //!
-//! *Urgent jobs first, then by fair start time.* Each client has a time of its own, which its jobs move forward by what they cost,
-//! divided by its rate; the client that is furthest behind is next. So a client that submits a thousand jobs does not
-//! delay one that submits a single job, and a client of rate 2 gets twice what one of rate 1 gets while both have jobs waiting, however
-//! many and however long these are. A client's own jobs run in the order in which they came,
-//! except that those which wait for a worker's cache let others by.
+//! *Urgent jobs first, then by fair start time.* Each client has a time of its own, which its jobs move forward by what they
+//! cost, divided by its rate; the client that is furthest behind is next. So a client that submits a thousand jobs does not
+//! delay one that submits a single job, and a client of rate 2 gets twice what one of rate 1 gets while both have jobs waiting,
+//! however many and however long these are. A client's own jobs run in the order in which they came, except that those which
+//! wait for a worker's cache let others by.
 //!
 //! *Shares are not saved up.* The *fair time* is the start time of the job that was last taken. A client that had nothing
-//! waiting continues from there (with jobs that wait for caches only: from as much before as these could have used), so it neither gets more later for what it did not use, nor less for having had the pool
-//! to itself. This is start-time fair queueing, by P. Goyal, H. M. Vin and H. Cheng.
+//! waiting continues from there (with jobs that wait for caches only: from as much before as these could have used), so it
+//! neither gets more later for what it did not use, nor less for having had the pool to itself. This is start-time fair
+//! queueing, by P. Goyal, H. M. Vin and H. Cheng.
 //!
 //! *Urgent jobs of any client go before all others.* A steady stream of urgent jobs that fills the pool stops
 //! everything else: that is what urgent means, and clients that are not trusted with it should not have it. Among
@@ -24,24 +25,26 @@
 //!
 //! # What a job costs
 //!
-//! What it took. That is known when it ends; when it is taken it is charged what jobs of its hint took before on workers of this
-//! pool: an average in which each new run counts for a quarter, kept apart for runs on a worker that had run the hint
-//! before (*warm*) and on others (*cold*). For a hint of which that is not known, it is the average of all hints, and before there is
-//! one, 10 s and 600 s. Jobs without a hint are charged 600 s at first. No job costs less than a second. A job that is lost with its
-//! worker, or that a worker gives back, costs nothing; but as long as the worker may come back with it, it is charged like
-//! one that runs. A job of which nobody knows when it began, because a worker brought it back, costs what was expected.
+//! What it took. That is known when it ends; when it is taken it is charged what jobs of its hint took before on workers of
+//! this pool: an average in which each new run counts for a quarter, kept apart for runs on a worker that had run the hint
+//! before (*warm*) and on others (*cold*). For a hint of which that is not known, it is the average of all hints, and before
+//! there is one, 10 s and 600 s. Jobs without a hint are charged 600 s at first. No job costs less than a second. A job that is
+//! lost with its worker, or that a worker gives back, costs nothing; but as long as the worker may come back with it, it is
+//! charged like one that runs. A job of which nobody knows when it began, because a worker brought it back, costs what was
+//! expected.
 //!
 //! # Where it runs
 //!
-//! *The client that is furthest behind goes first; of its jobs, one that the worker which asks does as well as any other: one whose
-//! hint ran there, or ran nowhere.* What another worker has cached goes into that one's queue and waits. It is charged
-//! when it starts, so its client stays first at that worker, and loses none of its share by waiting as long as it has other jobs.
+//! *The client that is furthest behind goes first; of its jobs, one that the worker which asks does as well as any other: one
+//! whose hint ran there, or ran nowhere.* What another worker has cached goes into that one's queue and waits. It is charged
+//! when it starts, so its client stays first at that worker, and loses none of its share by waiting as long as it has other
+//! jobs.
 //!
 //! *How long that is worth it depends on whether somebody is idle.*
 //!
-//! * While nobody is, a wait costs only who waits, and a run elsewhere costs everybody. So a job waits for the worker with the shortest
-//!   queue among those that ran its hint, if that is no more than an hour of work. A longer one says that the hint is worth having on
-//!   one more worker. A worker that is gone is waited for too, for half an hour, except by urgent jobs.
+//! * While nobody is, a wait costs only who waits, and a run elsewhere costs everybody. So a job waits for the worker with the
+//!   shortest queue among those that ran its hint, if that is no more than an hour of work. A longer one says that the hint is
+//!   worth having on one more worker. A worker that is gone is waited for too, for half an hour, except by urgent jobs.
 //! * While somebody is, a job waits if it is done sooner so: if the wait is no longer than what the cache saves. Whoever finds
 //!   nothing else to do takes what waits elsewhere for longer.
 //! * A client all of whose jobs wait does lose by it. When it is owed three hundred times what the cache saves, it is served by
@@ -51,8 +54,8 @@
 //!
 //! * Of the workers that ran a hint, the latest 256 are remembered, and the latest 32 are looked at. When 256 ran it, jobs go
 //!   to whoever is free.
-//! * A job that has waited for caches for four times its cold cost goes to whoever is idle; after four hours, also to whoever asks
-//!   next. So a worker that is stuck, or one that comes and goes, holds nothing up for ever.
+//! * A job that has waited for caches for four times its cold cost goes to whoever is idle; after four hours, also to whoever
+//!   asks next. So a worker that is stuck, or one that comes and goes, holds nothing up for ever.
 //! * A worker that pauses or disconnects gives its queue back.
 //!
 //! The figures are those that did best in [simulations](crate::simulate).
@@ -65,10 +68,10 @@
 //!
 //! # What differs from OCluster
 //!
-//! The idea is OCluster's, whose administrators will find the same text in [`Pool::show`], with times from the fair time on. Theirs
-//! charges a job when it is submitted, by two fixed costs, gives nothing back, does not slow down fair time when it falls behind,
-//! does not count how much a worker does at once, remembers all workers of a hint, lets 60 jobs wait for a worker whether others
-//! are idle or not, and lets a job wait for a stuck worker.
+//! The idea is OCluster's, whose administrators will find the same text in [`Pool::show`], with times from the fair time on.
+//! Theirs charges a job when it is submitted, by two fixed costs, gives nothing back, does not slow down fair time when it
+//! falls behind, does not count how much a worker does at once, remembers all workers of a hint, lets 60 jobs wait for a worker
+//! whether others are idle or not, and lets a job wait for a stuck worker.
 
 mod absent;
 mod administration;

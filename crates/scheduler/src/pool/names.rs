@@ -9,8 +9,8 @@ use bstr::BStr;
 
 /// A table in which each row has a name. A million jobs refer to rows by number, and keep no names.
 ///
-/// Ordered maps throughout the pool, not hashed ones, and rows in blocks: no operation stops to move a million entries, names that
-/// strangers choose do no harm, and lists come out sorted.
+/// Ordered maps throughout the pool, not hashed ones, and rows in blocks: no operation stops to move a million entries, names
+/// that strangers choose do no harm, and lists come out sorted.
 pub(super) struct Names<T> {
     by_name: BTreeMap<Arc<[u8]>, Row<T>>,
     /// All but the last are full, and none is ever moved.

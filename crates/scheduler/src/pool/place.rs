@@ -45,8 +45,8 @@ impl Pool {
         self.start(now, id, waiting);
     }
 
-    /// Gives a worker what its `pop`s ask for, as far as there is something: what is next in its own queue or in the backlog. Jobs
-    /// of the backlog that another would do better wait for that one. The rest of the `pop`s wait.
+    /// Gives a worker what its `pop`s ask for, as far as there is something: what is next in its own queue or in the backlog.
+    /// Jobs of the backlog that another would do better wait for that one. The rest of the `pop`s wait.
     pub(super) fn serve(&mut self, now: Duration, id: WorkerId) {
         self.expire(now);
         self.hand_out(now, id);
@@ -112,8 +112,8 @@ impl Pool {
         self.wait_for_absent(now, id)
     }
 
-    /// Returns the job that is to be done rather than this one, cached or not: its client has only such jobs, and is owed so much time
-    /// that it is better served so. (Its last one: that would wait longest.)
+    /// Returns the job that is to be done rather than this one, cached or not: its client has only such jobs, and is owed so
+    /// much time that it is better served so. (Its last one: that would wait longest.)
     fn owed(&self, id: JobId) -> Option<JobId> {
         let job = self.jobs.get(&id)?;
         let (next, row) = self.backlog.first_holder()?;

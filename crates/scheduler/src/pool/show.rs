@@ -17,14 +17,15 @@ const WIDTH: usize = 77;
 const MOST: usize = 1000;
 /// How many workers are shown.
 const MOST_WORKERS: usize = 10_000;
-/// How long the text may be, in bytes, until no more workers are shown, and until no more that are gone are: a few mebibytes, with what
-/// comes after. Workers choose their names, and an administrator takes messages of 16 MiB.
+/// How long the text may be, in bytes, until no more workers are shown, and until no more that are gone are: a few mebibytes,
+/// with what comes after. Workers choose their names, and an administrator takes messages of 16 MiB.
 const MOST_BYTES: [usize; 2] = [4 << 20, 6 << 20];
 /// How much of a client's name or a hint is shown, in bytes.
 const MOST_OF_NAME: usize = 255;
 
 impl Pool {
-    /// Returns the pool's state as text. Strangers choose names, and terminals show them: bytes that are not for display are escaped.
+    /// Returns the pool's state as text. Strangers choose names, and terminals show them: bytes that are not for display are
+    /// escaped.
     ///
     /// ```text
     /// capacity: 2

@@ -1,7 +1,8 @@
 //! The logs of kept jobs on their way to a database that several schedulers share.
 //!
-//! A log is in a file here first, and follows into the database every second, before a run begins that goes on with it, and before its job
-//! ends. So whoever takes over has all of it but the last second, which the worker still has, unless that is lost at the same time.
+//! A log is in a file here first, and follows into the database every second, before a run begins that goes on with it, and
+//! before its job ends. So whoever takes over has all of it but the last second, which the worker still has, unless that is
+//! lost at the same time.
 
 use std::rc::Rc;
 use std::time::Duration;

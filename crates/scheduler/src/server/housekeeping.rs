@@ -16,14 +16,16 @@ use crate::state::{Change, HINTS};
 /// How often it is looked for.
 const EVERY: Duration = Duration::from_secs(600);
 
-/// How long a job is kept after its end though there is no room: its client may be about to come back, and would have it done again.
+/// How long a job is kept after its end though there is no room: its client may be about to come back, and would have it done
+/// again.
 const RECENT: Duration = Duration::from_secs(3600);
 
 /// How many jobs are forgotten at once: others wait for the database meanwhile.
 const AT_ONCE: u32 = 1000;
 
-/// Removes jobs that ended long ago, and the longest ended of more than there is room for, and hints of the pools that are of no use any more,
-/// for ever; and first the logs that an earlier scheduler left: copies, and of jobs that it had forgotten when it died.
+/// Removes jobs that ended long ago, and the longest ended of more than there is room for, and hints of the pools that are of
+/// no use any more, for ever; and first the logs that an earlier scheduler left: copies, and of jobs that it had forgotten when
+/// it died.
 pub(super) async fn keep_house(keeper: Keeper, logs: Logs, keeping: Rc<Keeping>, pools: Vec<BString>) {
     remove_old(&logs).await;
     remove_strays(&keeper, &logs).await;

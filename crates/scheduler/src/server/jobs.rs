@@ -172,8 +172,8 @@ impl LivePool {
         }
     }
 
-    /// Returns a job of this client of which the end is not told yet, held, if there is one of this key. What was forgotten of it is taken from
-    /// `description`.
+    /// Returns a job of this client of which the end is not told yet, held, if there is one of this key. What was forgotten of
+    /// it is taken from `description`.
     ///
     /// # Errors
     ///

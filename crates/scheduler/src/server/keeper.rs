@@ -52,8 +52,8 @@ enum ToFlush {
 /// How long what was written is left where it was written first.
 const TIDY: Duration = Duration::from_secs(1);
 
-/// The threads of a [`Keeper`]. Dropping it waits until everything that was asked for is written and the database is closed; nothing can
-/// be asked for from then on.
+/// The threads of a [`Keeper`]. Dropping it waits until everything that was asked for is written and the database is closed;
+/// nothing can be asked for from then on.
 pub(super) struct Thread {
     handles: Vec<thread::JoinHandle<()>>,
     keeper: Keeper,
@@ -96,8 +96,9 @@ impl Keeper {
         }
     }
 
-    /// Makes a change, and tells when it survives this process, or, `through`, this machine; and whether there was something to change. It
-    /// is asked for when this is called, not when the future is polled, and made in the order in which it is asked for.
+    /// Makes a change, and tells when it survives this process, or, `through`, this machine; and whether there was something to
+    /// change. It is asked for when this is called, not when the future is polled, and made in the order in which it is asked
+    /// for.
     pub(super) fn write(
         &self,
         change: Change,
@@ -108,8 +109,8 @@ impl Keeper {
         received(answer)
     }
 
-    /// Waits until everything that was to be remembered survives this machine. It is asked for when this is called, not when the future is
-    /// polled.
+    /// Waits until everything that was to be remembered survives this machine. It is asked for when this is called, not when
+    /// the future is polled.
     pub(super) fn settled(&self) -> impl Future<Output = Result<(), StateError>> + use<> {
         let (reply, answer) = oneshot::channel();
         self.ask(Request::Settle { reply });

@@ -47,7 +47,8 @@ pub(super) struct Logs {
 /// How many logs are flushed each by itself.
 const ONE_BY_ONE: usize = 8;
 
-/// How many logs of jobs that go on are copied at once: after a take-over all workers want theirs, and what is read of each is in memory.
+/// How many logs of jobs that go on are copied at once: after a take-over all workers want theirs, and what is read of each is
+/// in memory.
 const REOPENED: usize = 4;
 
 /// Where copies are, below the state directory.
@@ -66,8 +67,9 @@ impl Logs {
         Self::within(directory, limit)
     }
 
-    /// Begins a directory of copies below this one. What is there already was copied in an earlier turn, and others have gone on with those jobs
-    /// since. It stays until [`remove_old`](Self::remove_old): there may be millions, and nobody is to wait for that.
+    /// Begins a directory of copies below this one. What is there already was copied in an earlier turn, and others have gone
+    /// on with those jobs since. It stays until [`remove_old`](Self::remove_old): there may be millions, and nobody is to wait
+    /// for that.
     pub(super) fn of_a_turn(copies: &Path, limit: u64) -> io::Result<Self> {
         make(copies)?;
         Self::within(tempfile::Builder::new().prefix("turn-").tempdir_in(copies)?.keep(), limit)
@@ -177,8 +179,8 @@ impl Logs {
     /// Waits until these logs survive the machine, and their names. Blocks.
     pub(super) fn sync(&self, logs: &[JobLog]) -> io::Result<()> {
         if logs.len() > ONE_BY_ONE {
-            // Each flush takes a few milliseconds, also of a log of one line: a disk has no time for hundreds in a second. What others have
-            // written to its filesystem is flushed too, and they would have waited for that in turn.
+            // Each flush takes a few milliseconds, also of a log of one line: a disk has no time for hundreds in a second. What
+            // others have written to its filesystem is flushed too, and they would have waited for that in turn.
             return Ok(rustix::fs::syncfs(&*self.opened)?);
         }
         logs.iter().try_for_each(JobLog::sync)?;

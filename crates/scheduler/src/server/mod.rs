@@ -12,17 +12,18 @@
 //! # The life of a job
 //!
 //! A client's reference is to a [`record`], not to the worker: the scheduler reads the log of each *run* on a worker into its own
-//! [file](logs), and the result ([`runs`]). So a job can change its worker without its client noticing anything but a line in the log.
+//! [file](logs), and the result ([`runs`]). So a job can change its worker without its client noticing anything but a line in the
+//! log.
 //!
 //! * A worker that says nothing any more, though it is asked, loses its connection ([`workers`]).
-//! * A worker of Kiln's that loses its connection goes on, and offers what it does when it is back ([`workers`]). It is waited for for
-//!   [`Keeping::worker_grace`]. After that, and at once if the worker cannot come back, the job is begun again elsewhere, up to
-//!   [`Keeping::retries`] times, unless its log had come to its end.
-//! * A *kept* job is in the database: its submission before it is answered, each run before its worker gets it, its end before its client
-//!   hears of it. A scheduler that starts goes on with it ([`jobs`]). Clients of Kiln submit such jobs, and find them again by their key; others
-//!   submit again when they lose their connection, as they do with OCluster.
-//! * A job that is not *detached* needs its client. When that goes, it is cancelled; when it is only not heard of any more, or the scheduler was,
-//!   it is waited for for [`Keeping::client_grace`].
+//! * A worker of Kiln's that loses its connection goes on, and offers what it does when it is back ([`workers`]). It is waited
+//!   for for [`Keeping::worker_grace`]. After that, and at once if the worker cannot come back, the job is begun again
+//!   elsewhere, up to [`Keeping::retries`] times, unless its log had come to its end.
+//! * A *kept* job is in the database: its submission before it is answered, each run before its worker gets it, its end before
+//!   its client hears of it. A scheduler that starts goes on with it ([`jobs`]). Clients of Kiln submit such jobs, and find
+//!   them again by their key; others submit again when they lose their connection, as they do with OCluster.
+//! * A job that is not *detached* needs its client. When that goes, it is cancelled; when it is only not heard of any more, or
+//!   the scheduler was, it is waited for for [`Keeping::client_grace`].
 
 mod admin;
 mod archive;

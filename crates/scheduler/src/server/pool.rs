@@ -157,7 +157,8 @@ impl LivePool {
         }
     }
 
-    /// Adds a worker that does not come back for its jobs. It is active at once, as OCluster's workers expect: they only say when they are not.
+    /// Adds a worker that does not come back for its jobs. It is active at once, as OCluster's workers expect: they only say
+    /// when they are not.
     pub(super) fn register(
         self: &Rc<Self>,
         name: &BStr,
@@ -169,7 +170,8 @@ impl LivePool {
         Ok(id)
     }
 
-    /// Adds a worker that comes back for its jobs, and is active once it is [welcome](Self::welcome). Its older self, if that is there, goes.
+    /// Adds a worker that comes back for its jobs, and is active once it is [welcome](Self::welcome). Its older self, if that
+    /// is there, goes.
     pub(super) fn enter(
         self: &Rc<Self>,
         name: &BStr,

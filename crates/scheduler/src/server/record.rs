@@ -103,8 +103,8 @@ impl Record {
         self.stage.send_replace(Stage::Ended(log, outcome));
     }
 
-    /// Returns a reference to the job for a client, a promise until a worker has begun it. As long as the ticket of `hold` or what the promise
-    /// becomes is there, the job is held.
+    /// Returns a reference to the job for a client, a promise until a worker has begun it. As long as the ticket of `hold` or
+    /// what the promise becomes is there, the job is held.
     pub(super) fn job(self: &Rc<Self>, hold: Option<&Rc<Hold>>) -> Job {
         let mut stage = self.stage.subscribe();
         let (record, hold) = (Rc::clone(self), hold.map(Rc::downgrade));

@@ -72,8 +72,8 @@ impl LiveRun {
 }
 
 impl LiveRun {
-    /// Lets go of a job that nobody wants any more. For a worker of OCluster's that is what cancels it. What this returns is to be dropped
-    /// while nothing is borrowed: a worker can make that end its registration, or a client's hold.
+    /// Lets go of a job that nobody wants any more. For a worker of OCluster's that is what cancels it. What this returns is to
+    /// be dropped while nothing is borrowed: a worker can make that end its registration, or a client's hold.
     #[must_use]
     pub(super) fn let_go(&mut self) -> Option<Job> {
         if let At::Worker { job, comes_back: false, unwanted, .. } = &mut self.at {
@@ -128,8 +128,8 @@ impl LivePool {
         self.set_running(worker, running);
     }
 
-    /// Has everything written that is to be known of a run before its worker begins, and gives the worker the job. `before` is what began or read
-    /// the run before.
+    /// Has everything written that is to be known of a run before its worker begins, and gives the worker the job. `before` is
+    /// what began or read the run before.
     async fn begin(self: Rc<Self>, id: JobId, number: u32, worker: WorkerId, pop: Pop, before: Option<JoinHandle<()>>) {
         let Some((log, log_start)) = self.open_log(id, number, before).await else {
             return self.put_pop_back(worker, pop);
@@ -163,8 +163,8 @@ impl LivePool {
         }
     }
 
-    /// Opens the log of a job for a new run, and has it written that the run begins. Returns the log and where the run's begins. `before` is
-    /// what read the one before.
+    /// Opens the log of a job for a new run, and has it written that the run begins. Returns the log and where the run's
+    /// begins. `before` is what read the one before.
     async fn open_log(&self, id: JobId, number: u32, before: Option<JoinHandle<()>>) -> Option<(JobLog, u64)> {
         if let Some(before) = before {
             // What it still has to write comes first. If it failed, it writes nothing.
@@ -261,7 +261,8 @@ impl LivePool {
         }
     }
 
-    /// Waits for a worker's answer, but not for one that has left and is connected still: it would hold up whoever does its job next.
+    /// Waits for a worker's answer, but not for one that has left and is connected still: it would hold up whoever does its job
+    /// next.
     async fn unless_gone<T>(
         &self,
         worker: WorkerId,

@@ -35,8 +35,9 @@ use crate::web::{self, Site, WebError};
 pub struct Settings {
     /// The directory of its database, which must exist.
     pub state: PathBuf,
-    /// The lease of a database that is shared, which takes the place of its own. The caller holds it for as long as the scheduler is there, and
-    /// stops it when it is lost; and it has locked the directory, which is for what need not outlive this scheduler then.
+    /// The lease of a database that is shared, which takes the place of its own. The caller holds it for as long as the
+    /// scheduler is there, and stops it when it is lost; and it has locked the directory, which is for what need not outlive
+    /// this scheduler then.
     pub tenure: Option<Tenure>,
     /// What it is known by. The ids of its services are made of it also without encryption.
     pub key: Key,

@@ -15,8 +15,8 @@ use crate::pool::{AlreadyRegistered, WorkerId};
 /// The most jobs that a worker may say it runs at once.
 const MAX_CAPACITY: u32 = 10_000;
 
-/// The longest name of a worker, in bytes, and how many names a pool takes note of. They are kept for ever, and an administrator who lists
-/// them has them in one message, of 16 MiB at most.
+/// The longest name of a worker, in bytes, and how many names a pool takes note of. They are kept for ever, and an
+/// administrator who lists them has them in one message, of 16 MiB at most.
 const MAX_NAME: usize = 255;
 const MAX_NAMES: usize = 50_000;
 
@@ -68,8 +68,8 @@ impl Entrance {
         let left = CancellationToken::new();
         let silence = pool.keeping.worker_silence;
         if !silence.is_zero() {
-            // A worker that is given up learns it when it finds its connection closed: it connects again, and offers what it does. OCluster's
-            // have as long as Kiln's.
+            // A worker that is given up learns it when it finds its connection closed: it connects again, and offers what it
+            // does. OCluster's have as long as Kiln's.
             let (quiet, rest) = (silence / 2, silence - silence / 2);
             self.link.watch(Silence { quiet, kiln: rest, other: rest });
         }
@@ -119,7 +119,8 @@ impl QueueServer for Membership {
         if is_wanted {
             return answer(Ok(true));
         }
-        // It is given up for good by that, so it is said by the scheduler that serves: not by one that does not know that it was taken over from.
+        // It is given up for good by that, so it is said by the scheduler that serves: not by one that does not know that it
+        // was taken over from.
         let keeper = self.pool.keeper.clone();
         Box::pin(async move { keeper.still_serves().await.map(|()| false).map_err(cannot_read) })
     }

@@ -178,8 +178,8 @@ impl Trace {
     /// {"event":"job","at_s":13,"client":"bob","urgent":true,"warm_s":1,"cold_s":1,"cancel_after_s":60}
     /// ```
     ///
-    /// A job takes `warm_s` on a worker that has done one of its hint, and `cold_s` on others. If that one is not done yet, it waits
-    /// for it first: no step is made twice. Empty lines are skipped.
+    /// A job takes `warm_s` on a worker that has done one of its hint, and `cold_s` on others. If that one is not done yet, it
+    /// waits for it first: no step is made twice. Empty lines are skipped.
     ///
     /// # Errors
     ///

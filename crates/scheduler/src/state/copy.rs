@@ -92,11 +92,13 @@ pub enum CopyError {
     },
 }
 
-/// Copies what a scheduler has in its state directory into the empty database of a lease: all or nothing. The directory stays as it is. Blocks.
+/// Copies what a scheduler has in its state directory into the empty database of a lease: all or nothing. The directory stays
+/// as it is. Blocks.
 ///
 /// # Errors
 ///
-/// A scheduler runs on the directory, there is none of its databases, something cannot be read; or the database is not empty, or refuses.
+/// A scheduler runs on the directory, there is none of its databases, something cannot be read; or the database is not empty,
+/// or refuses.
 pub fn copy(directory: &Path, to: Tenure) -> Result<Copied, CopyError> {
     let path = directory.join("scheduler.db");
     if !path.is_file() {

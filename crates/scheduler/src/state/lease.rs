@@ -1,16 +1,16 @@
 //! Which of several schedulers serves: the one that holds the lease of their database.
 //!
-//! The table `kiln_lease` has one row: `epoch`, which is higher with each holder, `beat`, which the holder raises every half second, and `holder`,
-//! which nobody is after a holder that said it goes.
+//! The table `kiln_lease` has one row: `epoch`, which is higher with each holder, `beat`, which the holder raises every half
+//! second, and `holder`, which nobody is after a holder that said it goes.
 //!
-//! * Who stands by takes over when it has seen the same row for five seconds by a clock of its own that nobody sets. Nothing compares
-//!   the times of two machines.
+//! * Who stands by takes over when it has seen the same row for five seconds by a clock of its own that nobody sets. Nothing
+//!   compares the times of two machines.
 //! * A holder that could not raise the beat for four stops serving.
-//! * All who share the database must be known by the same key, as the table `kiln_terms` says, and none may be older than its schema. Who is not
-//!   so is told at once, not when it would serve.
-//! * A holder that was stopped, or whose clock stood still, cannot know that it is none any more. So each of its transactions begins by looking
-//!   whether the epoch is still its own, and keeps anybody from taking over until it ends (`database/postgres.rs`).
-//!   What a scheduler does for a kept job follows a transaction.
+//! * All who share the database must be known by the same key, as the table `kiln_terms` says, and none may be older than its
+//!   schema. Who is not so is told at once, not when it would serve.
+//! * A holder that was stopped, or whose clock stood still, cannot know that it is none any more. So each of its transactions
+//!   begins by looking whether the epoch is still its own, and keeps anybody from taking over until it ends
+//!   (`database/postgres.rs`). What a scheduler does for a kept job follows a transaction.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -116,9 +116,9 @@ pub enum Standing {
 }
 
 impl Lease {
-    /// Waits until nobody else holds the lease of a database, and takes it. `name` is what others are told of the holder; no other process has the
-    /// same. `tell` is called when
-    /// what it says has changed. May be dropped while it waits. Without `terms`, they stay as they are.
+    /// Waits until nobody else holds the lease of a database, and takes it. `name` is what others are told of the holder; no
+    /// other process has the same. `tell` is called when what it says has changed. May be dropped while it waits. Without
+    /// `terms`, they stay as they are.
     ///
     /// # Errors
     ///

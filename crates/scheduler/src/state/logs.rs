@@ -23,7 +23,8 @@ pub const PART: u64 = 32 << 10;
 const AT_ONCE: i64 = 32;
 
 impl State {
-    /// Returns the parts of a log from `start` on, a multiple of [`PART`], in order; none at its end. Not all of them, if they are many.
+    /// Returns the parts of a log from `start` on, a multiple of [`PART`], in order; none at its end. Not all of them, if they
+    /// are many.
     ///
     /// # Errors
     ///

@@ -1,8 +1,8 @@
 //! What a scheduler keeps: who may submit, what pools know, jobs.
 //!
-//! `STATE/scheduler.db` is an SQLite database with OCluster's tables, as its scheduler leaves and expects them. So a
-//! state directory may be handed from one program to the other and back. Or it is a PostgreSQL database with the same tables, which several
-//! schedulers share: one of them serves, whose [`lease`] it is.
+//! `STATE/scheduler.db` is an SQLite database with OCluster's tables, as its scheduler leaves and expects them. So a state
+//! directory may be handed from one program to the other and back. Or it is a PostgreSQL database with the same tables, which
+//! several schedulers share: one of them serves, whose [`lease`] it is.
 //!
 //! ```text
 //! sturdy_refs     hash, type, args, created        the clients: SHA-256 of the service id, `ocluster-client`, name
@@ -175,8 +175,8 @@ impl State {
         }
     }
 
-    /// Opens the database of a lease, for as long as that is held. Not to be called by a task, nor any method of what it returns: they
-    /// block.
+    /// Opens the database of a lease, for as long as that is held. Not to be called by a task, nor any method of what it
+    /// returns: they block.
     ///
     /// # Errors
     ///

@@ -94,8 +94,8 @@ fn times_are_counted_as_they_are() {
         assert_eq!((outcome.finished, outcome.cancelled, outcome.restarted), (3, 1, 1), "{outcome:?}");
         assert_eq!((outcome.hinted_starts, outcome.cache_hits), (3, 1));
         assert_eq!((outcome.work_s, outcome.makespan_s), (50.0 + 100.0 + 10.0 + 5.0, 175.0));
-        // The first at 70, where it was in the order of things; then the other client's, then the second. In OCluster, the first is
-        // submitted and charged anew, and comes last.
+        // The first at 70, where it was in the order of things; then the other client's, then the second. In OCluster, the
+        // first is submitted and charged anew, and comes last.
         let waits = if decider == Decider::Kiln { (155.0, 140.0) } else { (165.0, 40.0) };
         assert_eq!((outcome.clients[0].wait_s.max, outcome.clients[1].wait_s.max), waits);
         assert_eq!(outcome.clients[0].share, None, "so few jobs tell nothing");

@@ -1,7 +1,7 @@
 //! Two engines behind one language: SQLite, and PostgreSQL.
 //!
-//! Queries are written in what both understand, with parameters `$1`, `$2`, … in the order in which they first appear. What the engines
-//! do not share is in their own files: how they are opened, how they commit, and the [migrations](Migration).
+//! Queries are written in what both understand, with parameters `$1`, `$2`, … in the order in which they first appear. What the
+//! engines do not share is in their own files: how they are opened, how they commit, and the [migrations](Migration).
 
 pub(super) mod postgres;
 pub(super) mod sqlite;
@@ -163,10 +163,11 @@ struct Migration {
     postgres: &'static str,
 }
 
-/// All of them, the oldest first. `kiln_schema` says how many a database has had. One that was released is not changed: another is added.
+/// All of them, the oldest first. `kiln_schema` says how many a database has had. One that was released is not changed: another
+/// is added.
 ///
-/// SQLite's first leaves alone what is there, which may be OCluster's. PostgreSQL has no text of any bytes, so names are `BYTEA` there. Hints
-/// are found by age and then by `rowid`, which every table of SQLite has.
+/// SQLite's first leaves alone what is there, which may be OCluster's. PostgreSQL has no text of any bytes, so names are
+/// `BYTEA` there. Hints are found by age and then by `rowid`, which every table of SQLite has.
 const MIGRATIONS: &[Migration] = &[
     Migration {
         sqlite: "

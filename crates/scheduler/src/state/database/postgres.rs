@@ -32,7 +32,8 @@ pub(in crate::state) struct Fence {
 
 /// A connection that is made again when it is lost, for as long as we may write.
 ///
-/// A server that restarts, or is replaced by its own stand-by, is waited for: callers are told of nothing but of the lease's loss.
+/// A server that restarts, or is replaced by its own stand-by, is waited for: callers are told of nothing but of the lease's
+/// loss.
 pub(in crate::state) struct Postgres {
     server: PostgresServer,
     runtime: Runtime,
@@ -138,8 +139,8 @@ impl Queries for Postgres {
 }
 
 impl Postgres {
-    /// Does `act` in a transaction, if the lease is ours. This holds for what only reads, too: what is not there, or is not so any more, is said by
-    /// who serves.
+    /// Does `act` in a transaction, if the lease is ours. This holds for what only reads, too: what is not there, or is not so
+    /// any more, is said by who serves.
     fn fenced<T>(
         &mut self,
         mut act: impl FnMut(&mut dyn Queries) -> Result<T, DatabaseError>,

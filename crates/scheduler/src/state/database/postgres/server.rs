@@ -21,13 +21,14 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// After how long a server is given up that acknowledges nothing, `TCP_USER_TIMEOUT` in tcp(7).
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// For each session. A transaction of a scheduler that was stopped in it must not keep another from taking over, whether the server waits for what it
-/// says next or, the last one, for it to read what was said.
+/// For each session. A transaction of a scheduler that was stopped in it must not keep another from taking over, whether the
+/// server waits for what it says next or, the last one, for it to read what was said.
 const SESSION: &str =
     "SET idle_in_transaction_session_timeout = '2s'; SET lock_timeout = '10s'; SET tcp_user_timeout = '3s'";
 
-/// A database of a PostgreSQL server, from a URI as libpq has them: `postgres://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=require`,
-/// several hosts with commas between them; or the environment's `PGPASSWORD`.
+/// A database of a PostgreSQL server, from a URI as libpq has them:
+/// `postgres://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=require`, several hosts with commas between them; or the environment's
+/// `PGPASSWORD`.
 ///
 /// `Display` shows hosts and database, and no password.
 #[derive(Clone)]
@@ -121,7 +122,8 @@ fn tls() -> rustls::ClientConfig {
 }
 
 impl PostgresServer {
-    /// Connects to the first host that answers and can be written. The connection is driven by the runtime that this is called on.
+    /// Connects to the first host that answers and can be written. The connection is driven by the runtime that this is called
+    /// on.
     pub(in crate::state) async fn connect(&self) -> Result<Client, DatabaseError> {
         // All at once: one that is silent must not keep us from another, in the time that a lease leaves.
         let attempts = self.hosts.iter().map(|host| Box::pin(self.connect_to(host)));

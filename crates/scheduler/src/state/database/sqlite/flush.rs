@@ -1,7 +1,7 @@
 //! What was written is made to survive the machine, beside the thread that writes.
 //!
-//! A disk that is busy takes a second for that, and nobody may have to wait so long for a job to be stored. So this has a connection and file
-//! descriptors of its own: SQLite's log, where all commits go, may be flushed while more is appended to it
+//! A disk that is busy takes a second for that, and nobody may have to wait so long for a job to be stored. So this has a
+//! connection and file descriptors of its own: SQLite's log, where all commits go, may be flushed while more is appended to it
 //! (<https://sqlite.org/wal.html>), and moved into the database too, as long as nobody is made to wait (`PASSIVE`).
 
 use std::fs::File;
@@ -13,8 +13,8 @@ use rusqlite::Connection;
 use super::super::DatabaseError;
 use super::BUSY;
 
-/// How long SQLite's log gets, in pages, until who commits moves it into the database. Before that, this has moved most of it. Only at such a
-/// moment the log begins anew.
+/// How long SQLite's log gets, in pages, until who commits moves it into the database. Before that, this has moved most of it.
+/// Only at such a moment the log begins anew.
 pub(super) const LOG_PAGES: u32 = 16_000;
 
 /// Who flushes a database.
