@@ -16,9 +16,9 @@ impl Pool {
     /// idle because of them. Urgent ones do not wait.
     pub(super) fn wait_for_absent(&mut self, now: Duration, id: JobId) -> bool {
         let Some((machine, until)) = self.awaited(now, id) else { return false };
-        let Some(hint) = self.jobs.get(&id).and_then(|job| job.hint) else { return false };
+        let Some(hint) = self.jobs.get(id).and_then(|job| job.hint) else { return false };
         self.hold(now, id, self.hints.cost(hint, true));
-        let Some(job) = self.jobs.get_mut(&id) else { return false };
+        let Some(job) = self.jobs.get_mut(id) else { return false };
         job.place = Place::Absent { machine, until };
         self.machines.get_mut(machine).waited_for.insert(id);
         self.absent.insert((until, id));
@@ -28,20 +28,20 @@ impl Pool {
 
     /// Returns the worker for which a job is to wait, and until when.
     fn awaited(&self, now: Duration, id: JobId) -> Option<(Row<Machine>, Duration)> {
-        let hint = self.jobs.get(&id).filter(|job| !job.urgent)?.hint?;
+        let hint = self.jobs.get(id).filter(|job| !job.urgent)?.hint?;
         // The latest is where most of it is.
         let machine = *self.hints.names.get(hint).machines.last()?;
         let content = self.machines.get(machine);
         let gone = content.gone.filter(|_| content.worker.is_none() && content.known && !content.paused)?;
         // One that comes and goes does not have it wait for ever.
-        let waits_since = self.jobs.get(&id).and_then(|job| job.waits_since).unwrap_or(now);
+        let waits_since = self.jobs.get(id).and_then(|job| job.waits_since).unwrap_or(now);
         let until = gone.min(waits_since).saturating_add(AWAITED);
         (now < until).then_some((machine, until))
     }
 
     /// Ends that. The job is nowhere then.
     pub(super) fn stop_waiting_for_absent(&mut self, id: JobId) {
-        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let Some(job) = self.jobs.get_mut(id) else { return };
         let Place::Absent { machine, until } = job.place else { return };
         job.place = Place::Nowhere;
         self.absent.remove(&(until, id));

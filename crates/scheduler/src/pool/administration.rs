@@ -125,7 +125,7 @@ impl Pool {
     /// Returns the known workers, sorted by name.
     pub fn workers(&self) -> impl Iterator<Item = WorkerInfo> {
         self.machines.iter().filter(|(_, _, machine)| machine.known).map(|(name, _, machine)| {
-            let worker = machine.worker.and_then(|id| self.workers.get(&id));
+            let worker = machine.worker.and_then(|id| self.workers.get(id));
             let active = worker.map_or(!machine.paused, |worker| worker.pauses.is_active());
             WorkerInfo { name: name.to_owned(), active, connected: worker.is_some() }
         })

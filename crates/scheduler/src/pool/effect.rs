@@ -4,25 +4,52 @@ use std::fmt;
 
 use bstr::BString;
 
-/// A job in a pool. Later jobs have greater numbers.
+use super::rows::Key;
+
+/// A job in a pool. Later jobs have greater ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct JobId(pub u64);
+pub struct JobId(Key);
 
 /// One registration of a worker: a worker that connects again gets another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct WorkerId(pub u64);
+pub struct WorkerId(Key);
 
-impl fmt::Display for JobId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
-    }
+macro_rules! id {
+    ($id:ident) => {
+        impl $id {
+            /// Returns an id that no pool ever gives: for who decides in its place.
+            pub(crate) fn of_no_pool(number: u64) -> Self {
+                $id(Key::of_none(number))
+            }
+
+            /// Returns how many there were before.
+            pub fn number(self) -> u64 {
+                self.0.number
+            }
+        }
+
+        impl From<Key> for $id {
+            fn from(key: Key) -> Self {
+                $id(key)
+            }
+        }
+
+        impl From<$id> for Key {
+            fn from(id: $id) -> Key {
+                id.0
+            }
+        }
+
+        impl fmt::Display for $id {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}", self.0.number)
+            }
+        }
+    };
 }
 
-impl fmt::Display for WorkerId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
+id!(JobId);
+id!(WorkerId);
 
 /// What is to be done after an operation, in this order.
 #[derive(Debug, Clone, PartialEq)]

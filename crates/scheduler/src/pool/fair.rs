@@ -45,7 +45,7 @@ pub(super) struct Charge {
     /// How much later the client's next job starts because of it.
     pub(super) share: Duration,
     /// What it is expected to take.
-    cost: Duration,
+    pub(super) cost: Duration,
 }
 
 impl Client {
@@ -125,8 +125,16 @@ impl Client {
     }
 
     /// Returns where its next jobs stand, the urgent one and the other.
-    pub(super) fn heads(&self) -> impl Iterator<Item = Turn> {
-        let heads = [false, true].into_iter().zip(&self.lines);
-        heads.filter_map(|(patient, line)| Some(Turn { patient, start: self.next, job: *line.first()? }))
+    pub(super) fn heads(&self) -> [Option<Turn>; 2] {
+        [false, true].map(|patient| {
+            let job = *self.lines[usize::from(patient)].first()?;
+            Some(Turn { patient, start: self.next, job })
+        })
+    }
+
+    /// Takes a job out of its line, of which it will take so much no longer.
+    pub(super) fn leave_line(&mut self, job: JobId, urgent: bool, share: Duration) {
+        self.lines[usize::from(!urgent)].remove(&job);
+        self.queued = self.queued.saturating_sub(share);
     }
 }

@@ -63,7 +63,7 @@ impl Pool {
     /// Returns the connected workers, sorted by name, each with the jobs in its queue.
     pub fn worker_queues(&self) -> impl Iterator<Item = (&BStr, Lengths)> {
         self.machines.iter().filter_map(|(name, _, machine)| {
-            let worker = self.workers.get(&machine.worker?)?;
+            let worker = self.workers.get(machine.worker?)?;
             Some((name, worker.queue.lengths()))
         })
     }

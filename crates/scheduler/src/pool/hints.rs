@@ -64,8 +64,10 @@ impl Hints {
     pub(super) fn begin(&mut self, name: &BStr) -> Row<Hint> {
         let row = self.names.find_or_add(name, Hint::default);
         let hint = self.names.get_mut(row);
+        if hint.jobs == 0 {
+            self.unused.remove(&hint.unused);
+        }
         hint.jobs += 1;
-        self.unused.remove(&hint.unused);
         row
     }
 

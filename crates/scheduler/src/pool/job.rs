@@ -12,12 +12,13 @@ use super::gauges::Gauges;
 use super::hints::{Hint, Hints};
 use super::names::{Names, Row};
 use super::queue::Turn;
+use super::rows::Keyed;
 use super::worker::{Machine, Worker};
 
 /// The workers of one kind of machine, and the jobs for them.
 pub struct Pool {
     pub(super) name: BString,
-    pub(super) jobs: BTreeMap<JobId, Job>,
+    pub(super) jobs: Keyed<JobId, Job>,
     pub(super) backlog: Backlog,
     /// How far the fair time has come.
     pub(super) fair: Duration,
@@ -25,7 +26,7 @@ pub struct Pool {
     pub(super) absent: BTreeSet<(Duration, JobId)>,
     /// The jobs in queues of workers, by when they will have waited there for too long.
     pub(super) overdue: BTreeSet<(Duration, JobId)>,
-    pub(super) workers: BTreeMap<WorkerId, Worker>,
+    pub(super) workers: Keyed<WorkerId, Worker>,
     /// The `pop`s that wait, the longest first. While there are any, the backlog is empty.
     pub(super) ready: BTreeMap<u64, WorkerId>,
     /// Whether what happened last was that a worker found nothing to do, not that a job found no worker. Only
@@ -37,8 +38,6 @@ pub struct Pool {
     pub(super) effects: Vec<Effect>,
     /// `backlog` and `ready` are filled in when asked for.
     pub(super) counts: Gauges,
-    next_job: u64,
-    next_worker: u64,
     pub(super) next_pop: u64,
 }
 
@@ -56,10 +55,10 @@ pub(super) struct Job {
 
 pub(super) enum Place {
     Backlog,
-    /// In a worker's queue, where it adds `cost` to the workload. If somebody is idle by `until`, it has been there for too long.
+    /// In a worker's queue, where it adds its cost to the workload. If somebody is idle by `until`, it has been there for too
+    /// long.
     Assigned {
         worker: WorkerId,
-        cost: Duration,
         until: Duration,
     },
     /// It waits for a worker that is gone to be back by `until`.
@@ -124,12 +123,12 @@ impl Pool {
     pub fn new(name: impl Into<BString>) -> Pool {
         Pool {
             name: name.into(),
-            jobs: BTreeMap::new(),
+            jobs: Keyed::default(),
             backlog: Backlog::default(),
             fair: Duration::ZERO,
             absent: BTreeSet::new(),
             overdue: BTreeSet::new(),
-            workers: BTreeMap::new(),
+            workers: Keyed::default(),
             ready: BTreeMap::new(),
             is_ready: false,
             machines: Names::default(),
@@ -137,8 +136,6 @@ impl Pool {
             hints: Hints::default(),
             effects: Vec::new(),
             counts: Gauges::default(),
-            next_job: 0,
-            next_worker: 0,
             next_pop: 0,
         }
     }
@@ -165,7 +162,7 @@ impl Pool {
     pub fn submit_lost(&mut self, now: Duration, client: &BStr, request: Request<'_>) -> JobId {
         let id = self.add(client, request);
         self.charge(now, id, self.expected(id));
-        if let Some(job) = self.jobs.get_mut(&id) {
+        if let Some(job) = self.jobs.get_mut(id) {
             job.place = Place::Lost(Trial { since: None, warm: false });
         }
         self.counts.running += 1;
@@ -175,7 +172,7 @@ impl Pool {
     /// Adds a job of which something is missing. It waits until it is [requeued](Pool::requeue).
     pub fn submit_withheld(&mut self, client: &BStr, request: Request<'_>) -> JobId {
         let id = self.add(client, request);
-        if let Some(job) = self.jobs.get_mut(&id) {
+        if let Some(job) = self.jobs.get_mut(id) {
             job.place = Place::Withheld;
         }
         self.counts.withheld += 1;
@@ -184,8 +181,6 @@ impl Pool {
 
     /// Adds a job that is nowhere yet. Returns its number.
     fn add(&mut self, client: &BStr, request: Request<'_>) -> JobId {
-        let id = JobId(self.next_job);
-        self.next_job += 1;
         let hint = (!request.hint.is_empty()).then(|| self.hints.begin(request.hint));
         let client = self.clients.find_or_add(client, || Client::new(Client::RATE));
         let content = self.clients.get_mut(client);
@@ -193,15 +188,14 @@ impl Pool {
         content.jobs.add(request.urgent);
         let charge = content.estimate(Duration::ZERO);
         let urgent = request.urgent;
-        self.jobs.insert(id, Job { client, hint, urgent, charge, waits_since: None, place: Place::Nowhere });
         self.counts.submitted_total += 1;
-        id
+        self.jobs.add(Job { client, hint, urgent, charge, waits_since: None, place: Place::Nowhere })
     }
 
     /// Notes that a job that waits, is lost or is withheld runs on this worker, which says so. Returns false if there is no
     /// such job or worker, or the job runs elsewhere.
     pub fn resume(&mut self, now: Duration, id: JobId, on: WorkerId) -> bool {
-        let (Some(job), true) = (self.jobs.get(&id), self.workers.contains_key(&on)) else { return false };
+        let (Some(job), true) = (self.jobs.get(id), self.workers.get(on).is_some()) else { return false };
         let trial = match job.place {
             Place::Running { .. } | Place::Nowhere => return false,
             Place::Lost(trial) => trial,
@@ -215,7 +209,7 @@ impl Pool {
                 Trial { since: None, warm: false }
             }
         };
-        if let (Some(job), Some(worker)) = (self.jobs.get_mut(&id), self.workers.get_mut(&on)) {
+        if let (Some(job), Some(worker)) = (self.jobs.get_mut(id), self.workers.get_mut(on)) {
             job.place = Place::Running { worker: on, trial };
             job.waits_since = None;
             worker.running.insert(id);
@@ -226,7 +220,7 @@ impl Pool {
 
     /// Cancels a job. One that waits is gone at once; for one that runs, the answer says whom to tell.
     pub fn cancel(&mut self, id: JobId) -> Cancelled {
-        let Some(job) = self.jobs.get(&id) else { return Cancelled::Unknown };
+        let Some(job) = self.jobs.get(id) else { return Cancelled::Unknown };
         let cancelled = match job.place {
             Place::Running { worker, .. } => return Cancelled::Running(worker),
             Place::Lost(_) => {
@@ -261,7 +255,7 @@ impl Pool {
     /// Notes that a job has ended that was running, lost or withheld. Does nothing for others: a worker may report what is no
     /// longer so.
     pub fn finished(&mut self, now: Duration, id: JobId, end: End) {
-        let Some(job) = self.jobs.get(&id) else { return };
+        let Some(job) = self.jobs.get(id) else { return };
         match job.place {
             Place::Running { trial: Trial { since, warm }, .. } => {
                 // Of one that began who knows when, what was expected has to do.
@@ -290,7 +284,7 @@ impl Pool {
     ///
     /// When its worker is gone, that is to be [unregistered](Pool::unregister) first: it could be given the job again.
     pub fn requeue(&mut self, now: Duration, id: JobId) -> bool {
-        let Some(job) = self.jobs.get_mut(&id) else { return false };
+        let Some(job) = self.jobs.get_mut(id) else { return false };
         match &job.place {
             Place::Running { .. } => self.stop(id),
             Place::Lost(_) => {}
@@ -310,9 +304,9 @@ impl Pool {
 
     /// Takes a running job off its worker.
     fn stop(&mut self, id: JobId) {
-        let Some(Place::Running { worker, .. }) = self.jobs.get(&id).map(|job| &job.place) else { return };
+        let Some(Place::Running { worker, .. }) = self.jobs.get(id).map(|job| &job.place) else { return };
         let worker = *worker;
-        if let Some(content) = self.workers.get_mut(&worker) {
+        if let Some(content) = self.workers.get_mut(worker) {
             content.running.remove(&id);
             self.effects.push(Effect::Running { worker, jobs: content.running.len() });
         }
@@ -320,7 +314,7 @@ impl Pool {
 
     /// Removes a job that is nowhere.
     fn remove(&mut self, id: JobId) {
-        let Some(job) = self.jobs.remove(&id) else { return };
+        let Some(job) = self.jobs.remove(id) else { return };
         self.clients.get_mut(job.client).jobs.subtract(job.urgent);
         if let Some(hint) = job.hint {
             self.hints.end(hint);
@@ -328,16 +322,9 @@ impl Pool {
         self.drop_client_if_removed(job.client);
     }
 
-    /// Returns a number for a new registration.
-    pub(super) fn new_worker(&mut self) -> WorkerId {
-        let id = WorkerId(self.next_worker);
-        self.next_worker += 1;
-        id
-    }
-
     /// Returns whose job it is, and how it is shown.
     pub(super) fn describe(&self, turn: Turn) -> Option<(&BStr, &BStr, &Job)> {
-        let job = self.jobs.get(&turn.job)?;
+        let job = self.jobs.get(turn.job)?;
         let hint = job.hint.map_or(BStr::new(""), |hint| self.hints.names.name(hint));
         Some((self.clients.name(job.client), hint, job))
     }

@@ -63,8 +63,12 @@
 //! # What it costs the scheduler
 //!
 //! Each operation is logarithmic in jobs, workers, clients and hints, except that a worker that leaves gives back its
-//! queue, and questions of administrators list things. Memory is bounded by what is queued, the names of clients and
-//! workers that there ever were, and the latest 100 000 hints that nobody is using.
+//! queue, and questions of administrators list things. Memory is bounded by the most jobs that there ever were at once, the names
+//! of clients and workers that there ever were, and the latest 100 000 hints that nobody is using.
+//!
+//! Most of the time is spent waiting for the processor's memory. So jobs, workers, clients and hints are in tables, found by
+//! where they are (`rows.rs`); what is looked at of many workers for each job stands together; and what did not change is not
+//! touched.
 //!
 //! # What differs from OCluster
 //!
@@ -84,6 +88,7 @@ mod job;
 mod names;
 mod place;
 mod queue;
+mod rows;
 mod show;
 mod worker;
 

@@ -1,7 +1,6 @@
 //! Jobs in the order in which they are to run.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound::{Excluded, Unbounded};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::effect::JobId;
@@ -32,21 +31,23 @@ impl Turn {
 /// The jobs assigned to a worker: by client, since it is the client's turn that moves.
 #[derive(Default)]
 pub(super) struct Queue {
-    /// Client, not urgent, job.
-    jobs: BTreeSet<(Row<Client>, bool, JobId)>,
+    /// Client, not urgent, job; sorted. At most [`QUEUE`], which are moved sooner than found elsewhere.
+    jobs: Vec<(Row<Client>, bool, JobId)>,
     lengths: Lengths,
 }
 
 impl Queue {
     pub(super) fn insert(&mut self, client: Row<Client>, patient: bool, job: JobId) {
-        if self.jobs.insert((client, patient, job)) {
+        if let Err(index) = self.jobs.binary_search(&(client, patient, job)) {
+            self.jobs.insert(index, (client, patient, job));
             self.lengths.add(!patient);
         }
     }
 
     /// Takes one out, wherever it stands.
     pub(super) fn remove(&mut self, client: Row<Client>, patient: bool, job: JobId) {
-        if self.jobs.remove(&(client, patient, job)) {
+        if let Ok(index) = self.jobs.binary_search(&(client, patient, job)) {
+            self.jobs.remove(index);
             self.lengths.subtract(!patient);
         }
     }
@@ -58,12 +59,8 @@ impl Queue {
 
     /// Returns the first job of each client.
     fn firsts(&self) -> impl Iterator<Item = (Row<Client>, bool, JobId)> {
-        let mut next = self.jobs.first().copied();
-        std::iter::from_fn(move || {
-            let this = next?;
-            next = self.jobs.range((Excluded((this.0, true, JobId(u64::MAX))), Unbounded)).next().copied();
-            Some(this)
-        })
+        let mut last = None;
+        self.jobs.iter().copied().filter(move |&(client, ..)| last.replace(client) != Some(client))
     }
 
     /// Returns how many wait, in constant time.

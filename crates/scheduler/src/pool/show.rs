@@ -57,7 +57,7 @@ impl Pool {
         out.text("\nregistered:");
         let mut more = 0;
         for (name, _, machine) in self.machines.iter() {
-            let Some(worker) = machine.worker.and_then(|id| self.workers.get(&id)) else { continue };
+            let Some(worker) = machine.worker.and_then(|id| self.workers.get(id)) else { continue };
             match out.lines < MOST_WORKERS && out.out.len() < MOST_BYTES[0] {
                 true => self.show_worker(&mut out, fair_now, name, worker, &mut left),
                 false => more += 1,
@@ -139,7 +139,7 @@ impl Pool {
             item.extend_from_slice(rough(turn.start.saturating_sub(fair_now)).as_bytes());
             let urgent = if job.urgent { "+urgent" } else { "" };
             let end = match job.place {
-                Place::Assigned { cost, .. } => format!("({}{urgent})", seconds(cost.as_secs_f64())),
+                Place::Assigned { .. } => format!("({}{urgent})", seconds(job.charge.cost.as_secs_f64())),
                 _ => urgent.to_owned(),
             };
             item.extend_from_slice(end.as_bytes());

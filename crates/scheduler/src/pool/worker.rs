@@ -9,7 +9,7 @@ use thiserror::Error;
 use super::effect::{Effect, JobId, WorkerId};
 use super::job::{Place, Pool};
 use super::names::Row;
-use super::queue::Queue;
+use super::queue::{QUEUE, Queue};
 
 /// A worker by its name, whether it is connected or not. Never removed: hints refer to it.
 #[derive(Default)]
@@ -20,10 +20,21 @@ pub(super) struct Machine {
     pub(super) paused: bool,
     /// Its connection.
     pub(super) worker: Option<WorkerId>,
+    /// What that offers. It is kept here since many are looked at for each job.
+    pub(super) offer: Option<Offer>,
     /// Since when it is gone, if it was ever there.
     pub(super) gone: Option<Duration>,
     /// The jobs that wait for it to come back.
     pub(super) waited_for: BTreeSet<JobId>,
+}
+
+/// What a job finds that is put into the queue of a worker, if that takes jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Offer {
+    /// How long it waits behind the others there.
+    pub(super) wait: Duration,
+    /// The worker has not asked for a job.
+    pub(super) busy: bool,
 }
 
 /// A worker that is connected.
@@ -43,9 +54,20 @@ pub(super) struct Worker {
 }
 
 impl Worker {
+    /// Returns what it offers to jobs.
+    pub(super) fn offer(&self) -> Option<Offer> {
+        let takes = self.pauses.is_active() && self.queue.len() < QUEUE;
+        takes.then(|| Offer { wait: self.wait(), busy: self.waiting == 0 })
+    }
+
     /// Returns how long a job would wait behind its queue.
     pub(super) fn wait(&self) -> Duration {
         self.workload / self.capacity.max(1)
+    }
+
+    /// Tells whether it is to be given a job.
+    pub(super) fn asks(&self) -> bool {
+        self.waiting > 0 && self.pauses.is_active()
     }
 }
 
@@ -84,26 +106,22 @@ impl Pool {
         if self.machines.get(row).worker.is_some() {
             return Err(AlreadyRegistered);
         }
-        let id = self.new_worker();
         let machine = self.machines.get_mut(row);
-        machine.worker = Some(id);
         let pauses = Pauses { worker: true, administrator: machine.paused, leaving: false };
         if !std::mem::replace(&mut machine.known, true) {
             self.effects.push(Effect::SaveWorker { worker: name.to_owned(), paused: false });
         }
-        self.workers.insert(
-            id,
-            Worker {
-                machine: row,
-                capacity,
-                pauses,
-                queue: Queue::default(),
-                workload: Duration::ZERO,
-                running: BTreeSet::new(),
-                waiting: 0,
-                ready: VecDeque::new(),
-            },
-        );
+        let id = self.workers.add(Worker {
+            machine: row,
+            capacity,
+            pauses,
+            queue: Queue::default(),
+            workload: Duration::ZERO,
+            running: BTreeSet::new(),
+            waiting: 0,
+            ready: VecDeque::new(),
+        });
+        machine.worker = Some(id);
         self.counts.connected += 1;
         self.counts.paused += 1;
         self.counts.capacity += u64::from(capacity);
@@ -114,14 +132,14 @@ impl Pool {
     /// [lost](Effect::Lost).
     pub fn unregister(&mut self, now: Duration, id: WorkerId) {
         self.set_pauses(now, id, |pauses| pauses.worker = true);
-        let Some(worker) = self.workers.remove(&id) else { return };
+        let Some(worker) = self.workers.remove(id) else { return };
         let machine = self.machines.get_mut(worker.machine);
         (machine.worker, machine.gone) = (None, Some(now));
         self.counts.connected -= 1;
         self.counts.paused -= 1;
         self.counts.capacity -= u64::from(worker.capacity);
         for job in worker.running {
-            if let Some(content) = self.jobs.get_mut(&job) {
+            if let Some(content) = self.jobs.get_mut(job) {
                 if let Place::Running { trial, .. } = content.place {
                     content.place = Place::Lost(trial);
                 }
@@ -132,20 +150,18 @@ impl Pool {
 
     /// Notes that a worker asks for a job. It is answered by [`Effect::Start`], now or later. Several may wait.
     pub fn pop(&mut self, now: Duration, id: WorkerId) {
-        if let Some(worker) = self.workers.get_mut(&id) {
-            worker.waiting += 1;
+        if self.change_worker(id, |worker| worker.waiting += 1).is_some() {
             self.serve(now, id);
         }
     }
 
     /// Notes that a worker gives up one `pop` that has not been answered, the latest. Does nothing if there is none.
     pub fn give_up_pop(&mut self, id: WorkerId) {
-        let Some(worker) = self.workers.get_mut(&id) else { return };
-        if worker.waiting == 0 {
-            return;
-        }
-        worker.waiting -= 1;
-        if let Some(place) = worker.ready.pop_back() {
+        let place = self.change_worker(id, |worker| {
+            worker.waiting = worker.waiting.saturating_sub(1);
+            worker.ready.pop_back()
+        });
+        if let Some(Some(place)) = place {
             self.ready.remove(&place);
         }
     }
@@ -167,20 +183,31 @@ impl Pool {
 
     /// Returns the jobs that a worker runs, oldest first.
     pub fn running(&self, id: WorkerId) -> impl Iterator<Item = JobId> {
-        self.workers.get(&id).into_iter().flat_map(|worker| worker.running.iter().copied())
+        self.workers.get(id).into_iter().flat_map(|worker| worker.running.iter().copied())
     }
 
     /// Returns the name of a connected worker.
     pub fn worker_name(&self, id: WorkerId) -> Option<BString> {
-        Some(self.machines.name(self.workers.get(&id)?.machine).to_owned())
+        Some(self.machines.name(self.workers.get(id)?.machine).to_owned())
+    }
+
+    /// Changes a worker's queue, `pop`s or pauses. All changes of these are made here.
+    pub(super) fn change_worker<T>(&mut self, id: WorkerId, change: impl FnOnce(&mut Worker) -> T) -> Option<T> {
+        let worker = self.workers.get_mut(id)?;
+        let result = change(worker);
+        self.machines.get_mut(worker.machine).offer = worker.offer();
+        Some(result)
     }
 
     /// Changes why a worker is given nothing, and does what follows.
     pub(super) fn set_pauses(&mut self, now: Duration, id: WorkerId, change: impl FnOnce(&mut Pauses)) {
-        let Some(worker) = self.workers.get_mut(&id) else { return };
-        let was_active = worker.pauses.is_active();
-        change(&mut worker.pauses);
-        match (was_active, worker.pauses.is_active()) {
+        let activity = self.change_worker(id, |worker| {
+            let was_active = worker.pauses.is_active();
+            change(&mut worker.pauses);
+            (was_active, worker.pauses.is_active())
+        });
+        let (Some(activity), Some(worker)) = (activity, self.workers.get_mut(id)) else { return };
+        match activity {
             (true, false) => {
                 self.counts.paused += 1;
                 for place in worker.ready.drain(..) {

@@ -208,7 +208,7 @@ impl Policy for OCluster {
     }
 
     fn connect(&mut self, _: Duration, name: &BStr, _: u32) -> Option<WorkerId> {
-        let id = WorkerId(self.number());
+        let id = WorkerId::of_no_pool(self.number());
         self.connected.insert(name.to_owned(), id);
         let worker = Worker { name: name.to_owned(), queue: Queue::new(), running: BTreeSet::new(), ready: None };
         self.workers.insert(id, worker);
@@ -238,7 +238,7 @@ impl Policy for OCluster {
     }
 
     fn submit(&mut self, now: Duration, client: &BStr, request: Request<'_>) -> JobId {
-        let id = JobId(self.number());
+        let id = JobId::of_no_pool(self.number());
         let (client, hint) = (client.to_owned(), request.hint.to_owned());
         let job = Job { client, hint, urgent: request.urgent, start: now, place: Place::Lost };
         self.jobs.insert(id, job);

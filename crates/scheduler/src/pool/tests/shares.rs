@@ -94,7 +94,7 @@ fn a_client_pays_for_what_its_jobs_took() {
     let mut given = [0, 0];
     for _ in 0..300 {
         let job = pop(&mut pool, now, w).expect("there are more");
-        let is_long = usize::try_from(job.0 % 2).expect("0 or 1");
+        let is_long = usize::try_from(job.number() % 2).expect("0 or 1");
         let took = [100, 1000][is_long];
         (now, given[is_long]) = (now + took, given[is_long] + took);
         pool.finished(at(now), job, End::Finished);

@@ -36,7 +36,7 @@ fn a_withheld_job_waits_like_others_once_it_is_whole() {
     assert!(pool.requeue(at(0), job));
     let w = worker(&mut pool, 0, "w");
     assert_eq!([0; 2].map(|_| pop(&mut pool, 0, w)), [Some(job), Some(other)]);
-    assert!(!pool.requeue(at(0), JobId(99)));
+    assert!(!pool.requeue(at(0), JobId::of_no_pool(99)));
 }
 
 #[test]

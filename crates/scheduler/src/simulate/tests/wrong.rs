@@ -79,7 +79,7 @@ impl Policy for Faulty {
         match self.fault {
             Fault::StartsTwice => {
                 let twice =
-                    effects.iter().find(|effect| matches!(effect, Effect::Start { job, .. } if job.0 % 10 == 0));
+                    effects.iter().find(|effect| matches!(effect, Effect::Start { job, .. } if job.number() % 10 == 0));
                 effects.extend(twice.cloned());
             }
             Fault::LosesTheLost => effects.retain(|effect| !matches!(effect, Effect::Lost { .. })),
