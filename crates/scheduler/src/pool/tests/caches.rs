@@ -2,7 +2,7 @@
 
 use insta::assert_snapshot;
 
-use super::super::{Cancelled, Effect, End, Pool};
+use super::super::{Cancelled, Effect, End, JobId, Pool, WorkerId};
 use super::{assert_nothing_is_left, at, b, pop, show, started, submit, worker};
 
 #[test]
@@ -185,6 +185,39 @@ fn hints_that_nobody_uses_are_forgotten_the_oldest_first() {
 }
 
 #[test]
+fn jobs_that_are_overdue_are_placed_a_few_at_a_time() {
+    let mut pool = Pool::new("p");
+    let w1 = worker(&mut pool, 0, "w1");
+    let longer = submit(&mut pool, 0, "u:h");
+    assert_eq!(pop(&mut pool, 0, w1), Some(longer));
+    pool.set_active(at(0), w1, false);
+    // Elsewhere it takes 100 s, and a second where it ran.
+    let w2 = worker(&mut pool, 0, "w2");
+    for (now, took) in [(0, 100), (100, 1)] {
+        let job = submit(&mut pool, now, "u:h");
+        assert_eq!(pop(&mut pool, now, w2), Some(job));
+        pool.finished(at(now + took), job, End::Finished);
+    }
+    let stuck = submit(&mut pool, 200, "u:h");
+    assert_eq!(pop(&mut pool, 200, w2), Some(stuck));
+    let w3 = worker(&mut pool, 200, "w3");
+    assert_eq!(pop(&mut pool, 200, w3), None);
+    (0..90).for_each(|_| _ = submit(&mut pool, 200, "u:h"));
+    let overdue = |pool: &Pool| pool.overdue.range(..=(at(600), JobId::of_no_pool(u64::MAX))).count();
+    assert_eq!((overdue(&pool), pool.next_tick()), (90, Some(at(600))));
+    // It may take longer than was thought, so the place that is found is the same queue again. Its worker is looked at each time:
+    // if that led to the next job that is overdue, one operation would do all of them, each inside the one before.
+    pool.finished(at(599), longer, End::Finished);
+    pool.tick(at(600));
+    let left = overdue(&pool);
+    assert!((1..90).contains(&left), "{left}");
+    assert_eq!((started(&mut pool), pool.next_tick()), (vec![], Some(at(600))));
+    pool.tick(at(600));
+    assert_eq!((overdue(&pool), pool.gauges().assigned.low), (0, 90));
+    pool.check();
+}
+
+#[test]
 fn a_job_is_not_left_waiting_by_who_is_idle_if_it_is_done_sooner_there() {
     let mut pool = Pool::new("p");
     let w1 = worker(&mut pool, 0, "w1");
@@ -205,14 +238,20 @@ fn a_job_is_not_left_waiting_by_who_is_idle_if_it_is_done_sooner_there() {
     pool.check();
 }
 
-#[test]
-fn a_worker_that_restarts_gets_what_it_has_cached() {
+/// Returns a pool whose worker `w1` ran the hint `h` and left after 60 s, and another worker.
+fn w1_is_gone() -> (Pool, WorkerId) {
     let mut pool = Pool::new("p");
     let (w1, w2) = (worker(&mut pool, 0, "w1"), worker(&mut pool, 0, "w2"));
     let job = submit(&mut pool, 0, "u:h");
     assert_eq!(pop(&mut pool, 0, w1), Some(job));
     pool.finished(at(50), job, End::Finished);
     pool.unregister(at(60), w1);
+    (pool, w2)
+}
+
+#[test]
+fn a_worker_that_restarts_gets_what_it_has_cached() {
+    let (mut pool, w2) = w1_is_gone();
     let jobs = ["u:h", "u:h", "u:"].map(|job| submit(&mut pool, 70, job));
     // While there is other work, that is done first.
     assert_eq!(pop(&mut pool, 70, w2), Some(jobs[2]));
@@ -228,12 +267,7 @@ fn a_worker_that_restarts_gets_what_it_has_cached() {
 #[test]
 fn a_worker_that_does_not_come_back_is_not_waited_for() {
     let away = || {
-        let mut pool = Pool::new("p");
-        let (w1, w2) = (worker(&mut pool, 0, "w1"), worker(&mut pool, 0, "w2"));
-        let job = submit(&mut pool, 0, "u:h");
-        assert_eq!(pop(&mut pool, 0, w1), Some(job));
-        pool.finished(at(50), job, End::Finished);
-        pool.unregister(at(60), w1);
+        let (mut pool, w2) = w1_is_gone();
         let jobs = ["u:h", "u:", "u:"].map(|job| submit(&mut pool, 60, job));
         assert_eq!(pop(&mut pool, 60, w2), Some(jobs[1]));
         assert_eq!(pool.gauges().assigned.low, 1);
@@ -251,12 +285,7 @@ fn a_worker_that_does_not_come_back_is_not_waited_for() {
 
 #[test]
 fn a_worker_that_comes_and_goes_is_not_waited_for_for_ever() {
-    let mut pool = Pool::new("p");
-    let (w1, w2) = (worker(&mut pool, 0, "w1"), worker(&mut pool, 0, "w2"));
-    let job = submit(&mut pool, 0, "u:h");
-    assert_eq!(pop(&mut pool, 0, w1), Some(job));
-    pool.finished(at(50), job, End::Finished);
-    pool.unregister(at(60), w1);
+    let (mut pool, w2) = w1_is_gone();
     let waits = submit(&mut pool, 60, "u:h");
     let mut other = submit(&mut pool, 60, "u:");
     for round in 0.. {
@@ -280,12 +309,7 @@ fn a_worker_that_comes_and_goes_is_not_waited_for_for_ever() {
 #[test]
 fn a_worker_that_is_forgotten_or_paused_is_not_waited_for() {
     for forget in [true, false] {
-        let mut pool = Pool::new("p");
-        let (w1, w2) = (worker(&mut pool, 0, "w1"), worker(&mut pool, 0, "w2"));
-        let job = submit(&mut pool, 0, "u:h");
-        assert_eq!(pop(&mut pool, 0, w1), Some(job));
-        pool.finished(at(50), job, End::Finished);
-        pool.unregister(at(60), w1);
+        let (mut pool, w2) = w1_is_gone();
         let jobs = ["u:h", "u:"].map(|job| submit(&mut pool, 60, job));
         assert_eq!(pop(&mut pool, 60, w2), Some(jobs[1]));
         assert_eq!((pool.gauges().backlog.low, pool.gauges().assigned.low), (0, 1));
