@@ -112,8 +112,7 @@ impl Logs {
             Some(keeper) => {
                 let turn = self.reopening.acquire().await;
                 let (copy, _) = self.copy(keeper, key).await?;
-                let path = self.of(key);
-                spawn_blocking(move || copy.persist(path)).await?.map_err(io::Error::from)?;
+                self.place(copy, key).await?;
                 Some(turn)
             }
             None => None,
@@ -146,8 +145,7 @@ impl Logs {
         if length == 0 {
             return Ok(None);
         }
-        let path = self.of(key);
-        spawn_blocking(move || copy.persist(path)).await?.map_err(io::Error::from)?;
+        self.place(copy, key).await?;
         self.here(key).await
     }
 
@@ -173,6 +171,17 @@ impl Logs {
             let added;
             (file, added) = spawn_blocking(move || append(&mut file, &parts).map(|added| (file, added))).await??;
             length += added;
+        }
+    }
+
+    /// Gives a copy its name. One that is there stays: whoever wanted this one may have gone before it got its name, and the next one adds to
+    /// that already.
+    async fn place(&self, copy: NamedTempFile, key: JobKey) -> Result<(), LogError> {
+        let path = self.of(key);
+        match spawn_blocking(move || copy.persist_noclobber(path)).await? {
+            Ok(_) => Ok(()),
+            Err(refused) if refused.error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Err(refused) => Err(refused.error.into()),
         }
     }
 
@@ -237,4 +246,27 @@ fn on_disk(file: &fs::Metadata) -> u64 {
 fn append(file: &mut NamedTempFile, parts: &[Vec<u8>]) -> io::Result<u64> {
     parts.iter().try_for_each(|part| file.write_all(part))?;
     Ok(parts.iter().map(|part| part.len() as u64).sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_copy_that_comes_late_does_not_replace_a_log_that_goes_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let logs = Logs::new(directory.path().to_owned(), 1 << 20).unwrap();
+        let key = JobKey::random();
+        let copy = || {
+            let mut copy = NamedTempFile::new_in(directory.path()).unwrap();
+            copy.write_all(b"one\n").unwrap();
+            copy
+        };
+        let late = copy();
+        logs.place(copy(), key).await.unwrap();
+        logs.open(Some(key)).unwrap().append(b"two\n").unwrap();
+        logs.place(late, key).await.unwrap();
+        assert_eq!(fs::read(logs.of(key)).unwrap(), b"one\ntwo\n");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
 }
