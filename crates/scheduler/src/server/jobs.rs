@@ -379,7 +379,7 @@ pub(super) async fn patiently<T, E: std::error::Error + 'static>(
             Ok(done) => return done,
             Err(error) if is_first => {
                 let error = &error as &dyn std::error::Error;
-                tracing::error!(%whom, error, "cannot write; jobs wait until that is mended");
+                tracing::error!(%whom, error, "cannot go on; jobs wait until that is mended");
                 is_first = false;
             }
             Err(_) => {}

@@ -7,7 +7,6 @@ use kiln_api::{Answer, Error, Job, JobKey, JobLog, JobServer, Link, LogChunk, Re
 use tokio::sync::watch;
 
 use super::clients::cannot_read;
-use super::jobs::patiently;
 use super::logs::{LogError, Logs};
 use super::pool::LivePool;
 use crate::pool::JobId;
@@ -59,15 +58,16 @@ impl Record {
         }
     }
 
-    /// Returns the log; one that an earlier scheduler left is opened for that.
-    pub(super) async fn open_log(&self) -> Option<JobLog> {
+    /// Returns the log; one that an earlier scheduler left is opened for that. Nothing if no worker has had the job, or if it has ended and its
+    /// log is not open.
+    pub(super) async fn open_log(&self) -> Result<Option<JobLog>, LogError> {
         if self.left().is_none() {
-            return self.log();
+            return Ok(self.log());
         }
         // Of several who need it, one opens it.
         let mut archived = self.archived.lock().await;
-        let Some(logs) = self.left() else { return self.log() };
-        let log = patiently(self.key, async || logs.reopen(self.key).await).await;
+        let Some(logs) = self.left() else { return Ok(self.log()) };
+        let log = logs.reopen(self.key).await?;
         // It is as the database has it.
         *archived = log.length();
         self.stage.send_if_modified(|stage| {
@@ -78,7 +78,12 @@ impl Record {
             }
             is_left
         });
-        Some(log)
+        Ok(Some(log))
+    }
+
+    /// Returns whether no worker has had the job, and it has not ended.
+    pub(super) fn is_waiting(&self) -> bool {
+        matches!(&*self.stage.borrow(), Stage::Waiting)
     }
 
     fn left(&self) -> Option<Logs> {
@@ -136,7 +141,7 @@ impl JobServer for Face {
     fn log(&self, start: i64) -> Answer<LogChunk> {
         let record = Rc::clone(&self.record);
         Box::pin(async move {
-            record.open_log().await;
+            record.open_log().await.map_err(|error| cannot_copy(record.key, error))?;
             // Not what was opened: the job may have ended meanwhile.
             let kept = match &*record.stage.borrow() {
                 Stage::Ended(Log::Kept(logs), _) => Some(logs.clone()),

@@ -11,7 +11,7 @@ use tokio::task::{JoinHandle, spawn_blocking, spawn_local};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::jobs::{LiveJob, without_secrets};
+use super::jobs::{LiveJob, patiently, without_secrets};
 use super::pool::{LivePool, Pop};
 use super::record::{Outcome, Record};
 use crate::pool::{End, JobId, WorkerId};
@@ -177,7 +177,7 @@ impl LivePool {
             let worker = job.run(number)?.worker.clone();
             (Rc::clone(&job.record), kept, worker)
         };
-        let log = self.log_of(&record, kept).await;
+        let log = self.log_of(&record, kept).await?;
         let lost = {
             let mut jobs = self.jobs.borrow_mut();
             let job = jobs.get_mut(&id)?;
@@ -200,15 +200,15 @@ impl LivePool {
         Some((log, log_start))
     }
 
-    /// Returns the log of a job, which `kept` says if it is kept.
-    async fn log_of(&self, record: &Record, kept: Option<JobKey>) -> JobLog {
-        match record.open_log().await {
-            Some(log) => log,
-            None => {
-                let logs = self.logs.clone();
-                self.patiently(async || blocking(logs.clone(), move |logs| logs.open(kept)).await).await
-            }
+    /// Returns the log of a job, which `kept` says if it is kept; perhaps nothing if it has ended.
+    async fn log_of(&self, record: &Record, kept: Option<JobKey>) -> Option<JobLog> {
+        let log = patiently(record.key, async || record.open_log().await).await;
+        if log.is_some() || !record.is_waiting() {
+            // For a job that has ended none is made: an empty one would pass for what is kept of it.
+            return log;
         }
+        let logs = self.logs.clone();
+        Some(self.patiently(async || blocking(logs.clone(), move |logs| logs.open(kept)).await).await)
     }
 
     /// Reads what a worker says of a run, to the end.
@@ -489,7 +489,8 @@ impl LivePool {
                 // What it still has to write comes first.
                 let _ = before.await;
             }
-            self.log_of(&record, kept).await
+            let Some(log) = self.log_of(&record, kept).await else { return };
+            log
         } else {
             let Some((log, log_start)) = self.open_log(id, number, before).await else { return };
             if let Some(run) = self.jobs.borrow_mut().get_mut(&id).and_then(|job| job.run(number)) {

@@ -126,6 +126,11 @@ impl KeptWorker {
         self.connection.freeze(frozen);
     }
 
+    /// Leaves its pool, and stays connected as long as what this returns is there.
+    pub(crate) fn leave(self) -> Wire {
+        self.connection
+    }
+
     /// Waits until the scheduler has ended its connection.
     pub(crate) async fn over(self) -> Away {
         self.connection.over().await;
@@ -233,6 +238,11 @@ impl Task {
     /// Waits until nobody refers to the job any more.
     pub(crate) async fn dropped(&self) {
         self.work.until(|work| work.is_dropped.get()).await;
+    }
+
+    /// Returns whether somebody refers to it, of a worker that comes back for it.
+    pub(crate) fn is_referred_to(&self) -> bool {
+        Rc::strong_count(&self.work) > 1
     }
 
     pub(crate) fn is_dropped(&self) -> bool {

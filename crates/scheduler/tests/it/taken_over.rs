@@ -1,11 +1,12 @@
 //! Jobs that an earlier scheduler began: on the same state, or on a database that several share, from another machine.
 
 use std::fs;
+use std::path::PathBuf;
 
-use kiln_api::{Error, Job, JobKey, KeptSubmission, LogTail, Submission};
+use kiln_api::{Error, Job, JobKey, JobState, KeptSubmission, LogTail, Submission};
 use kiln_testkit::{Need, need};
 
-use crate::peers::{JobDescriptions as _, KeptWorker, whole_log};
+use crate::peers::{JobDescriptions as _, KeptWorker, Task, whole_log};
 use crate::world::{Guest, POOL, World, shared_world, world};
 
 #[tokio::test]
@@ -43,6 +44,27 @@ fn copied(world: &World) -> usize {
     turns.map(|turn| fs::read_dir(turn.path()).expect("a directory").count()).sum()
 }
 
+/// Returns the directory in which the scheduler has logs now.
+fn logs_directory(world: &World) -> PathBuf {
+    if world.shared.is_none() {
+        return world.scheduler_state().join("logs");
+    }
+    let mut turns = fs::read_dir(world.scheduler_state().join("log-copies")).expect("a directory");
+    turns.next().expect("there is one").expect("a directory").path()
+}
+
+/// Submits a job, lets a worker take it, and waits until the scheduler has what that prints first.
+async fn begin(client: &Submission, worker: &KeptWorker, hint: &str, said: &str) -> (JobKey, Task) {
+    let key = submit(client, hint).await;
+    let task = worker.take().await;
+    task.write(said);
+    let mut tail = LogTail::new(find(client, key).await);
+    while tail.position() < i64::try_from(said.len()).expect("it is small") {
+        tail.next().await.expect("a part");
+    }
+    (key, task)
+}
+
 async fn logs_go_on(world: &World) {
     let is_shared = world.shared.is_some();
     let uri = world.add_client("alice").await;
@@ -51,14 +73,7 @@ async fn logs_go_on(world: &World) {
     let mut begun = Vec::new();
     // The first one is longer than what is copied at once.
     for (name, said) in [("long", 90_000), ("again", 5), ("silent", 0), ("cancelled", 5)] {
-        let key = submit(&client, name).await;
-        let task = worker.take().await;
-        task.write(&lines(name, 0..said));
-        let mut tail = LogTail::new(find(&client, key).await);
-        while tail.position() < i64::try_from(lines(name, 0..said).len()).expect("it is small") {
-            tail.next().await.expect("a part");
-        }
-        begun.push((key, task));
+        begun.push(begin(&client, &worker, name, &lines(name, 0..said)).await);
     }
     let [(long, long_task), (again, _), (silent, _), (cancelled, _)] =
         <[_; 4]>::try_from(begun).unwrap_or_else(|_| panic!("there are four"));
@@ -132,4 +147,60 @@ async fn logs_go_on(world: &World) {
     }
     let client: Guest<Submission> = world.open(&world.here(&uri)).await;
     assert!(whole_log(&find(&client, long).await).await.expect("a log") == logs[0].1);
+}
+
+#[tokio::test]
+async fn whoever_reads_a_log_that_was_left_learns_that_it_cannot_be_had() {
+    world(async |world| no_log_can_be_had(world).await).await;
+}
+
+#[tokio::test]
+async fn whoever_reads_a_log_that_another_left_learns_that_it_cannot_be_had() {
+    need!(Need::Postgres);
+    shared_world(async |world| no_log_can_be_had(world).await).await;
+}
+
+async fn no_log_can_be_had(world: &World) {
+    let uri = world.add_client("alice").await;
+    let client: Guest<Submission> = world.open(&uri).await;
+    let worker = KeptWorker::enter(world, "w1", b"p1").await;
+    let (on, on_task) = begin(&client, &worker, "on", "one\n").await;
+    let (ends, ends_task) = begin(&client, &worker, "ends", "one\n").await;
+    world.until_archived(8).await;
+    world.stop().await;
+    drop(client);
+
+    world.start().await;
+    let client: Guest<Submission> = world.open(&world.here(&uri)).await;
+    let (directory, away) = (logs_directory(world), world.scheduler_state().join("away"));
+    fs::rename(&directory, &away).expect("it is moved");
+    let reads_in_vain = async |key| {
+        let error = find(&client, key).await.log(0).await.expect_err("there is no directory");
+        assert!(error.message.starts_with("the log cannot be read: "), "{error}");
+    };
+    reads_in_vain(on).await;
+    // Their worker brings both jobs back, whose logs are waited for; it leaves, and one of them ends without anybody having had its log.
+    let itself = worker.away();
+    let back = itself.enter(world).await;
+    assert!(back.offer(&on_task).await && back.offer(&ends_task).await);
+    reads_in_vain(ends).await;
+    let connected = back.leave();
+    while client.find(ends).await.expect("it is known").1.state != JobState::Lost("w1".into()) {
+        tokio::task::yield_now().await;
+    }
+    client.cancel(ends).await.expect("it is cancelled");
+    assert_eq!(find(&client, ends).await.result().await, Err(Error::failed("Build cancelled")));
+    fs::rename(&away, &directory).expect("it is moved back");
+    // Whoever waited for its log has had it, or not.
+    while ends_task.is_referred_to() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(whole_log(&find(&client, ends).await).await.expect("a log"), "one\n");
+    drop(connected);
+    let back = itself.enter(world).await;
+    assert!(back.offer(&on_task).await);
+    on_task.write("two\n");
+    on_task.finish(Ok("fine".into()));
+    assert_eq!(find(&client, on).await.result().await.expect("it ends well"), "fine");
+    assert_eq!(whole_log(&find(&client, on).await).await.expect("a log"), "one\ntwo\n");
 }
