@@ -20,6 +20,8 @@ pub(super) enum LogError {
     State(#[from] StateError),
     #[error(transparent)]
     Io(#[from] io::Error),
+    #[error("the job was forgotten while its log was read")]
+    Forgotten,
 }
 
 impl From<tokio::task::JoinError> for LogError {
@@ -166,7 +168,9 @@ impl Logs {
         loop {
             let parts = keeper.log_parts(key, length).await?;
             if parts.is_empty() {
-                return Ok((file, length));
+                // The log of a job that is forgotten meanwhile seems to end here.
+                let is_known = keeper.unknown_jobs(vec![key]).await?.is_empty();
+                return if is_known { Ok((file, length)) } else { Err(LogError::Forgotten) };
             }
             let added;
             (file, added) = spawn_blocking(move || append(&mut file, &parts).map(|added| (file, added))).await??;

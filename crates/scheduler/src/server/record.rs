@@ -178,6 +178,7 @@ impl JobServer for Face {
 fn cannot_copy(job: JobKey, error: LogError) -> Error {
     match error {
         LogError::State(error) => cannot_read(error),
+        LogError::Forgotten => Error::failed(format!("there is no job {job} any more")),
         LogError::Io(error) => {
             tracing::error!(%job, %error, "cannot read a log");
             Error::failed(format!("the log cannot be read: {error}"))

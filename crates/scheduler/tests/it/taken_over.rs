@@ -204,3 +204,27 @@ async fn no_log_can_be_had(world: &World) {
     assert_eq!(find(&client, on).await.result().await.expect("it ends well"), "fine");
     assert_eq!(whole_log(&find(&client, on).await).await.expect("a log"), "one\ntwo\n");
 }
+
+#[tokio::test]
+async fn the_log_of_a_job_that_is_forgotten_before_it_is_copied_does_not_pass_for_an_empty_one() {
+    need!(Need::Postgres);
+    shared_world(async |world| {
+        let uri = world.add_client("alice").await;
+        let client: Guest<Submission> = world.open(&uri).await;
+        let worker = KeptWorker::enter(world, "w1", b"p1").await;
+        let (key, task) = begin(&client, &worker, "ends", "one\n").await;
+        task.finish(Ok("fine".into()));
+        assert_eq!(find(&client, key).await.result().await.expect("it ends well"), "fine");
+        world.stop().await;
+        drop(client);
+
+        world.start().await;
+        let client: Guest<Submission> = world.open(&world.here(&uri)).await;
+        let job = find(&client, key).await;
+        let shared = world.shared.as_ref().expect("it is shared");
+        shared.query("DELETE FROM kiln_jobs").expect("it is forgotten");
+        assert_eq!(whole_log(&job).await, Err(Error::failed(format!("there is no job {key} any more"))));
+        assert_eq!(copied(world), 0);
+    })
+    .await;
+}
