@@ -138,6 +138,8 @@ pub(crate) enum Failure {
     OtherKey { path: PathBuf, place: String, theirs: String, ours: String },
     #[error("the scheduler at {holder} serves with {place}")]
     Serves { place: String, holder: String },
+    #[error("cannot use the database {place}: {why}")]
+    NoDatabase { place: String, why: String },
     #[error(transparent)]
     Copy(#[from] CopyError),
     #[error("{} is larger than {most}", path.display())]
@@ -203,7 +205,7 @@ impl Failure {
                 | CopyError::NotEmpty { .. },
             )
             | Self::Serves { .. } => Fault::Usage,
-            Self::Peer(_) | Self::Scheduler(_) | Self::Copy(_) => Fault::Host,
+            Self::Peer(_) | Self::Scheduler(_) | Self::Copy(_) | Self::NoDatabase { .. } => Fault::Host,
             Self::Key { .. }
             | Self::KeyOfSeveral
             | Self::OtherKey { .. }

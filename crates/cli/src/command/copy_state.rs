@@ -1,9 +1,11 @@
 //! `kiln copy-state`.
 
+use std::time::{Duration, Instant};
+
 use kiln_scheduler::SchedulerError;
 use kiln_scheduler::state::copy::{self, Copied};
 use kiln_scheduler::state::lease::{Lease, Standing};
-use tokio::sync::mpsc::unbounded_channel;
+use rustix::system::uname;
 
 use super::size;
 use crate::args;
@@ -11,23 +13,25 @@ use crate::exit::Failure;
 use crate::peer::on_one_thread;
 use crate::render::tell;
 
+/// How often it says how far it has come.
+const TOLD: Duration = Duration::from_secs(5);
+
 pub(super) fn run(arguments: &args::CopyState) -> Result<(), Failure> {
     let (from, server) = (&arguments.state_dir, &arguments.state);
+    let name = format!("kiln copy-state, process {} of {}", std::process::id(), uname().nodename().to_string_lossy());
     // Whoever has the lease serves. While it is ours, nobody begins to.
-    let lease = on_one_thread(async {
-        let name = format!("kiln copy-state, process {}", std::process::id());
-        let (sender, mut serves) = unbounded_channel();
-        let acquiring = Lease::acquire(server.clone(), name, None, |standing| match standing {
-            // Whoever is told of it has gone otherwise.
-            Standing::By { holder, .. } => _ = sender.send(holder.clone()),
-            Standing::Blind(why) => tell(format_args!("waiting for {server}: {why}")),
-        });
-        tokio::select! {
-            lease = acquiring => lease.map_err(|error| SchedulerError::from(error).into()),
-            Some(holder) = serves.recv() => Err(Failure::Serves { place: server.to_string(), holder }),
+    let lease = on_one_thread(Lease::acquire_now(server.clone(), name))?.map_err(SchedulerError::from)?;
+    let lease = lease.map_err(|standing| match standing {
+        Standing::By { holder, .. } => Failure::Serves { place: server.to_string(), holder },
+        Standing::Blind(why) => Failure::NoDatabase { place: server.to_string(), why },
+    })?;
+    let mut told = Instant::now();
+    let copied = copy::copy(from, lease.tenure(), &mut |Copied { jobs, log_bytes, .. }| {
+        if told.elapsed() >= TOLD {
+            told = Instant::now();
+            tell(format_args!("{jobs} jobs and {} of logs so far", size(*log_bytes)));
         }
-    })??;
-    let copied = copy::copy(from, lease.tenure());
+    });
     on_one_thread(lease.release())?;
     let Copied { clients, workers, rates, hints, jobs, unfinished, logs, log_bytes } = copied?;
     let log_bytes = size(log_bytes);

@@ -169,6 +169,11 @@ fn one_scheduler_becomes_several_with_all_that_it_keeps() {
     first.signal(Signal::TERM);
     // It has ended.
     assert!(!first.says("nothing more"));
+    let nowhere = ["copy-state", "--state-dir=state-0", "--state=postgres://kiln@127.0.0.1:1/kiln"];
+    let told = world.env.run(&nowhere).fails_with(3).told();
+    assert!(told.contains("error: cannot use the database postgres://"), "{told}");
+    // One that was killed while it copied has kept the lease, and nobody renews it.
+    world.postgres.query("UPDATE kiln_lease SET holder = 'kiln copy-state, process 1 of a-host'").unwrap();
     let told = copy(&world).ok().told();
     assert!(told.contains(": 1 clients, 2 workers, 0 rates, "), "{told}");
     assert!(

@@ -53,7 +53,7 @@ pub struct Copied {
     pub log_bytes: u64,
 }
 
-/// Why a state is not copied. Nothing was written then.
+/// Why a state is not copied. No row was written then.
 #[derive(Debug, Error)]
 pub enum CopyError {
     /// One of the two cannot be used.
@@ -93,13 +93,13 @@ pub enum CopyError {
 }
 
 /// Copies what a scheduler has in its state directory into the empty database of a lease: all or nothing. The directory stays
-/// as it is. Blocks.
+/// as it is. `progress` is called after each job, with what was copied so far; it begins anew if the connection is lost. Blocks.
 ///
 /// # Errors
 ///
 /// A scheduler runs on the directory, there is none of its databases, something cannot be read; or the database is not empty,
 /// or refuses.
-pub fn copy(directory: &Path, to: Tenure) -> Result<Copied, CopyError> {
+pub fn copy(directory: &Path, to: Tenure, progress: &mut dyn FnMut(&Copied)) -> Result<Copied, CopyError> {
     let path = directory.join("scheduler.db");
     if !path.is_file() {
         return Err(CopyError::NoDatabase(directory.to_owned()));
@@ -114,7 +114,8 @@ pub fn copy(directory: &Path, to: Tenure) -> Result<Copied, CopyError> {
         let mut why = None;
         let done = to.database.transact(true, &mut |to| {
             // It may be the second time, if the connection was lost.
-            let mut copy = Copy { from, to, logs: directory.join("logs"), place: &place, copied: Copied::default() };
+            let logs = directory.join("logs");
+            let mut copy = Copy { from, to, logs, place: &place, copied: Copied::default(), progress };
             copy.all().map(|()| copied = Ok(copy.copied)).map_err(|failure| match failure {
                 Failure::Writing(error) => error,
                 Failure::Other(error) => {
@@ -151,6 +152,7 @@ struct Copy<'a> {
     logs: PathBuf,
     place: &'a str,
     copied: Copied,
+    progress: &'a mut dyn FnMut(&Copied),
 }
 
 impl Copy<'_> {
@@ -163,39 +165,39 @@ impl Copy<'_> {
             }
         }
         for (table, columns) in TABLES {
-            let count = self.table(table, columns)?;
-            *match table {
-                "sturdy_refs" => &mut self.copied.clients,
-                "workers" => &mut self.copied.workers,
-                "pool_user_rate" => &mut self.copied.rates,
-                "cached" => &mut self.copied.hints,
-                _ => &mut self.copied.jobs,
-            } += count;
+            self.table(table, columns)?;
         }
         Ok(())
     }
 
-    /// Copies a table, and logs with their jobs. Returns how many rows it has.
-    fn table(&mut self, table: &str, columns: &str) -> Result<u64, Failure> {
+    /// Copies a table, and logs with their jobs.
+    fn table(&mut self, table: &str, columns: &str) -> Result<(), Failure> {
         let number_of_columns = columns.split(',').count();
         let select = format!("SELECT {columns}, rowid FROM {table} WHERE rowid > $1 ORDER BY rowid LIMIT $2");
         let places: Vec<_> = (1..=number_of_columns).map(|place| format!("${place}")).collect();
         let insert = format!("INSERT INTO {table} ({columns}) VALUES ({})", places.join(", "));
-        let (mut count, mut last) = (0, i64::MIN);
+        let mut last = i64::MIN;
         loop {
             let rows = self.from.rows(&select, &[Parameter::Int(last), Parameter::Int(ROWS)]);
             let rows = rows.map_err(|error| self.unread(error))?;
             if rows.is_empty() {
-                return Ok(count);
+                return Ok(());
             }
             for row in &rows {
                 last = row.int(number_of_columns).map_err(|error| self.unread(error))?;
                 let values = row.values().iter().take(number_of_columns).map(parameter).collect::<Vec<_>>();
                 self.to.execute(&insert, &values).map_err(Failure::Writing)?;
+                *match table {
+                    "sturdy_refs" => &mut self.copied.clients,
+                    "workers" => &mut self.copied.workers,
+                    "pool_user_rate" => &mut self.copied.rates,
+                    "cached" => &mut self.copied.hints,
+                    _ => &mut self.copied.jobs,
+                } += 1;
                 if table == JOBS {
                     self.log_of(row)?;
+                    (self.progress)(&self.copied);
                 }
-                count += 1;
             }
         }
     }

@@ -12,6 +12,7 @@
 //!   begins by looking whether the epoch is still its own, and keeps anybody from taking over until it ends
 //!   (`database/postgres.rs`). What a scheduler does for a kept job follows a transaction.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -146,6 +147,28 @@ impl Lease {
             }
             sleep(BEAT).await;
         }
+    }
+
+    /// Takes the lease of a database that nobody serves with. Waits no longer than it takes to know: of a holder that was killed, until it
+    /// would have renewed. For who has no use for a lease later.
+    ///
+    /// # Errors
+    ///
+    /// The database has a newer schema; or who else has the lease, or why the database is not reached.
+    pub async fn acquire_now(server: PostgresServer, name: String) -> Result<Result<Self, Standing>, StateError> {
+        let last = RefCell::new(Standing::Blind("it does not answer".to_owned()));
+        let is_blind = CancellationToken::new();
+        let acquiring = Self::acquire(server, name, None, |standing| {
+            last.replace(standing.clone());
+            if matches!(standing, Standing::Blind(_)) {
+                is_blind.cancel();
+            }
+        });
+        let acquired = tokio::select! {
+            acquired = timeout(PATIENCE + 2 * ANSWER, acquiring) => acquired.ok(),
+            () = is_blind.cancelled() => None,
+        };
+        acquired.map_or_else(|| Ok(Err(last.into_inner())), |lease| lease.map(Ok))
     }
 
     /// Returns what is cancelled when the lease is lost.

@@ -11,7 +11,7 @@ use crate::marked::marks;
 /// What there was to count.
 #[derive(Default, Debug)]
 pub(super) struct Count {
-    succeeded: usize,
+    pub(super) succeeded: usize,
     failed_as_meant: usize,
     refused: usize,
     lost_workers: usize,

@@ -125,6 +125,7 @@ fn bad_hours(schedulers: usize) {
     println!("{} jobs asked for; {}", all.len(), site.story());
     let count = check(&env, &lan, all);
     println!("{count:?}");
+    assert!(count.succeeded > 0, "the cluster did nothing");
     site.supervise();
 }
 
