@@ -173,13 +173,17 @@ impl Peer {
         self.connection.bootstrap(&self.uri.service)
     }
 
-    /// Waits for the answer to a call, `call` for OCluster.
+    /// Waits for the answer to a call, `call` for OCluster, of something that is the scheduler's own.
     pub(crate) async fn ask<T>(
         &self,
         call: &'static str,
         answer: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, PeerError> {
-        self.or_lost(answer).await?.map_err(|said| PeerError::Refused { call, said })
+        self.or_lost(answer).await?.map_err(|said| match said.kind {
+            // It has ended, or another has taken over, and its connections are about to end.
+            ErrorKind::Disconnected => PeerError::Lost(self.uri.addresses.clone()),
+            _ => PeerError::Refused { call, said },
+        })
     }
 
     /// Waits for the answer to a call, which may tell of others' connections that were lost.

@@ -58,10 +58,7 @@ async fn detach(
                 .submit_kept(&kept)
                 .map_err(|said| PeerError::Refused { call: "", said })?;
             // Whether it was there says nothing: an attempt before may have got through.
-            match peer.or_lost(is_new).await? {
-                Err(said) if said.kind == ErrorKind::Unimplemented => return Err(PeerError::KeepsNoJobs.into()),
-                other => other.map_err(|said| PeerError::Refused { call: "", said })?,
-            };
+            peer.ask("", is_new).await.map_err(PeerError::or_keeps_no_jobs)?;
             Ok(peer.ask("", ticket.stored()).await?)
         };
         match or_cancelled(cancel, stored).await {
@@ -93,18 +90,18 @@ async fn keep(
         let attempt = async {
             let (ticket, is_new) =
                 submission.submit_kept(&kept).map_err(|said| PeerError::Refused { call: "", said })?;
-            match peer.or_lost(is_new).await? {
+            match peer.ask("", is_new).await {
                 Ok(is_new) if is_new && !is_first => {
                     tell("note: the scheduler does not know the job any more; it starts again");
                     follower = Follower::default();
                 }
                 Ok(_) => {}
-                Err(said) if said.kind == ErrorKind::Unimplemented && is_first => {
+                Err(PeerError::Refused { said, .. }) if said.kind == ErrorKind::Unimplemented && is_first => {
                     let submitted = submission.submit(&kept.pool, &kept.description, kept.urgent);
                     let ticket = submitted.map_err(|said| PeerError::Refused { call: "", said })?;
                     return Follower::default().follow(&peer, ticket.job(), Voice::Kiln).await;
                 }
-                Err(said) => return Err(PeerError::Refused { call: "", said }.into()),
+                Err(error) => return Err(error.into()),
             }
             // Whoever follows holds the ticket: without it, the job is given up.
             let followed = follower.follow(&peer, ticket.job(), Voice::Kiln).await;

@@ -1,11 +1,20 @@
 //! `kiln submit`.
 
+use std::cell::Cell;
 use std::fs;
+use std::rc::Rc;
 
-use kiln_api::{Action, DockerBuild, Dockerfile, JobDescription, Secret};
+use bstr::BString;
+use kiln_api::{
+    Action, Address, Answer, Capability, CapabilityUri, DockerBuild, Dockerfile, Error, Job, JobDescription, JobServer,
+    KeptSubmission, Key, Limits, Link, Listener, LogChunk, Secret, Security, ServiceId, Services, Submission,
+    SubmissionServer, Ticket, TicketServer, answer, cap_file,
+};
 use rustix::process::Signal;
+use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Cluster, Script, without_ports};
+use crate::env::TestEnv;
 
 #[test]
 fn a_job_that_fails_is_1() {
@@ -170,4 +179,84 @@ fn what_cannot_be_submitted_is_said() {
     error: cannot read missing.spec
       caused by: No such file or directory (os error 2)
     "#);
+}
+
+/// A scheduler that says to each second submission that it has ended, as one does that another has taken over from, and leaves connections open.
+#[derive(Clone, Default)]
+struct Ended(Rc<Cell<bool>>);
+
+impl Services for Ended {
+    fn restore(&self, _: &ServiceId, _: &Link) -> Answer<Capability> {
+        answer(Ok(Submission::serve(self.clone()).into()))
+    }
+}
+
+impl SubmissionServer for Ended {
+    fn submit(&self, _: BString, _: JobDescription, _: bool) -> Ticket {
+        Ticket::serve(self.clone())
+    }
+
+    fn save(&self) -> Answer<CapabilityUri> {
+        answer(Err(Error::unimplemented()))
+    }
+
+    fn submit_kept(&self, _: KeptSubmission) -> Answer<(Ticket, bool)> {
+        let has_said_it = self.0.replace(!self.0.get());
+        answer(match has_said_it {
+            true => Ok((Ticket::serve(self.clone()), true)),
+            false => Err(Error::disconnected("this scheduler has ended")),
+        })
+    }
+}
+
+impl TicketServer for Ended {
+    fn job(&self) -> Job {
+        Job::serve(self.clone())
+    }
+
+    fn cancel(&self) -> Answer<()> {
+        answer(Ok(()))
+    }
+
+    fn stored(&self) -> Answer<()> {
+        answer(Ok(()))
+    }
+}
+
+impl JobServer for Ended {
+    fn log(&self, start: i64) -> Answer<LogChunk> {
+        answer(Ok(LogChunk { bytes: Vec::new(), next: start }))
+    }
+
+    fn result(&self) -> Answer<BString> {
+        answer(Ok("done".into()))
+    }
+
+    fn cancel(&self) -> Answer<()> {
+        answer(Ok(()))
+    }
+}
+
+#[test]
+fn who_is_told_that_a_scheduler_has_ended_asks_again() {
+    let env = TestEnv::without_base();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let (key, _) = Key::generate().unwrap();
+        let address = Address::Unix(env.at("socket"));
+        let identity = kiln_api::Identity::Key(key.fingerprint());
+        let listener = Listener::bind(&address, Security::Key(Box::new(key)), Limits::default()).await.unwrap();
+        let uri = CapabilityUri { identity, addresses: address.into(), service: ServiceId::random() };
+        cap_file::save(&env.at("submit.cap"), &uri).unwrap();
+        let stop = CancellationToken::new();
+        let serving = tokio::task::spawn_local(listener.serve(Ended::default(), stop.clone()));
+        for (detach, prints) in [(None, "Result: \"done\"\n"), (Some("--detach"), "\n")] {
+            let submit = ["submit", "custom", "-c", "submit.cap", "--pool=linux", "--kind=x"];
+            let client = env.spawn(env.kiln(&submit).args(detach));
+            let ran = tokio::task::spawn_blocking(move || client.end().ok()).await.unwrap();
+            assert!(ran.stdout.ends_with(prints), "{}", ran.stdout);
+        }
+        stop.cancel();
+        serving.await.unwrap();
+    });
 }
