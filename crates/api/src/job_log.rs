@@ -25,6 +25,8 @@ struct Shared {
     file: Arc<File>,
     /// How many bytes are kept of what is appended.
     limit: u64,
+    /// Readers get what is [shown](JobLog::show), not all that there is.
+    is_held_back: bool,
     writer: Mutex<Writer>,
     progress: watch::Sender<Progress>,
 }
@@ -42,6 +44,8 @@ struct Writer {
 struct Progress {
     /// All before this is in the file.
     length: u64,
+    /// All before this is for readers.
+    shown: u64,
     ended: bool,
 }
 
@@ -52,7 +56,7 @@ impl JobLog {
     ///
     /// No file can be made in `dir`.
     pub fn new(dir: &Path, limit: u64) -> io::Result<Self> {
-        Ok(Self::over(tempfile::tempfile_in(dir)?, limit, Writer::default()))
+        Ok(Self::over(tempfile::tempfile_in(dir)?, limit, false, Writer::default()))
     }
 
     /// Opens the log in the file at `path`, to append to it: an empty one if there is none. Nobody else may append to it meanwhile.
@@ -61,9 +65,22 @@ impl JobLog {
     ///
     /// The file cannot be opened or made.
     pub fn open(path: &Path, limit: u64) -> io::Result<Self> {
+        Self::open_to_append(path, limit, false)
+    }
+
+    /// The same, but readers get what is there now, and of what is appended as much as is [shown](Self::show), until the log has ended.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be opened or made.
+    pub fn open_held_back(path: &Path, limit: u64) -> io::Result<Self> {
+        Self::open_to_append(path, limit, true)
+    }
+
+    fn open_to_append(path: &Path, limit: u64, is_held_back: bool) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
         let length = file.metadata()?.len();
-        Ok(Self::over(file, limit, Writer { length, full: length > limit, ended: false }))
+        Ok(Self::over(file, limit, is_held_back, Writer { length, full: length > limit, ended: false }))
     }
 
     /// Opens the log of a job that has ended.
@@ -74,12 +91,19 @@ impl JobLog {
     pub fn complete(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let length = file.metadata()?.len();
-        Ok(Self::over(file, length, Writer { length, full: true, ended: true }))
+        Ok(Self::over(file, length, false, Writer { length, full: true, ended: true }))
     }
 
-    fn over(file: File, limit: u64, writer: Writer) -> Self {
-        let progress = watch::Sender::new(Progress { length: writer.length, ended: writer.ended });
-        Self { shared: Arc::new(Shared { file: Arc::new(file), limit, writer: Mutex::new(writer), progress }) }
+    fn over(file: File, limit: u64, is_held_back: bool, writer: Writer) -> Self {
+        let Writer { length, ended, .. } = writer;
+        let progress = watch::Sender::new(Progress { length, shown: length, ended });
+        let (file, writer) = (Arc::new(file), Mutex::new(writer));
+        Self { shared: Arc::new(Shared { file, limit, is_held_back, writer, progress }) }
+    }
+
+    /// Lets readers of a log that is [held back](Self::open_held_back) have all before `end`.
+    pub fn show(&self, end: u64) {
+        self.shared.progress.send_modify(|progress| progress.shown = progress.shown.max(end.min(progress.length)));
     }
 
     /// Adds `bytes`. Beyond the limit they are dropped, and a last line says so. What comes after the end is dropped too.
@@ -120,7 +144,7 @@ impl JobLog {
         }
         let written = self.write(&mut writer, last);
         writer.ended = true;
-        self.shared.progress.send_modify(|progress| progress.ended = true);
+        self.shared.progress.send_modify(|progress| (progress.shown, progress.ended) = (progress.length, true));
         written
     }
 
@@ -136,10 +160,10 @@ impl JobLog {
         let mut progress = self.shared.progress.subscribe();
         let start = match u64::try_from(start) {
             Ok(start) => start,
-            Err(_) => progress.borrow().length.saturating_sub(start.unsigned_abs()),
+            Err(_) => progress.borrow().shown.saturating_sub(start.unsigned_abs()),
         };
-        let known = progress.wait_for(|now| now.length > start || now.ended).await;
-        let length = known.expect("this handle keeps the sender").length;
+        let known = progress.wait_for(|now| now.shown > start || now.ended).await;
+        let length = known.expect("this handle keeps the sender").shown;
         let Some(more) = length.checked_sub(start).filter(|&more| more > 0) else { return Ok((Vec::new(), start)) };
         let wanted = usize::try_from(more).map_or(MAX_CHUNK, |more| more.min(MAX_CHUNK));
         let bytes = read_at(&self.shared.file, start, wanted).await?;
@@ -199,7 +223,12 @@ impl JobLog {
         self.shared.file.write_all_at(bytes, writer.length)?;
         writer.length += bytes.len() as u64;
         let length = writer.length;
-        self.shared.progress.send_modify(|progress| progress.length = length);
+        self.shared.progress.send_modify(|progress| {
+            progress.length = length;
+            if !self.shared.is_held_back {
+                progress.shown = length;
+            }
+        });
         Ok(())
     }
 }
@@ -301,6 +330,27 @@ mod tests {
         assert_eq!(beyond.await.unwrap(), (vec![], 1000));
         assert_eq!(log.read(2).await.unwrap(), (vec![], 2));
         assert_eq!(log.read(0).await.unwrap(), (b"ab".to_vec(), 2));
+    }
+
+    #[tokio::test]
+    async fn readers_of_a_log_that_is_held_back_get_what_is_shown_and_at_its_end_the_rest() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        std::fs::write(&path, "one ").unwrap();
+        let log = JobLog::open_held_back(&path, PLENTY).unwrap();
+        log.append(b"two three").unwrap();
+        assert_eq!(log.length(), 13);
+        assert_eq!(log.read(0).await.unwrap(), (b"one ".to_vec(), 4));
+        assert_eq!(log.read(-2).await.unwrap(), (b"e ".to_vec(), 4));
+        log.show(7);
+        log.show(5);
+        assert_eq!(log.read(4).await.unwrap(), (b"two".to_vec(), 7));
+        // No more than there is.
+        log.show(100);
+        log.append(b" four").unwrap();
+        assert_eq!(log.read(7).await.unwrap(), (b" three".to_vec(), 13));
+        log.end(b"").unwrap();
+        assert_eq!(log.read(13).await.unwrap(), (b" four".to_vec(), 18));
     }
 
     #[tokio::test]

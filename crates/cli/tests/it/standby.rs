@@ -19,7 +19,7 @@ struct World {
     postgres: Postgres,
     ports: [u16; 2],
     schedulers: BTreeMap<usize, Service>,
-    _workers: Vec<Service>,
+    workers: Vec<Service>,
     attached: Vec<(Marked, Running)>,
     detached: Vec<(Marked, String)>,
     /// Whether the schedulers that are started share the database.
@@ -42,7 +42,7 @@ impl World {
             postgres: Postgres::start().expect("a PostgreSQL"),
             ports: [free_port(), free_port()],
             schedulers: BTreeMap::new(),
-            _workers: Vec::new(),
+            workers: Vec::new(),
             attached: Vec::new(),
             detached: Vec::new(),
             is_shared,
@@ -53,12 +53,7 @@ impl World {
             world.start_scheduler(1);
             assert!(world.schedulers[&1].says("standing by: the scheduler at"));
         }
-        for name in ["w1", "w2"] {
-            let log = world.env.at(&format!("{name}.log"));
-            let started = Service::start(&mut worker(&world.env, name, SLOTS / 2), &log);
-            assert!(started.says("registered"));
-            world._workers.push(started);
-        }
+        world.start_workers();
         for number in 0..SLOTS {
             world.attach(number);
         }
@@ -72,6 +67,15 @@ impl World {
             }
         }
         world
+    }
+
+    fn start_workers(&mut self) {
+        for name in ["w1", "w2"] {
+            let log = self.env.at(&format!("{name}.log"));
+            let started = Service::start(&mut worker(&self.env, name, SLOTS / 2), &log);
+            assert!(started.says("registered"));
+            self.workers.push(started);
+        }
     }
 
     fn start_scheduler(&mut self, at: usize) {
@@ -327,4 +331,25 @@ fn while_the_database_is_away_nobody_serves_and_then_all_goes_on() {
     world.postgres.restart().unwrap();
     world.all_end_well();
     assert_eq!(world.of_alice(&["list"]).matches("  succeeded  ").count(), SLOTS + 6 + 10);
+}
+
+#[test]
+fn what_was_read_of_a_log_is_so_still_when_the_database_is_away_and_workers_die() {
+    need!(Need::Postgres);
+    let mut world = World::start(0);
+    world.postgres.crash();
+    // All is printed while the database is away, and lost with the workers.
+    let _open = world.open_gate();
+    assert!(world.schedulers[&0].says("the lease is lost"));
+    for worker in std::mem::take(&mut world.workers) {
+        worker.kill();
+    }
+    world.postgres.restart().unwrap();
+    world.start_workers();
+    for (job, client) in world.attached.drain(..) {
+        let ran = client.end().ok();
+        let result = format!("Result: \"of {}\"\n", job.name);
+        let log = ran.stdout.strip_suffix(&result).unwrap_or_else(|| panic!("no {result} in {}", ran.stdout));
+        assert_eq!(job.check_log(log), Ok(1));
+    }
 }

@@ -2,7 +2,8 @@
 //!
 //! A log is in a file here first, and follows into the database every second, before a run begins that goes on with it, and
 //! before its job ends. So whoever takes over has all of it but the last second, which the worker still has, unless that is
-//! lost at the same time.
+//! lost at the same time. Clients read what is there: with the rest they would go on in the middle of something else, if it is
+//! lost.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -48,6 +49,7 @@ impl LivePool {
             let more = || Change::Log { job: record.key, start, bytes: bytes.clone() };
             self.patiently(async || self.keeper.write(more(), false).await).await;
             *archived = (*archived).max(start + bytes.len() as u64);
+            log.show(*archived);
         }
     }
 }

@@ -128,6 +128,8 @@ impl Logs {
     /// Returns the log to which a job's workers add. Blocks.
     pub(super) fn open(&self, kept: Option<JobKey>) -> io::Result<JobLog> {
         match kept {
+            // What others would not find has not been read by anybody.
+            Some(key) if self.archive.is_some() => JobLog::open_held_back(&self.of(key), self.limit),
             Some(key) => JobLog::open(&self.of(key), self.limit),
             None => JobLog::new(&self.directory, self.limit),
         }
