@@ -7,6 +7,7 @@ use kiln_testkit::{Lan, Need, need};
 use rustix::process::Signal;
 
 use crate::env::{Ran, Running, TestEnv};
+use crate::marked;
 
 /// Which host is which.
 const SCHEDULER: usize = 0;
@@ -48,22 +49,11 @@ impl Hosts {
     /// Starts a scheduler on a host, which others are told to look for on `public`.
     fn scheduler(env: &TestEnv, lan: &Lan, host: usize, public: &[usize]) -> Running {
         let address = |host: &usize| format!("{}:9000", Lan::address(*host));
-        let listen = format!("--capnp-listen-address=tcp:{}", address(&host));
-        let public = public.iter().map(address).collect::<Vec<_>>().join(",");
-        let public = format!("--capnp-public-address=tcp:{public}");
-        let state = format!("--state-dir=state-{host}");
-        let arguments = [
-            "scheduler",
-            "--capnp-secret-key-file=caps/key.pem",
-            &listen,
-            &public,
-            &state,
-            "--secrets-dir=caps",
-            "--pools=linux",
-            "--default-clients=alice,bob",
-        ];
+        let public: Vec<_> = public.iter().map(address).collect();
+        let mut command = marked::scheduler(env, &address(&host), &public, &format!("state-{host}"));
+        command.arg("--default-clients=bob");
         fs::create_dir_all(env.at("caps")).unwrap();
-        let mut scheduler = env.spawn(&mut lan.on(host, &env.kiln(&arguments)));
+        let mut scheduler = env.spawn(&mut lan.on(host, &command));
         scheduler.wait_for("listening at");
         scheduler
     }

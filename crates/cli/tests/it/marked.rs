@@ -115,6 +115,21 @@ pub(crate) fn prepare(env: &TestEnv) {
     fs::create_dir(env.at("caps")).unwrap();
 }
 
+/// Returns the command of a scheduler that is reached at one of these addresses, `HOST:PORT`, all of which its capability files
+/// name. Its client is alice, its pool linux.
+pub(crate) fn scheduler(env: &TestEnv, listen: &str, all: &[String], state: &str) -> Command {
+    env.kiln(&[
+        "scheduler",
+        "--capnp-secret-key-file=caps/key.pem",
+        &format!("--capnp-listen-address=tcp:{listen}"),
+        &format!("--capnp-public-address=tcp:{}", all.join(",")),
+        &format!("--state-dir={state}"),
+        "--secrets-dir=caps",
+        "--pools=linux",
+        "--default-clients=alice",
+    ])
+}
+
 /// Returns what starts a worker that does marked jobs.
 pub(crate) fn worker(env: &TestEnv, name: &str, capacity: usize) -> Command {
     let custom = |kind| format!("--custom={kind}=sh {0}/job.sh {0} {name}", env.path().display());

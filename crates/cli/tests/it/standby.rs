@@ -8,7 +8,7 @@ use kiln_testkit::{Need, Postgres, need};
 use rustix::process::Signal;
 
 use crate::env::{Running, TestEnv};
-use crate::marked::{Marked, Service, marks, prepare, worker};
+use crate::marked::{Marked, Service, marks, prepare, scheduler, worker};
 
 /// How many jobs run at once.
 const SLOTS: usize = 6;
@@ -79,20 +79,8 @@ impl World {
     }
 
     fn start_scheduler(&mut self, at: usize) {
-        let [first, second] = self.ports;
-        let listen = format!("--capnp-listen-address=tcp:127.0.0.1:{}", self.ports[at]);
-        let public = format!("--capnp-public-address=tcp:127.0.0.1:{first},127.0.0.1:{second}");
-        let state = format!("--state-dir=state-{at}");
-        let mut scheduler = self.env.kiln(&[
-            "scheduler",
-            "--capnp-secret-key-file=caps/key.pem",
-            &listen,
-            &public,
-            &state,
-            "--secrets-dir=caps",
-            "--pools=linux",
-            "--default-clients=alice",
-        ]);
+        let addresses = self.ports.map(|port| format!("127.0.0.1:{port}"));
+        let mut scheduler = scheduler(&self.env, &addresses[at], &addresses, &format!("state-{at}"));
         if self.is_shared {
             scheduler.env("KILN_STATE", self.postgres.uri());
         }

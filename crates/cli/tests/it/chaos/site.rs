@@ -11,7 +11,7 @@ use kiln_testkit::{Lan, LoopFs, Postgres};
 
 use super::faults::{Fault, Mend};
 use crate::env::TestEnv;
-use crate::marked::{Service, prepare, worker};
+use crate::marked::{Service, prepare, scheduler, worker};
 
 /// The hosts of schedulers. The second is only used if there are two.
 pub(super) const SCHEDULERS: Range<usize> = 0..2;
@@ -104,24 +104,11 @@ impl<'a> Site<'a> {
 
     fn scheduler(&self, host: usize) -> Command {
         let address = |host: usize| format!("{}:9000", Lan::address(host));
-        let listen = format!("--capnp-listen-address=tcp:{}", address(host));
         let all: Vec<_> = SCHEDULERS.take(self.disks.len()).map(address).collect();
-        let public = format!("--capnp-public-address=tcp:{}", all.join(","));
-        let state = format!("--state-dir={}", self.disks[host].path().join("state").display());
-        let mut command = self.env.kiln(&[
-            "scheduler",
-            "--capnp-secret-key-file=caps/key.pem",
-            &listen,
-            &public,
-            &state,
-            "--secrets-dir=caps",
-            "--pools=linux",
-            "--default-clients=alice",
-            // Longer than a worker or client is away that comes back, also if the scheduler is meanwhile.
-            "--worker-grace=3m",
-            "--client-grace=3m",
-            "--retries=20",
-        ]);
+        let state = self.disks[host].path().join("state");
+        let mut command = scheduler(self.env, &address(host), &all, &state.display().to_string());
+        // Longer than a worker or client is away that comes back, also if the scheduler is meanwhile.
+        command.args(["--worker-grace=3m", "--client-grace=3m", "--retries=20"]);
         if let Some(database) = &self.database {
             command.env("KILN_STATE", database.uri());
         }
