@@ -158,8 +158,9 @@ fn a_drain_waits_for_what_runs_and_tells_of_it() {
     let submitted = cluster.submit("((from x))");
     worker.jobs.recv().unwrap();
     let mut command = cluster.env.kiln(&["admin", "-c", "caps/admin.cap", "pause", "--wait", "linux", "w1"]);
-    let pausing = cluster.env.spawn(&mut command);
-    while !cluster.admin(&["show", "linux"]).ok().stdout.contains("admin pause") {}
+    let mut pausing = cluster.env.spawn(&mut command);
+    pausing.wait_until_printed("w1: Running jobs: 1");
+    assert!(cluster.admin(&["show", "linux"]).ok().stdout.contains("admin pause"));
     submitted.signal(rustix::process::Signal::INT);
     submitted.end().fails_with(130);
     insta::assert_snapshot!(pausing.end().ok().printed(), @"
